@@ -1,0 +1,3 @@
+from .stage import SharedStage, Stage
+
+__all__ = ['SharedStage', 'Stage']

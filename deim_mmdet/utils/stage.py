@@ -1,0 +1,45 @@
+"""The four stages of the Dense O2O schedule and how worker processes learn of a change."""
+
+from enum import IntEnum
+
+import torch
+
+
+class Stage(IntEnum):
+    """Stage of training, in order (DEIM, section 3 and the reference recipes).
+
+    With ``(t1, t2, t3)`` in epochs: warm-up is [0, t1), dense [t1, t2), flat [t2, t3) and
+    no-augmentation [t3, end).
+    """
+
+    WARM_UP = 0
+    DENSE = 1
+    FLAT = 2
+    NO_AUG = 3
+
+    @property
+    def label(self) -> str:
+        """Name for logs and plots, e.g. ``no-augmentation``."""
+        return ('warm-up', 'dense', 'flat', 'no-augmentation')[self]
+
+    @classmethod
+    def at_epoch(cls, epoch: int, boundaries: tuple[int, int, int]) -> 'Stage':
+        """Stage of the 0-based ``epoch``, given the boundaries ``(t1, t2, t3)`` in epochs."""
+        return cls(sum(epoch >= boundary for boundary in boundaries))
+
+
+class SharedStage:
+    """A :class:`Stage` in shared memory.
+
+    Persistent data-loader workers keep the transforms they were started with; a stage kept in
+    shared memory reaches them all the same, without restarting them.
+    """
+
+    def __init__(self, stage: Stage = Stage.DENSE) -> None:
+        self._value = torch.tensor(int(stage), dtype=torch.int64).share_memory_()
+
+    def get(self) -> Stage:
+        return Stage(int(self._value))
+
+    def set(self, stage: Stage) -> None:
+        self._value.fill_(int(stage))
