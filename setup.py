@@ -1,2 +1,111 @@
-from setuptools import setup, find_packages
-setup(name='deim_mmdet', version='0.1.0', packages=find_packages(include=['deim_mmdet*']))
+"""Packaging of deim_mmdet: metadata, and what MIM looks for in an installed package.
+
+``mim train deim_mmdet …`` looks for ``configs``, ``tools`` and ``model-index.yml`` in the folder
+``.mim`` of the installed package. A wheel holds copies of them; an editable install holds links
+to the checkout, so that edits count at once.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = 'deim_mmdet'
+MIM_ENTRIES = ('configs', 'tools', 'model-index.yml')
+
+
+def read_version() -> str:
+    """Version from ``deim_mmdet/version.py``, without importing the package and so torch."""
+    scope = {}
+    exec((ROOT / PACKAGE / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+class BuildPyWithMim(build_py):
+    """Build the package together with its ``.mim`` folder: copies, or links if editable."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            folder = ROOT / PACKAGE / '.mim'
+            folder.mkdir(exist_ok=True)
+            for entry in MIM_ENTRIES:
+                link = folder / entry
+                if link.is_symlink():
+                    link.unlink()
+                link.symlink_to(os.path.relpath(ROOT / entry, folder))
+            return
+        folder = Path(self.build_lib) / PACKAGE / '.mim'
+        # build/ outlives a build: what left the checkout since must not stay in the wheel.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for entry in MIM_ENTRIES:
+            source = ROOT / entry
+            if source.is_dir():
+                shutil.copytree(
+                    source, folder / entry, ignore=shutil.ignore_patterns('__pycache__', '*.pyc')
+                )
+            else:
+                shutil.copy2(source, folder / entry)
+
+
+class EditableWheelForMim(editable_wheel):
+    """Editable install that MIM can locate.
+
+    MIM joins the folder of the package's metadata (site-packages) with the first line of
+    ``top_level.txt``. In an editable install the package isn't there, so that line is its absolute
+    path instead of its name.
+    """
+
+    def _ensure_dist_info(self) -> None:
+        super()._ensure_dist_info()
+        (Path(self.dist_info_dir) / 'top_level.txt').write_text(f'{ROOT / PACKAGE}\n')
+
+
+def read_long_description() -> str:
+    readme = ROOT / 'README.md'
+    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+
+
+setup(
+    name=PACKAGE,
+    version=read_version(),
+    description='DEIM (CVPR 2025): DETR with improved matching for fast convergence, '
+    'as a plug-in for MMDetection',
+    long_description=read_long_description(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    keywords=['object detection', 'DETR', 'DEIM', 'D-FINE', 'real-time', 'MMDetection'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'License :: OSI Approved :: Apache Software License',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    python_requires='>=3.10',
+    install_requires=[
+        'torch>=2.1',
+        'mmengine>=0.10.3',
+        'mmcv>=2.1.0,<2.2.0',
+        'mmdet>=3.3.0,<3.4.0',
+        'numpy',
+        'pycocotools',
+        'scipy',
+    ],
+    extras_require={
+        'mim': ['openmim>=0.3.9', 'setuptools<81'],
+        'demo': ['matplotlib', 'scikit-learn'],
+        'tensorboard': ['tensorboard'],
+        'test': ['pytest', 'matplotlib', 'scikit-learn', 'transformers'],
+    },
+    cmdclass={'build_py': BuildPyWithMim, 'editable_wheel': EditableWheelForMim},
+    zip_safe=False,
+)

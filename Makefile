@@ -1,0 +1,29 @@
+# make env | demo | test | lint | clean, each with PYTHON=/path/to/python3.11 where python3 is another.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+LINTED := deim_mmdet configs tools tests setup.py
+
+.PHONY: env demo test lint clean
+
+env: $(READY)
+
+# Rebuilt when what it was made from changes; otherwise every run reuses it.
+$(READY): tools/dev/setup_env.sh $(wildcard requirements/*.txt) setup.py pyproject.toml
+	@PYTHON="$(PYTHON)" bash tools/dev/setup_env.sh
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python tools/demo/run.py
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check $(LINTED)
+	@$(BIN)/ruff format --check $(LINTED)
+
+# Not the compiled operators: they lie outside the clone, for the next one.
+clean:
+	rm -rf .venv build dist work_dirs *.egg-info deim_mmdet/.mim .pytest_cache .ruff_cache
+	find deim_mmdet configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
