@@ -1,0 +1,133 @@
+"""The stage switch of Dense O2O's image transforms."""
+
+from collections.abc import Sequence, Sized
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+from mmengine.dataset import Compose
+
+from deim_mmdet.utils.arguments import check_probability
+from deim_mmdet.utils.stage import SharedStage, Stage
+
+from .objects import DropTinyBoxes
+
+
+@TRANSFORMS.register_module()
+class DenseO2O(BaseTransform):
+    """Load a sample and augment it as the stage of training says (DEIM, section 3.1).
+
+    ============== =======================================================================
+    stage          after loading
+    ============== =======================================================================
+    warm-up        nothing
+    dense          ``mosaic`` with probability ``mosaic_prob``, else ``single``
+    flat           ``single``
+    no-augmentation nothing
+    ============== =======================================================================
+
+    Finally boxes are cut at the image border and objects under one pixel are dropped. It belongs
+    in mmdet's ``MultiImageMixDataset``, over a dataset with an empty pipeline: the partners of a
+    mosaic then come as plain data infos, and only those that are used are loaded. Without mosaic
+    it may stand in any pipeline.
+
+    The stage is dense until :meth:`set_stage` is called (``DenseO2OScheduleHook`` does), so that
+    mmdet's ``browse_dataset.py`` shows Dense O2O. It lives in shared memory: the workers of a
+    data loader obey a change from their next sample on, persistent ones too.
+
+    Args:
+        load: Transforms that load image and annotations.
+        single: Transforms of a single image. None for none.
+        mosaic: Transforms of a sample with its partners in ``mix_results``, one of which draws the
+            partners by ``get_indexes`` (``DenseO2OMosaic``). None for no mosaic.
+        mosaic_prob: Probability of ``mosaic`` in the dense stage. Default 0.5.
+
+    Raises:
+        ValueError: If ``mosaic_prob`` is no probability or ``mosaic`` draws no partners.
+
+    Example:
+        >>> train_pipeline = [
+        ...     dict(type='DenseO2O', mosaic_prob=0.5,
+        ...          load=[dict(type='LoadImageChecked'),
+        ...                dict(type='LoadAnnotations', with_bbox=True)],
+        ...          mosaic=[dict(type='DenseO2OMosaic'), dict(type='DenseO2OPhotometricDistort')],
+        ...          single=[dict(type='DenseO2OPhotometricDistort'),
+        ...                  dict(type='DenseO2OZoomOut'), dict(type='DenseO2OIoUCrop')]),
+        ...     dict(type='RandomFlip', prob=0.5),
+        ...     dict(type='Resize', scale=(640, 640), keep_ratio=False),
+        ...     dict(type='DropTinyBoxes'),
+        ...     dict(type='PackDetInputs')]
+        >>> train_dataset = dict(
+        ...     type='MultiImageMixDataset', pipeline=train_pipeline,
+        ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))
+    """
+
+    def __init__(
+        self,
+        load: Sequence[dict],
+        single: Sequence[dict] | None = None,
+        mosaic: Sequence[dict] | None = None,
+        mosaic_prob: float = 0.5,
+    ) -> None:
+        self.load = _compose(load)
+        self.single = _compose(single)
+        self.mosaic = _compose(mosaic)
+        self.mosaic_prob = check_probability(self, 'mosaic_prob', mosaic_prob) if mosaic else 0.0
+        drawers = [t for t in self.mosaic.transforms if hasattr(t, 'get_indexes')]
+        if mosaic and len(drawers) != 1:
+            raise ValueError(
+                f'{type(self).__name__}: mosaic needs exactly one transform that draws partners '
+                f'(has get_indexes), e.g. DenseO2OMosaic, got {len(drawers)} in {mosaic!r}'
+            )
+        self._draw_partners = drawers[0].get_indexes if drawers else None
+        self._clip = DropTinyBoxes(min_size=0)
+        self._finish = DropTinyBoxes(min_size=1)
+        self._stage = SharedStage()
+
+    def set_stage(self, stage: Stage) -> None:
+        """Switch to ``stage``, in this process and in those started from it."""
+        self._stage.set(stage)
+
+    def get_indexes(self, dataset: Sized) -> list[int]:
+        """Indexes of the partners of the next sample; none where it becomes no mosaic."""
+        if self._stage.get() is Stage.DENSE and np.random.rand() < self.mosaic_prob:
+            return self._draw_partners(dataset)
+        return []
+
+    def transform(self, results: dict) -> dict | None:
+        """Load and augment; None where ``load`` gives None, as everywhere in mmdet."""
+        stage = self._stage.get()
+        partners = results.pop('mix_results', None)
+        if partners is None and stage is Stage.DENSE and self.mosaic_prob > 0:
+            raise ValueError(
+                f'{type(self).__name__} got no mix_results: wrap the dataset in '
+                'MultiImageMixDataset, with this transform in its pipeline, or set mosaic=None'
+            )
+        samples = [self._load(sample) for sample in (results, *(partners or []))]
+        if any(sample is None for sample in samples):
+            return None
+        results, *partners = samples
+        if partners:
+            results['mix_results'] = partners
+            results = self.mosaic(results)
+            results.pop('mix_results')
+        elif stage in (Stage.DENSE, Stage.FLAT):
+            results = self.single(results)
+        return self._finish(results)
+
+    def _load(self, info: dict) -> dict | None:
+        results = self.load(info)
+        # Annotated boxes may reach over the border; after zoom-out that would be inside.
+        return results and self._clip(results)
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(stage={self._stage.get().label}, '
+            f'mosaic_prob={self.mosaic_prob}, load={self.load}, single={self.single}, '
+            f'mosaic={self.mosaic})'
+        )
+
+
+def _compose(transforms: Sequence[dict] | None) -> Compose:
+    # From mmdet's registry whatever the default scope is: Compose itself would ask the scope.
+    return Compose([TRANSFORMS.build(transform) for transform in transforms or ()])

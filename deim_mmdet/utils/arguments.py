@@ -1,0 +1,80 @@
+"""Checks of constructor arguments, with messages that say what was given."""
+
+from collections.abc import Sequence
+from numbers import Real
+
+
+def check_probability(owner: object, name: str, value: float) -> float:
+    """Return ``value`` as a float in [0, 1].
+
+    Args:
+        owner: The object under construction; its class name heads the message.
+        name: Name of the argument.
+        value: What was given.
+
+    Raises:
+        ValueError: If it is not a number in [0, 1].
+    """
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(
+            f'{type(owner).__name__}: {name} must be a probability in [0, 1], got {value!r}'
+        )
+    return float(value)
+
+
+def check_range(
+    owner: object,
+    name: str,
+    value: Sequence[float],
+    lowest: float = float('-inf'),
+    highest: float = float('inf'),
+) -> tuple[float, float]:
+    """Return ``value`` as a pair (low, high) with lowest <= low <= high <= highest.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    valid = (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) == 2
+        and all(_is_number(end) for end in value)
+        and lowest <= value[0] <= value[1] <= highest
+    )
+    if not valid:
+        raise ValueError(
+            f'{type(owner).__name__}: {name} must be a pair (low, high) with '
+            f'{lowest:g} <= low <= high <= {highest:g}, got {value!r}'
+        )
+    return float(value[0]), float(value[1])
+
+
+def check_number(owner: object, name: str, value: float, lowest: float, highest: float) -> float:
+    """Return ``value`` as a float in [lowest, highest].
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not _is_number(value) or not lowest <= value <= highest:
+        raise ValueError(
+            f'{type(owner).__name__}: {name} must be a number in [{lowest:g}, {highest:g}], '
+            f'got {value!r}'
+        )
+    return float(value)
+
+
+def check_count(owner: object, name: str, value: int, lowest: int = 1) -> int:
+    """Return ``value`` as an integer of at least ``lowest``.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise ValueError(
+            f'{type(owner).__name__}: {name} must be an integer of at least {lowest}, got {value!r}'
+        )
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
