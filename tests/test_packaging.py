@@ -1,0 +1,166 @@
+"""What an installed package holds, and that MIM finds it, from another directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ('deim_mmdet', 'configs', 'tools', 'setup.py', 'pyproject.toml', 'MANIFEST.in')
+TEXTS = ('model-index.yml', 'README.md', 'LICENSE')
+
+# Runs `mim train` up to the point where it would start the script, and tells what it would start.
+MIM_TRAIN = """
+import json, site, subprocess, sys
+if sys.argv[1]:
+    site.addsitedir(sys.argv[1])
+    sys.path.insert(0, sys.argv[1])
+from mim.commands.train import train
+commands = []
+subprocess.check_output = lambda command, **_: b''
+subprocess.check_call = lambda command, **_: commands.append(command) or 0
+assert train('deim_mmdet', sys.argv[2], gpus=0) == (True, 'Training finished successfully. ')
+print(json.dumps(commands[0]))
+"""
+
+
+def run(*command: str, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    out.mkdir(exist_ok=True)
+    code = f'from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})'
+    run(sys.executable, '-c', code, cwd=source)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory) -> Path:
+    """A copy of the checkout, so that building leaves nothing in it."""
+    folder = tmp_path_factory.mktemp('source')
+    ignore = shutil.ignore_patterns('__pycache__', '.mim')
+    for name in SOURCES + TEXTS:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, ignore=ignore)
+        elif path.exists():
+            shutil.copy2(path, folder / name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def installed_wheel(source, tmp_path_factory) -> Path:
+    """Folder with the wheel installed; built as PyPI's users get it, from the sdist."""
+    folder = tmp_path_factory.mktemp('wheel')
+    with tarfile.open(build('sdist', source, folder / 'sdist')) as sdist:
+        sdist.extractall(folder / 'unpacked', filter='data')
+    (unpacked,) = (folder / 'unpacked').iterdir()
+    wheel = build('wheel', unpacked, folder / 'dist')
+    options = ('--no-deps', '--no-index', '--no-compile', '--target', str(folder / 'site'))
+    run(sys.executable, '-m', 'pip', 'install', '-q', *options, str(wheel), cwd=folder)
+    return folder / 'site'
+
+
+def published_models() -> list[dict]:
+    return yaml.safe_load((ROOT / 'model-index.yml').read_text())['Models']
+
+
+def files_below(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+
+
+def test_wheel_holds_all_configs_tools_and_the_index(installed_wheel):
+    package = installed_wheel / 'deim_mmdet'
+    for entry in ('configs', 'tools'):
+        assert files_below(package / '.mim' / entry) == files_below(ROOT / entry)
+    index = (package / '.mim/model-index.yml').read_text()
+    assert index == (ROOT / 'model-index.yml').read_text()
+
+
+def test_wheel_holds_all_modules_and_nothing_beside_the_package(installed_wheel):
+    modules = {name for name in files_below(ROOT / 'deim_mmdet') if '.mim/' not in name}
+    installed = files_below(installed_wheel / 'deim_mmdet')
+    assert {name for name in installed if not name.startswith('.mim/')} == modules
+    assert {path.name.split('-')[0] for path in installed_wheel.iterdir()} == {'deim_mmdet'}
+
+
+def test_mim_train_finds_a_config_of_the_wheel_by_name(installed_wheel, tmp_path):
+    command = json.loads(
+        run(
+            *(sys.executable, '-c', MIM_TRAIN, '', 'configs/deim_dfine_l.py'),
+            cwd=tmp_path,
+            PYTHONPATH=str(installed_wheel),
+        ).splitlines()[-1]
+    )
+    mim = installed_wheel / 'deim_mmdet/.mim'
+    assert command[1:3] == [str(mim / 'tools/train.py'), str(mim / 'configs/deim_dfine_l.py')]
+    config = Config.fromfile(command[2], import_custom_modules=False)
+    assert config.model.bbox_head.num_classes == 80
+
+
+def test_mim_train_finds_a_config_of_an_editable_install_by_name(source, tmp_path):
+    wheel = build('editable', source, tmp_path / 'dist')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / 'site')
+    output = run(
+        *(sys.executable, '-c', MIM_TRAIN, str(tmp_path / 'site'), 'deim_dfine_l.py'), cwd=tmp_path
+    )
+    command = json.loads(output.splitlines()[-1])
+    assert Path(command[1]).resolve() == source / 'tools/train.py'
+    assert Path(command[2]) == source / 'configs/deim_dfine_l.py'
+    # Links, not copies: an edit of the checkout counts at once, and moving it breaks none.
+    for link in (source / 'deim_mmdet/.mim').iterdir():
+        assert not Path(os.readlink(link)).is_absolute()
+        assert link.resolve() == source / link.name
+
+
+def test_mim_search_shows_the_published_models(installed_wheel, tmp_path):
+    out = tmp_path / 'models.json'
+    arguments = ('search', 'deim_mmdet', '--json', str(out))
+    run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(installed_wheel))
+    found = json.loads(out.read_text())
+    assert json.dumps(found).count('deim_dfine_') >= 5
+    assert 'deim_dfine_x' in json.dumps(found)
+    assert '56.5' in json.dumps(found)
+
+
+def test_published_models_have_configs():
+    assert len(published_models()) == 10
+    for model in published_models():
+        assert (ROOT / model['Config']).exists(), model['Config']
+        assert model['Name'] == Path(model['Config']).stem
+
+
+def test_config_names_are_unique():
+    """MIM looks a config up by its file name alone and refuses one that is there twice."""
+    names = [path.name for path in (ROOT / 'configs').rglob('*.py')]
+    names += [path.name for path in (ROOT / 'deim_mmdet').rglob('*.py') if '.mim' not in path.parts]
+    names += [path.name for path in (ROOT / 'tools').rglob('*.py')]
+    runnable = [path.name for path in (ROOT / 'configs').glob('*.py')]
+    runnable += [path.name for path in (ROOT / 'configs/demo').glob('*.py')]
+    assert [name for name in runnable if names.count(name) > 1] == []
+
+
+def test_nothing_of_an_editable_install_is_dirty_in_git():
+    if not (ROOT / '.git').exists():
+        pytest.skip('not a git checkout')
+    ignored = run('git', 'check-ignore', 'deim_mmdet/.mim', 'deim_mmdet.egg-info/', cwd=ROOT)
+    assert ignored.split() == ['deim_mmdet/.mim', 'deim_mmdet.egg-info/']

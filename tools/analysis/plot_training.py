@@ -1,0 +1,176 @@
+"""Plot losses, learning rate and AP of a training over its epochs, the stages shaded.
+
+    python tools/analysis/plot_training.py work_dirs/deim_dfine_l
+
+Reads what mmengine's logger hook leaves in the work directory. Where a training was resumed, the
+later run's figures replace the earlier ones of the same iterations.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+from mmengine.config import Config
+
+from deim_mmdet.utils import Stage
+
+STAGE_COLOURS = {
+    Stage.WARM_UP: '#f2e6c9',
+    Stage.DENSE: '#d5e8d4',
+    Stage.FLAT: '#dae8fc',
+    Stage.NO_AUG: '#eeeeee',
+}
+
+
+@dataclass
+class History:
+    """What a training logged.
+
+    Args:
+        train: Per global iteration (from 1) the logged figures, ``epoch`` among them.
+        val: Per epoch (from 1) the figures of the evaluation.
+    """
+
+    train: dict[int, dict[str, float]]
+    val: dict[int, dict[str, float]]
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """The least number that puts every logged iteration into its epoch."""
+        return max(math.ceil(step / line['epoch']) for step, line in self.train.items())
+
+
+def read_history(work_dir: Path) -> History:
+    """Read the scalars of all runs in a work directory, oldest first.
+
+    Raises:
+        FileNotFoundError: If the directory holds none.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    history = History({}, {})
+    for file in files:
+        for line in file.read_text().splitlines():
+            try:
+                figures = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a killed run
+            if 'loss' in figures:
+                history.train[figures['step']] = figures
+            elif 'step' in figures:
+                history.val[figures['step']] = figures
+    if not history.train:
+        raise FileNotFoundError(
+            f'no training figures under {work_dir}: expected <time>/vis_data/scalars.json there'
+        )
+    return history
+
+
+def read_boundaries(work_dir: Path) -> tuple[int, int, int] | None:
+    """Epochs (t1, t2, t3) between the stages, from the run's configuration; None if it has none."""
+    configs = sorted(Path(work_dir).glob('*/vis_data/config.py'))
+    if not configs:
+        return None
+    hooks = Config.fromfile(configs[-1], import_custom_modules=False).get('custom_hooks') or []
+    for hook in hooks:
+        if hook['type'] == 'DenseO2OScheduleHook' and hook.get('stages'):
+            return tuple(hook['stages'])
+    return None
+
+
+def shade_stages(axes, boundaries: tuple[int, int, int], end: float) -> None:
+    """Shade the stages of a training of ``end`` epochs on an axis of epochs."""
+    edges = (0, *boundaries, end)
+    for stage, start, stop in zip(Stage, edges[:-1], edges[1:], strict=True):
+        if start < min(stop, end):
+            axes.axvspan(
+                start, min(stop, end), color=STAGE_COLOURS[stage], zorder=0, label=stage.label
+            )
+
+
+def plot_training(work_dir: Path, out: Path) -> None:
+    """Plot the training in ``work_dir`` to the image ``out``."""
+    history = read_history(work_dir)
+    boundaries = read_boundaries(work_dir)
+    per_epoch = history.iterations_per_epoch
+    steps = sorted(history.train)
+    epochs = [step / per_epoch for step in steps]
+    end = max(history.train[steps[-1]]['epoch'], *history.val, 1)
+
+    figure, (loss, rate, precision) = plt.subplots(
+        3, 1, figsize=(9, 9), sharex=True, gridspec_kw={'height_ratios': [3, 1.3, 3]}
+    )
+
+    def draw(axes, key: str, label: str, **style) -> None:
+        points = [
+            (x, history.train[step][key])
+            for x, step in zip(epochs, steps, strict=True)
+            if key in history.train[step]
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+
+    # The last layer's terms; those of the other layers follow them and would crowd the plot.
+    terms = sorted(
+        {
+            key
+            for line in history.train.values()
+            for key in line
+            if key.startswith('loss_') and key.count('_') == 1
+        }
+    )
+    draw(loss, 'loss', 'all terms', color='black')
+    for term in terms:
+        draw(loss, term, f'{term.removeprefix("loss_")}, last layer', lw=1)
+    loss.set_yscale('log')
+    loss.set_ylabel('loss')
+    draw(rate, 'lr', 'learning rate', color='tab:blue')
+    rate.set_yscale('log')
+    rate.set_ylabel('learning rate')
+    evaluated = sorted(history.val)
+    metrics = {key for line in history.val.values() for key in line}
+    for name, label in (('mAP', 'AP'), ('mAP_50', 'AP50'), ('mAP_75', 'AP75')):
+        for key in sorted(metric for metric in metrics if metric.endswith(f'bbox_{name}')):
+            values = [history.val[epoch].get(key, math.nan) for epoch in evaluated]
+            precision.plot(evaluated, values, marker='o', ms=3, label=label)
+    precision.set_ylim(0, 1)
+    precision.set_ylabel('AP')
+    precision.set_xlabel('epoch')
+    for axes in (loss, rate, precision):
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0, end)
+        curves = len(axes.get_lines())
+        if boundaries is not None:
+            shade_stages(axes, boundaries, end)
+        if axes is not rate and curves:
+            handles, labels = axes.get_legend_handles_labels()
+            axes.legend(handles[:curves], labels[:curves], fontsize=8, ncols=2)
+    if boundaries is not None:
+        patches, labels = rate.get_legend_handles_labels()
+        figure.legend(patches[1:], labels[1:], loc='upper center', ncols=4, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('work_dir', type=Path, help='work directory of a training')
+    parser.add_argument('--out', type=Path, help='image to write; default: WORK_DIR/training.png')
+    args = parser.parse_args()
+    out = args.out or args.work_dir / 'training.png'
+    try:
+        plot_training(args.work_dir, out)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    print(out)
+
+
+if __name__ == '__main__':
+    main()
