@@ -1,0 +1,14 @@
+_base_ = './dfine_l.py'
+
+model = dict(
+    backbone=dict(
+        arch='B2',
+        use_lab=True,
+        init_cfg=dict(
+            checkpoint='https://github.com/Peterande/storage/releases/download/dfinev1.0/'
+            'PPHGNetV2_B2_stage1.pth'
+        ),
+    ),
+    neck=dict(in_channels=[384, 768, 1536], depth=0.67),
+    bbox_head=dict(num_layers=4),
+)

@@ -1,0 +1,13 @@
+_base_ = './dfine_l.py'
+
+model = dict(
+    backbone=dict(
+        arch='B5',
+        init_cfg=dict(
+            checkpoint='https://github.com/Peterande/storage/releases/download/dfinev1.0/'
+            'PPHGNetV2_B5_stage1.pth'
+        ),
+    ),
+    neck=dict(out_channels=384, ffn_channels=2048),
+    bbox_head=dict(in_channels=[384, 384, 384], reg_scale=8.0),
+)

@@ -1,0 +1,248 @@
+"""HGNetv2, the backbone of D-FINE (PP-HGNetV2 of PaddleClas, D-FINE arXiv 2410.13842)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..layers.basic import FrozenBatchNorm2d
+
+
+class StageSpec(NamedTuple):
+    """One stage: channels, number of blocks, kind and size of its layers."""
+
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    num_blocks: int
+    downsample: bool
+    light: bool
+    kernel_size: int
+    num_layers: int
+
+
+class ArchSpec(NamedTuple):
+    """Widths of the stem (its first convolutions, its output) and the four stages."""
+
+    stem: tuple[int, int]
+    stages: tuple[StageSpec, ...]
+
+
+def _arch(stem: tuple[int, int], num_layers: int, *stages: tuple[int, int, int, int]) -> ArchSpec:
+    """Fill in what all sizes share: stage 1 keeps the resolution, stages 3 and 4 are light."""
+    return ArchSpec(
+        stem,
+        tuple(
+            StageSpec(*widths, downsample=i > 0, light=i > 1, kernel_size=5 if i > 1 else 3,
+                      num_layers=num_layers)
+            for i, widths in enumerate(stages)
+        ),
+    )  # fmt: skip
+
+
+# Of each stage: in, mid and out channels, blocks.
+# fmt: off
+ARCHS = {
+    'B0': _arch((16, 16), 3,
+                (16, 16, 64, 1), (64, 32, 256, 1), (256, 64, 512, 2), (512, 128, 1024, 1)),
+    'B1': _arch((24, 32), 3,
+                (32, 32, 64, 1), (64, 48, 256, 1), (256, 96, 512, 2), (512, 192, 1024, 1)),
+    'B2': _arch((24, 32), 4,
+                (32, 32, 96, 1), (96, 64, 384, 1), (384, 128, 768, 3), (768, 256, 1536, 1)),
+    'B3': _arch((24, 32), 5,
+                (32, 32, 128, 1), (128, 64, 512, 1), (512, 128, 1024, 3), (1024, 256, 2048, 1)),
+    'B4': _arch((32, 48), 6,
+                (48, 48, 128, 1), (128, 96, 512, 1), (512, 192, 1024, 3), (1024, 384, 2048, 1)),
+    'B5': _arch((32, 64), 6,
+                (64, 64, 128, 1), (128, 128, 512, 2), (512, 256, 1024, 5), (1024, 512, 2048, 2)),
+    'B6': _arch((48, 96), 6,
+                (96, 96, 192, 2), (192, 192, 512, 3), (512, 384, 1024, 6), (1024, 768, 2048, 3)),
+}
+# fmt: on
+
+
+class LearnableAffine(nn.Module):
+    """``scale * x + bias`` with two learnable scalars."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.bias
+
+
+class ConvBNAct(nn.Module):
+    """Convolution, batch norm, ReLU and, where ``lab`` is on, a learnable affine after the ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        lab: bool = False,
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+        self.lab = LearnableAffine() if act and lab else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lab(self.act(self.bn(self.conv(x))))
+
+
+class LightConvBNAct(nn.Module):
+    """1×1 convolution without activation, then a depthwise one with it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, lab: bool) -> None:
+        super().__init__()
+        self.conv1 = ConvBNAct(in_channels, out_channels, 1, act=False)
+        self.conv2 = ConvBNAct(
+            out_channels, out_channels, kernel_size, groups=out_channels, lab=lab
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class Stem(nn.Module):
+    """Image (B, 3, H, W) to (B, C, H/4, W/4)."""
+
+    def __init__(self, mid_channels: int, out_channels: int, lab: bool) -> None:
+        super().__init__()
+        self.stem1 = ConvBNAct(3, mid_channels, 3, stride=2, lab=lab)
+        self.stem2a = ConvBNAct(mid_channels, mid_channels // 2, 2, lab=lab)
+        self.stem2b = ConvBNAct(mid_channels // 2, mid_channels, 2, lab=lab)
+        self.stem3 = ConvBNAct(mid_channels * 2, mid_channels, 3, stride=2, lab=lab)
+        self.stem4 = ConvBNAct(mid_channels, out_channels, 1, lab=lab)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The even kernels keep the resolution by one more column at the right and row below.
+        x = F.pad(self.stem1(x), (0, 1, 0, 1))
+        convs = self.stem2b(F.pad(self.stem2a(x), (0, 1, 0, 1)))
+        pooled = F.max_pool2d(x, kernel_size=2, stride=1)
+        return self.stem4(self.stem3(torch.cat([pooled, convs], dim=1)))
+
+
+class Block(nn.Module):
+    """A chain of layers whose outputs, with the input, are concatenated and aggregated."""
+
+    def __init__(self, spec: StageSpec, in_channels: int, residual: bool, lab: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        widths = [in_channels] + [spec.mid_channels] * spec.num_layers
+        if spec.light:
+            self.layers = nn.ModuleList(
+                LightConvBNAct(i, spec.mid_channels, spec.kernel_size, lab) for i in widths[:-1]
+            )
+        else:
+            self.layers = nn.ModuleList(
+                ConvBNAct(i, spec.mid_channels, spec.kernel_size, lab=lab) for i in widths[:-1]
+            )
+        squeezed = spec.out_channels // 2
+        self.aggregation = nn.Sequential(
+            ConvBNAct(sum(widths), squeezed, 1, lab=lab),
+            ConvBNAct(squeezed, spec.out_channels, 1, lab=lab),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [x]
+        for layer in self.layers:
+            outputs.append(layer(outputs[-1]))
+        out = self.aggregation(torch.cat(outputs, dim=1))
+        return out + x if self.residual else out
+
+
+class HGStage(nn.Module):
+    """An optional depthwise 3×3/2 downsample, then blocks; all but the first are residual."""
+
+    def __init__(self, spec: StageSpec, lab: bool) -> None:
+        super().__init__()
+        channels = spec.in_channels
+        self.downsample = (
+            ConvBNAct(channels, channels, 3, stride=2, groups=channels, act=False)
+            if spec.downsample
+            else nn.Identity()
+        )
+        self.blocks = nn.Sequential(
+            *(
+                Block(spec, spec.out_channels if i else channels, residual=i > 0, lab=lab)
+                for i in range(spec.num_blocks)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+@MODELS.register_module()
+class HGNetv2(BaseModule):
+    """HGNetv2 backbone.
+
+    Args:
+        arch: ``'B0'`` … ``'B6'``.
+        out_indices: Stages (0-based) whose feature maps are returned; stage i has stride
+            ``4 · 2^i``.
+        use_lab: Add a learnable affine after each activation (B0 … B2 of D-FINE).
+        frozen_stem: Don't train the stem.
+        norm_frozen: Keep statistics and affine of all norms as loaded.
+        init_cfg: See :class:`mmengine.model.BaseModule`.
+
+    Raises:
+        ValueError: ``arch`` or ``out_indices`` is not one of those above.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        out_indices: Sequence[int] = (1, 2, 3),
+        use_lab: bool = False,
+        frozen_stem: bool = False,
+        norm_frozen: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if arch not in ARCHS:
+            raise ValueError(f'HGNetv2 has no arch {arch!r}: choose one of {sorted(ARCHS)}')
+        if not out_indices or not set(out_indices) <= set(range(4)):
+            raise ValueError(f'out_indices of HGNetv2 must be among 0 … 3, got {out_indices}')
+        spec = ARCHS[arch]
+        self.out_indices = tuple(out_indices)
+        self.stem = Stem(*spec.stem, lab=use_lab)
+        self.stages = nn.ModuleList(
+            HGStage(stage, use_lab) for stage in spec.stages[: max(out_indices) + 1]
+        )
+        if norm_frozen:
+            _freeze_norms(self)
+        if frozen_stem:
+            self.stem.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) to feature maps (B, C_i, H / s_i, W / s_i)."""
+        x = self.stem(x)
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
+
+
+def _freeze_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
+        else:
+            _freeze_norms(child)

@@ -1,0 +1,3 @@
+from .dfine_head import DFINEHead
+
+__all__ = ['DFINEHead']

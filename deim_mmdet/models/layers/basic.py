@@ -1,0 +1,104 @@
+"""Small layers that backbones, necks and heads share."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from mmcv.cnn import build_activation_layer
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and affine, all of them buffers.
+
+    The D-FINE L and X recipes keep the norms of the backbone as pretrained. As buffers they are
+    neither trained, nor decayed, nor counted as parameters.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer('weight', torch.ones(num_features))
+        self.register_buffer('bias', torch.zeros(num_features))
+        self.register_buffer('running_mean', torch.zeros(num_features))
+        self.register_buffer('running_var', torch.ones(num_features))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # Weights of a trainable norm carry a counter that a frozen one has no use for.
+        state_dict.pop(prefix + 'num_batches_tracked', None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and an optional activation; 'same' padding for odd kernels.
+
+    mmcv's ``ConvModule`` computes the same but re-initialises its convolution (Kaiming, fan-out),
+    while the reference models are trained from torch's default initialisation.
+
+    Args:
+        act: Type of the activation in the registry of mmcv, or ``None``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        act: str | None = None,
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.act = nn.Identity() if act is None else build_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+def build_activation(act: str) -> nn.Module:
+    """Activation layer of the given type in mmcv's registry, e.g. ``'SiLU'``."""
+    cfg = dict(type=act)
+    if act in ('ReLU', 'SiLU'):
+        cfg['inplace'] = True
+    return build_activation_layer(cfg)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them.
+
+    Args:
+        channels: Widths from input to output; ``len(channels) - 1`` layers.
+        act: Type of the activation in mmcv's registry.
+    """
+
+    def __init__(self, channels: Sequence[int], act: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(channels))
+        self.act = build_activation(act)
+
+    def zero_last(self) -> 'MLP':
+        """Set the last layer to zero, so that the MLP starts as the constant 0."""
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.act(layer(x))
+        return self.layers[-1](x)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of ``x`` in [0, 1]; both ``x`` and ``1 - x`` are clamped to at least ``eps``."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

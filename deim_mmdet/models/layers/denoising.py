@@ -1,0 +1,111 @@
+"""Contrastive denoising queries (DN-DETR, DINO arXiv 2203.03605; as RT-DETR uses them)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
+from torch import Tensor, nn
+
+from .basic import inverse_sigmoid
+
+
+@dataclass
+class DenoisingQueries:
+    """Noised objects that enter the decoder beside the matching queries.
+
+    A group holds, each padded to the largest number m of objects in an image of the batch, m
+    positives and m negatives: query ``g · 2m + j`` is the positive of object j in group g.
+
+    Attributes:
+        content: (B, N, D) class embeddings.
+        reference_logits: (B, N, 4) noised boxes (cx, cy, w, h) before the sigmoid.
+        num_groups: G; N = G · 2m.
+        max_objects: m.
+    """
+
+    content: Tensor
+    reference_logits: Tensor
+    num_groups: int
+    max_objects: int
+
+    def attention_mask(self, num_queries: int) -> Tensor:
+        """(N + Q, N + Q) bool, true where attention is forbidden.
+
+        Matching queries don't see denoising queries, and groups don't see each other.
+        """
+        size = 2 * self.max_objects
+        count = self.num_groups * size
+        group = torch.arange(count + num_queries, device=self.content.device) // size
+        is_denoising = torch.arange(count + num_queries, device=self.content.device) < count
+        return is_denoising & (~is_denoising[:, None] | (group[:, None] != group))
+
+
+class DenoisingQueryGenerator(nn.Module):
+    """Makes denoising queries from the objects of a batch.
+
+    Args:
+        num_classes: Classes C; class C pads.
+        embed_dims: D.
+        num_queries: Upper bound of objects per image summed over groups.
+        label_noise: Half of it is the probability that a label is replaced by a random one.
+        box_noise: Corners of positives move by up to this share of half the box's size, those of
+            negatives by one to two times as much.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dims: int,
+        num_queries: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        self.embedding = nn.Embedding(num_classes + 1, embed_dims, padding_idx=num_classes)
+        nn.init.normal_(self.embedding.weight[:-1])
+
+    @torch.no_grad()
+    def _noised(self, labels: Tensor, boxes: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (B, G, 2, m) and box logits (B, G, 2, m, 4); index 1 tells the negatives."""
+        flip = torch.rand(labels.shape, device=labels.device) < self.label_noise * 0.5
+        random_labels = torch.randint_like(labels, self.num_classes)
+        labels = torch.where(flip & real, random_labels, labels)
+        corners = bbox_cxcywh_to_xyxy(boxes)
+        reach = boxes[..., 2:].repeat(1, 1, 1, 1, 2) * 0.5 * self.box_noise
+        sign = torch.randint_like(corners, 2) * 2 - 1
+        part = torch.rand_like(corners)
+        part[:, :, 1] += 1
+        corners = (corners + sign * part * reach).clamp(0, 1)
+        noised = bbox_xyxy_to_cxcywh(corners)
+        # Noise may swap opposite sides; a width is positive all the same.
+        return labels, inverse_sigmoid(noised.abs())
+
+    def forward(self, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> DenoisingQueries | None:
+        """Denoising queries for objects with labels (n_b,) and boxes (n_b, 4) of each image.
+
+        Boxes are (cx, cy, w, h) in [0, 1]. ``None`` where no image holds an object.
+        """
+        counts = [len(image_labels) for image_labels in labels]
+        max_objects = max(counts, default=0)
+        if max_objects == 0:
+            return None
+        num_groups = max(1, self.num_queries // max_objects)
+        padded_labels = nn.utils.rnn.pad_sequence(
+            labels, batch_first=True, padding_value=self.num_classes
+        )
+        padded_boxes = nn.utils.rnn.pad_sequence(boxes, batch_first=True)
+        shape = (-1, num_groups, 2, -1)
+        all_labels = padded_labels[:, None, None].expand(shape)
+        all_boxes = padded_boxes[:, None, None].expand(*shape, -1)
+        noised_labels, logits = self._noised(all_labels, all_boxes, all_labels != self.num_classes)
+        return DenoisingQueries(
+            content=self.embedding(noised_labels.flatten(1)),
+            reference_logits=logits.flatten(1, 3),
+            num_groups=num_groups,
+            max_objects=max_objects,
+        )

@@ -1,0 +1,88 @@
+"""Query selection: the encoder's tokens that most look like objects become decoder queries."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .basic import MLP
+
+
+class SelectedQueries(NamedTuple):
+    """The K selected tokens of each image.
+
+    Attributes:
+        content: (B, K, D), with gradient.
+        scores: (B, K, C) class logits, with gradient.
+        box_logits: (B, K, 4) (cx, cy, w, h) before the sigmoid, with gradient.
+    """
+
+    content: Tensor
+    scores: Tensor
+    box_logits: Tensor
+
+
+def make_anchors(
+    spatial_shapes: Sequence[tuple[int, int]], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Anchors of all tokens before the sigmoid (N, 4), and which are valid (N, 1).
+
+    A token's anchor is centred on its cell, with w = h = 0.05 · 2^l on level l. One with a
+    coordinate outside (0.01, 0.99) is invalid and +∞.
+    """
+    anchors = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        y, x = torch.meshgrid(
+            (torch.arange(height, device=device, dtype=dtype) + 0.5) / height,
+            (torch.arange(width, device=device, dtype=dtype) + 0.5) / width,
+            indexing='ij',
+        )
+        size = torch.full_like(x, 0.05 * 2.0**level)
+        anchors.append(torch.stack([x, y, size, size], dim=-1).flatten(0, 1))
+    boxes = torch.cat(anchors)
+    valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
+    return torch.logit(boxes).masked_fill(~valid, torch.inf), valid
+
+
+class QuerySelection(nn.Module):
+    """Select the tokens with the largest class score (RT-DETR, section 4.3).
+
+    Args:
+        num_classes: C.
+        embed_dims: D.
+        num_queries: K; fewer where an input has fewer tokens.
+        act: Activation of the box MLP.
+    """
+
+    def __init__(self, num_classes: int, embed_dims: int, num_queries: int, act: str) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.norm = nn.LayerNorm(embed_dims)
+        self.score = nn.Linear(embed_dims, num_classes)
+        self.box = MLP([embed_dims] * 3 + [4], act).zero_last()
+        nn.init.xavier_uniform_(self.proj.weight)
+        self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def _cached_anchors(
+        self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        key = (tuple(spatial_shapes), memory.device, memory.dtype)
+        if key not in self._anchors:
+            self._anchors[key] = make_anchors(spatial_shapes, memory.device, memory.dtype)
+        return self._anchors[key]
+
+    def forward(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> SelectedQueries:
+        """Select from the tokens (B, Σ H_l W_l, D) of levels with the given (H_l, W_l)."""
+        anchors, valid = self._cached_anchors(memory, spatial_shapes)
+        tokens = self.norm(self.proj(valid.to(memory.dtype) * memory))
+        scores = self.score(tokens)
+        count = min(self.num_queries, scores.shape[1])
+        chosen = scores.detach().amax(-1).topk(count, dim=-1).indices[..., None]
+        content = tokens.gather(1, chosen.expand(-1, -1, tokens.shape[-1]))
+        return SelectedQueries(
+            content=content,
+            scores=scores.gather(1, chosen.expand(-1, -1, scores.shape[-1])),
+            box_logits=self.box(content) + anchors[chosen[..., 0]],
+        )

@@ -1,0 +1,153 @@
+"""Quality-aware classification losses: MAL of DEIM and VFL of RT-DETR and D-FINE."""
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.losses import QualityFocalLoss
+from mmdet.models.losses.utils import weight_reduce_loss
+from mmdet.registry import MODELS
+from torch import Tensor
+
+
+def matchability_aware_loss(
+    pred: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    gamma: float = 1.5,
+    alpha: float | None = None,
+) -> Tensor:
+    """Matchability-aware loss (DEIM, arXiv 2412.04234, eq. 4).
+
+    With p = σ(pred) and q the quality: -q^γ log p - (1 - q^γ) log(1 - p) for the matched class,
+    -p^γ log(1 - p) for all others, so that a match of low quality still pulls a confident score
+    down.
+
+    Args:
+        pred: (N, C) logits.
+        labels: (N,) int64 in [0, C]; C is the background.
+        quality: (N,) IoU of the matched pair in [0, 1]; ignored where the label is background.
+        gamma: γ.
+        alpha: Factor of the other classes' part; ``None`` is 1.
+
+    Returns:
+        (N,) summed over classes.
+    """
+    positive = F.one_hot(labels, pred.shape[1] + 1)[:, :-1].to(pred.dtype)
+    target = positive * quality.to(pred.dtype)[:, None] ** gamma
+    weight = pred.detach().sigmoid() ** gamma
+    if alpha is not None:
+        weight = alpha * weight
+    weight = torch.where(positive > 0, torch.ones_like(weight), weight)
+    return F.binary_cross_entropy_with_logits(pred, target, weight, reduction='none').sum(-1)
+
+
+def varifocal_quality_loss(
+    pred: Tensor, labels: Tensor, quality: Tensor, gamma: float = 2.0, alpha: float = 0.75
+) -> Tensor:
+    """Varifocal loss (arXiv 2008.13367) as RT-DETR and D-FINE train with it.
+
+    BCE(p, q) weighted by q for the matched class, and -α p^γ log(1 - p) for all others. Unlike
+    mmdet's ``VarifocalLoss``, a matched pair with quality 0 isn't treated as background.
+
+    Args:
+        pred: (N, C) logits.
+        labels: (N,) int64 in [0, C]; C is the background.
+        quality: (N,) IoU of the matched pair in [0, 1].
+        gamma: γ.
+        alpha: α.
+
+    Returns:
+        (N,) summed over classes.
+    """
+    positive = F.one_hot(labels, pred.shape[1] + 1)[:, :-1].to(pred.dtype)
+    target = positive * quality.to(pred.dtype)[:, None]
+    weight = torch.where(positive > 0, target, alpha * pred.detach().sigmoid() ** gamma)
+    return F.binary_cross_entropy_with_logits(pred, target, weight, reduction='none').sum(-1)
+
+
+class _QualityLoss(QualityFocalLoss):
+    """A loss of (labels, quality) targets, called as mmdet calls its ``QualityFocalLoss``.
+
+    mmdet's DETR heads hand labels and IoUs to any loss of that type, so that it is enough to name
+    a subclass in the config.
+    """
+
+    def __init__(self, gamma: float, alpha: float | None, reduction: str, loss_weight: float):
+        super().__init__(use_sigmoid=True, reduction=reduction, loss_weight=loss_weight)
+        self.gamma = gamma
+        self.alpha = alpha
+
+    def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: tuple[Tensor, Tensor],
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
+        """Weighted and reduced loss.
+
+        Args:
+            pred: (N, C) logits.
+            target: labels (N,) in [0, C] with C the background, and quality (N,) in [0, 1].
+            weight: (N,) weight of each prediction.
+            avg_factor: Divisor of the sum; with ``None`` the mean over N is taken.
+            reduction_override: ``'none'``, ``'mean'`` or ``'sum'`` instead of ``reduction``.
+
+        Returns:
+            Scalar, or (N,) without reduction.
+        """
+        labels, quality = target
+        loss = self._unreduced(pred, labels, quality)
+        reduction = reduction_override or self.reduction
+        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+
+
+@MODELS.register_module()
+class MatchabilityAwareLoss(_QualityLoss):
+    """Module of :func:`matchability_aware_loss` (MAL).
+
+    Args:
+        gamma: Exponent γ of quality and probability.
+        alpha: Factor of the part of unmatched classes; ``None`` is 1.
+        reduction: ``'none'``, ``'mean'`` or ``'sum'``.
+        loss_weight: Factor of the whole.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 1.5,
+        alpha: float | None = None,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(gamma, alpha, reduction, loss_weight)
+
+    def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        return matchability_aware_loss(pred, labels, quality, self.gamma, self.alpha)
+
+
+@MODELS.register_module()
+class VarifocalQualityLoss(_QualityLoss):
+    """Module of :func:`varifocal_quality_loss` (VFL of the baselines).
+
+    Args:
+        gamma: Exponent γ of the probability.
+        alpha: Factor α of the part of unmatched classes.
+        reduction: ``'none'``, ``'mean'`` or ``'sum'``.
+        loss_weight: Factor of the whole.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float = 0.75,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(gamma, alpha, reduction, loss_weight)
+
+    def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        return varifocal_quality_loss(pred, labels, quality, self.gamma, self.alpha)

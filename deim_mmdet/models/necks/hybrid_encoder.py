@@ -1,0 +1,215 @@
+"""Hybrid encoder of RT-DETR (arXiv 2304.08069) in the form that D-FINE gives it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..layers.basic import ConvNorm
+
+
+class RepVGGBlock(nn.Module):
+    """Sum of a 3×3 and a 1×1 convolution, each with its norm, then SiLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv1(x) + self.conv2(x))
+
+
+class RepCSPLayer(nn.Module):
+    """Two 1×1 paths, one of them through ``num_blocks`` RepVGG-like blocks, summed."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 1, act='SiLU')
+        self.conv2 = ConvNorm(in_channels, out_channels, 1, act='SiLU')
+        self.bottlenecks = nn.Sequential(*(RepVGGBlock(out_channels) for _ in range(num_blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bottlenecks(self.conv1(x)) + self.conv2(x)
+
+
+class RepCSPELANBlock(nn.Module):
+    """CSP-ELAN fusion block of D-FINE.
+
+    A 1×1 convolution to twice the output width is split in halves; from the second half two
+    chained branches follow; halves and branches are concatenated and reduced.
+
+    Args:
+        in_channels: Channels of the concatenated input.
+        out_channels: Channels D of the output.
+        branch_channels: Width of the two branches.
+        num_blocks: RepVGG-like blocks a branch.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, branch_channels: int, num_blocks: int
+    ) -> None:
+        super().__init__()
+        self.cv1 = ConvNorm(in_channels, out_channels * 2, 1, act='SiLU')
+        self.cv2 = self._branch(out_channels, branch_channels, num_blocks)
+        self.cv3 = self._branch(branch_channels, branch_channels, num_blocks)
+        self.cv4 = ConvNorm(out_channels * 2 + branch_channels * 2, out_channels, 1, act='SiLU')
+
+    @staticmethod
+    def _branch(in_channels: int, out_channels: int, num_blocks: int) -> nn.Sequential:
+        return nn.Sequential(
+            RepCSPLayer(in_channels, out_channels, num_blocks),
+            ConvNorm(out_channels, out_channels, 3, act='SiLU'),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        branch1 = self.cv2(x.chunk(2, dim=1)[1])
+        branch2 = self.cv3(branch1)
+        return self.cv4(torch.cat([x, branch1, branch2], dim=1))
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Post-norm transformer encoder layer; the position is added to queries and keys only."""
+
+    def __init__(self, embed_dims: int, num_heads: int, ffn_channels: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(embed_dims, num_heads, batch_first=True)
+        self.linear1 = nn.Linear(embed_dims, ffn_channels)
+        self.linear2 = nn.Linear(ffn_channels, embed_dims)
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.xavier_uniform_(p)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Tokens (B, N, D) with positions (1, N, D) to (B, N, D)."""
+        query = tokens + position
+        attended = self.self_attn(query, query, tokens, need_weights=False)[0]
+        tokens = self.norm1(tokens + attended)
+        return self.norm2(tokens + self.linear2(F.gelu(self.linear1(tokens))))
+
+
+def sine_cosine_position(
+    height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """2-D sine-cosine positions (1, height * width, channels), rows first.
+
+    Channels are [sin(y ω), cos(y ω), sin(x ω), cos(x ω)], ω_i = 10000^(-i / (channels / 4)). The
+    reference's table is transposed against its tokens, so that on its square inputs the vertical
+    coordinate comes first; this is that order, carried over to inputs of any shape.
+    """
+    quarter = channels // 4
+    omega = 10000.0 ** -(torch.arange(quarter, device=device, dtype=torch.float64) / quarter)
+    y = torch.arange(height, device=device, dtype=torch.float64)[:, None] * omega
+    x = torch.arange(width, device=device, dtype=torch.float64)[:, None] * omega
+    rows = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(-1, width, -1)
+    columns = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=2).reshape(1, height * width, channels).to(dtype)
+
+
+@MODELS.register_module()
+class HybridEncoder(BaseModule):
+    """Attention on the coarsest level, then top-down and bottom-up fusion (RT-DETR, D-FINE).
+
+    Args:
+        in_channels: Channels of the backbone's levels, finest first.
+        feat_strides: Strides of those levels in pixels.
+        out_channels: Channels D of all outputs.
+        ffn_channels: Width of the FFN of the transformer layer.
+        num_heads: Attention heads.
+        expansion: Width of the fusion blocks' branches relative to D / 2.
+        depth: Multiplier of the 3 blocks of each branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        feat_strides: Sequence[int] = (8, 16, 32),
+        out_channels: int = 256,
+        ffn_channels: int = 1024,
+        num_heads: int = 8,
+        expansion: float = 1.0,
+        depth: float = 1.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if len(in_channels) != len(feat_strides):
+            raise ValueError(
+                f'HybridEncoder needs one stride a level: got {len(in_channels)} in_channels '
+                f'and {len(feat_strides)} feat_strides'
+            )
+        dims = out_channels
+        self.feat_strides = tuple(feat_strides)
+        self.input_proj = nn.ModuleList(ConvNorm(c, dims, 1) for c in in_channels)
+        self.encoder = TransformerEncoderLayer(dims, num_heads, ffn_channels)
+        steps = len(in_channels) - 1
+        branch_channels = round(expansion * dims // 2)
+        num_blocks = round(3 * depth)
+        self.lateral_convs = nn.ModuleList(ConvNorm(dims, dims, 1) for _ in range(steps))
+        self.fpn_blocks, self.pan_blocks = (
+            nn.ModuleList(
+                RepCSPELANBlock(2 * dims, dims, branch_channels, num_blocks) for _ in range(steps)
+            )
+            for _ in range(2)
+        )
+        self.downsample_convs = nn.ModuleList(
+            nn.Sequential(ConvNorm(dims, dims, 1), ConvNorm(dims, dims, 3, stride=2, groups=dims))
+            for _ in range(steps)
+        )
+        self._positions: dict[tuple, Tensor] = {}
+
+    def _position(self, feature: Tensor) -> Tensor:
+        height, width = feature.shape[-2:]
+        key = (height, width, feature.device, feature.dtype)
+        if key not in self._positions:
+            self._positions[key] = sine_cosine_position(
+                height, width, feature.shape[1], feature.device, feature.dtype
+            )
+        return self._positions[key]
+
+    def _check_sizes(self, feats: Sequence[Tensor]) -> None:
+        coarsest, stride = feats[-1].shape[-2:], self.feat_strides[-1]
+        for feat, feat_stride in zip(feats, self.feat_strides, strict=True):
+            ratio = stride // feat_stride
+            if feat.shape[-2] != coarsest[0] * ratio or feat.shape[-1] != coarsest[1] * ratio:
+                height, width = (n * self.feat_strides[0] for n in feats[0].shape[-2:])
+                raise ValueError(
+                    f'the input of about {width}x{height} pixels is not divisible by {stride} on '
+                    'both sides: change the scale of the Resize in the pipeline, or set '
+                    f'data_preprocessor.pad_size_divisor={stride}'
+                )
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Levels (B, C_l, H_l, W_l), finest first, to as many (B, D, H_l, W_l).
+
+        Raises:
+            ValueError: The image size is not divisible by the largest stride.
+        """
+        self._check_sizes(feats)
+        feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
+        coarsest = feats[-1]
+        tokens = self.encoder(coarsest.flatten(2).transpose(1, 2), self._position(coarsest))
+        feats[-1] = tokens.transpose(1, 2).reshape(coarsest.shape)
+
+        # Top-down: each step adds a finer level in front.
+        fused = [feats[-1]]
+        for lateral, block, finer in zip(
+            self.lateral_convs, self.fpn_blocks, reversed(feats[:-1]), strict=True
+        ):
+            fused[0] = lateral(fused[0])
+            upsampled = F.interpolate(fused[0], scale_factor=2.0, mode='nearest')
+            fused.insert(0, block(torch.cat([upsampled, finer], dim=1)))
+
+        # Bottom-up: each step adds a coarser level behind.
+        outputs = [fused[0]]
+        for downsample, block, coarser in zip(
+            self.downsample_convs, self.pan_blocks, fused[1:], strict=True
+        ):
+            outputs.append(block(torch.cat([downsample(outputs[-1]), coarser], dim=1)))
+        return tuple(outputs)
