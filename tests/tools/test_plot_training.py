@@ -65,3 +65,17 @@ def test_plots_with_and_without_stages(tool, tmp_path):
 def test_an_empty_folder_is_named(tool, tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         tool.read_history(tmp_path)
+
+
+def test_boundaries_are_derived_as_the_runner_does(tool, tmp_path):
+    config = """
+custom_hooks = [dict(type='DenseO2OScheduleHook')]
+recipe = dict(epochs=160, stages=(4, 78, 148), warmup_iters=2000)
+auto_scale_lr = dict(enable=True, base_batch_size=128)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=16)
+"""
+    write_run(tmp_path, '20250101_000000', [train_line(5, 1, 9.0)], config)
+    t1, t2, t3 = tool.read_boundaries(tmp_path)
+    assert 0 < t1 < t2 < t3 < 16
+    # Half of the augmented epochs are dense.
+    assert abs((t2 - t1) - t3 / 2) <= 1

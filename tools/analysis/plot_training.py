@@ -19,6 +19,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from mmengine.config import Config
 
+from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
 from deim_mmdet.utils import Stage
 
 STAGE_COLOURS = {
@@ -77,10 +78,15 @@ def read_boundaries(work_dir: Path) -> tuple[int, int, int] | None:
     configs = sorted(Path(work_dir).glob('*/vis_data/config.py'))
     if not configs:
         return None
-    hooks = Config.fromfile(configs[-1], import_custom_modules=False).get('custom_hooks') or []
-    for hook in hooks:
-        if hook['type'] == 'DenseO2OScheduleHook' and hook.get('stages'):
-            return tuple(hook['stages'])
+    config = Config.fromfile(configs[-1], import_custom_modules=False)
+    for hook in config.get('custom_hooks') or []:
+        if hook['type'] == 'DenseO2OScheduleHook':
+            if hook.get('stages'):
+                return tuple(hook['stages'])
+            published = PublishedRecipe(
+                batch_size=config.auto_scale_lr.base_batch_size, **config.recipe
+            )
+            return derive_stages(published, config.train_cfg.max_epochs)
     return None
 
 

@@ -1,0 +1,89 @@
+"""Show what a config's training sees in each stage of the Dense O2O schedule.
+
+    python tools/analysis/show_samples.py configs/deim_dfine_l.py --out samples.png
+
+Samples go through the data set's transforms and the data preprocessor's batch augments, as in
+training; boxes are those that the losses get.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
+
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.utils import Stage
+from deim_mmdet.visualization import contact_sheet, draw_tile
+
+
+def draw_batch(dataset, preprocessor, indices: list[int], side: int) -> tuple[list, list[int]]:
+    """Tiles of one training batch with their boxes, and the number of objects of each image."""
+    batch = preprocessor(pseudo_collate([dataset[index] for index in indices]), training=True)
+    images = (batch['inputs'].clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()[..., ::-1]
+    tiles, counts = [], []
+    for image, sample in zip(images, batch['data_samples'], strict=True):
+        objects = sample.gt_instances
+        boxes = getattr(objects.bboxes, 'tensor', objects.bboxes).numpy()
+        classes = dataset.metainfo['classes'] if len(boxes) <= 20 else ()
+        tiles.append(draw_tile(image, boxes, objects.labels.numpy(), classes, side=side))
+        counts.append(len(boxes))
+    return tiles, counts
+
+
+def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) -> np.ndarray:
+    """Draw samples of every stage.
+
+    Args:
+        config: A config with ``train_dataloader`` and ``model.data_preprocessor``.
+        columns: Images of a batch.
+        rows: Batches of each stage.
+        side: Side of one picture in pixels.
+        seed: Seed of augmentations and choice of images.
+
+    Returns:
+        Contact sheet, (H, W, 3) uint8, BGR.
+    """
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    dataset = DATASETS.build(config.train_dataloader.dataset)
+    preprocessor = MODELS.build(config.model.data_preprocessor)
+    augments = getattr(preprocessor, 'batch_augments', None) or []
+    sheet, captions = [], []
+    for stage in Stage:
+        set_random_seed(seed)
+        for part in [*staged_parts(dataset), *staged_parts([*augments])]:
+            part.set_stage(stage)
+        for _ in range(rows):
+            indices = np.random.randint(len(dataset), size=columns).tolist()
+            tiles, counts = draw_batch(dataset, preprocessor, indices, side)
+            sheet.append(tiles)
+            captions.append(f'{stage.label}: {np.mean(counts):.1f} objects an image')
+    return contact_sheet(sheet, captions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', help='training config')
+    parser.add_argument('--out', type=Path, default=Path('samples.png'), help='image to write')
+    parser.add_argument('--columns', type=int, default=6, help='images of a batch')
+    parser.add_argument('--rows', type=int, default=1, help='batches of each stage')
+    parser.add_argument('--side', type=int, default=256, help='side of one picture, pixels')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs')
+    args = parser.parse_args()
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    sheet = show_samples(config, args.columns, args.rows, args.side, args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(args.out), sheet):
+        raise SystemExit(f'could not write {args.out}')
+    print(args.out)
+
+
+if __name__ == '__main__':
+    main()
