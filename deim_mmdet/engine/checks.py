@@ -1,0 +1,99 @@
+"""What is checked before training or testing starts, with one clear message each."""
+
+from collections.abc import Iterator
+
+from mmengine.dataset import BaseDataset
+from torch import nn
+
+
+def base_datasets(dataset) -> Iterator[BaseDataset]:
+    """The data sets under wrappers that hold annotations."""
+    if isinstance(dataset, BaseDataset):
+        yield dataset
+        return
+    for child in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
+        if child is not None:
+            yield from base_datasets(child)
+
+
+def check_classes(model: nn.Module, dataset, split: str) -> None:
+    """Compare the number of classes of the head with that of the data set.
+
+    Raises:
+        ValueError: They differ; names both and the classes.
+    """
+    expected = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if expected is None or classes is None or expected == len(classes):
+        return
+    names = ', '.join(classes[:8]) + (', …' if len(classes) > 8 else '')
+    raise ValueError(
+        f'model.bbox_head.num_classes={expected}, but the {split} data set has {len(classes)} '
+        f'classes ({names}): set model.bbox_head.num_classes={len(classes)}, or the class names '
+        "in the data set's metainfo=dict(classes=(...))"
+    )
+
+
+def check_object_counts(model: nn.Module, dataset) -> None:
+    """Look for an image with more objects than the head has queries.
+
+    The matching is one-to-one, so that objects beyond the number of queries would never be learnt.
+
+    Raises:
+        ValueError: There is one; names the image and both numbers.
+    """
+    num_queries = getattr(getattr(model, 'bbox_head', None), 'num_queries', None)
+    if num_queries is None:
+        return
+    for base in base_datasets(dataset):
+        for index in range(len(base)):
+            info = base.get_data_info(index)
+            instances = info.get('instances', ())
+            if len(instances) <= num_queries:
+                continue
+            count = sum(not instance.get('ignore_flag') for instance in instances)
+            if count > num_queries:
+                raise ValueError(
+                    f'{info.get("img_path")} has {count} objects, but the head only '
+                    f'{num_queries} queries: set model.bbox_head.num_queries to at least {count}, '
+                    'or leave the image out'
+                )
+
+
+def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
+    """Compare the shapes of a checkpoint's parameters with the model's.
+
+    Raises:
+        ValueError: No parameter of the model is in the checkpoint, or shapes differ; names the
+            class counts where these are the reason.
+    """
+    source = checkpoint.get('state_dict', checkpoint)
+    source = {name.removeprefix('module.'): value for name, value in source.items()}
+    own = {name: value for name, value in model.state_dict().items() if name in source}
+    if not own:
+        raise ValueError(
+            'the checkpoint holds no parameter of this model (its names begin with '
+            f'{sorted({name.split(".")[0] for name in source})[:5]}): convert published weights '
+            'first, or take the config that the checkpoint was trained with'
+        )
+    differing = [
+        (name, tuple(source[name].shape), tuple(value.shape))
+        for name, value in own.items()
+        if hasattr(source[name], 'shape') and source[name].shape != value.shape
+    ]
+    if not differing:
+        return
+    num_classes = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
+    for name, theirs, ours in differing:
+        if name.startswith('bbox_head') and ours[:1] == (num_classes,) and ours[1:] == theirs[1:]:
+            raise ValueError(
+                f'the checkpoint was trained for {theirs[0]} classes, but '
+                f'model.bbox_head.num_classes={num_classes}: test it with a config for its '
+                f'{theirs[0]} classes, or leave the class layers out of the file before you '
+                f'train from it (e.g. {name})'
+            )
+    name, theirs, ours = differing[0]
+    raise ValueError(
+        f'{len(differing)} parameters of the checkpoint have other shapes than the model, e.g. '
+        f'{name}: {theirs} instead of {ours}. Take the config that it was trained with'
+    )

@@ -1,0 +1,15 @@
+from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .checkpoint_check_hook import CheckpointCheckHook
+from .dense_o2o_schedule_hook import DenseO2OScheduleHook
+from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
+from .non_finite_loss_hook import NonFiniteLossError, NonFiniteLossHook
+
+__all__ = [
+    'AtomicCheckpointHook',
+    'CheckpointCheckHook',
+    'DenseO2OScheduleHook',
+    'ExpWarmupEMA',
+    'ExpWarmupEMAHook',
+    'NonFiniteLossError',
+    'NonFiniteLossHook',
+]

@@ -1,0 +1,101 @@
+"""Switches Dense O2O, the other augmentations and the batch augments by epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop
+
+from deim_mmdet.utils import Stage
+
+# Where wrappers of datasets and transforms, mmdet's and mmengine's, keep what they wrap.
+CHILDREN = ('dataset', 'datasets', 'pipeline', 'transforms', 'load', 'mosaic', 'single')
+
+
+def staged_parts(root: Any) -> Iterator[Any]:
+    """Everything under a dataset or transform, itself included, that has ``set_stage``."""
+    seen = set()
+    pending = [root]
+    while pending:
+        part = pending.pop()
+        if part is None or isinstance(part, (str, dict)) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, (list, tuple)):
+            pending.extend(part)
+            continue
+        if callable(getattr(part, 'set_stage', None)):
+            yield part
+        # vars() rather than getattr(): wrappers that pass attributes on would repeat them.
+        attributes = getattr(part, '__dict__', {})
+        pending.extend(attributes[name] for name in CHILDREN if name in attributes)
+
+
+@HOOKS.register_module()
+class DenseO2OScheduleHook(Hook):
+    """Sets the :class:`Stage` of all augmentations before every training epoch.
+
+    It touches every object with ``set_stage`` among the transforms of the training dataset (through
+    wrappers) and the batch augments of the model's data preprocessor. The stage follows from the
+    epoch alone, so nothing has to be saved: a resumed run is in the right stage at once. Transforms
+    keep their stage in shared memory, which persistent workers see. Every rank does the same.
+    The stage's name is kept in the message hub as ``stage``.
+
+    Args:
+        stages: First 0-based epochs ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage;
+            ``(0, 0, t3)`` has neither warm-up nor dense stage. None leaves them to
+            :class:`~deim_mmdet.engine.DEIMRunner`.
+
+    Raises:
+        ValueError: ``stages`` are not three epochs in order, or not given.
+        TypeError: The training loop doesn't count epochs.
+    """
+
+    def __init__(self, stages: tuple[int, int, int] | None = None) -> None:
+        self.stages = None
+        if stages is not None:
+            self.set_default(stages)
+        self._stage: Stage | None = None
+
+    def set_default(self, stages: tuple[int, int, int]) -> None:
+        """Set ``stages`` where the config doesn't give them."""
+        if self.stages is not None:
+            return
+        stages = tuple(stages)
+        if len(stages) != 3 or not 0 <= stages[0] <= stages[1] <= stages[2]:
+            raise ValueError(
+                'DenseO2OScheduleHook needs stages=(t1, t2, t3), epochs in ascending order, but '
+                f'got {stages}'
+            )
+        self.stages = stages
+
+    def before_train(self, runner) -> None:
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise TypeError(
+                'DenseO2OScheduleHook switches stages by epoch, but the training loop is '
+                f'{type(runner.train_loop).__name__}: set '
+                "train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=...)"
+            )
+        if self.stages is None:
+            raise ValueError(
+                'DenseO2OScheduleHook has no stages: give stages=(t1, t2, t3) in epochs, or '
+                "runner_type='DEIMRunner', which derives them"
+            )
+        self._stage = None
+
+    def before_train_epoch(self, runner) -> None:
+        stage = Stage.at_epoch(runner.epoch, self.stages)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        augments = getattr(model.data_preprocessor, 'batch_augments', None) or []
+        for part in [*staged_parts(runner.train_dataloader.dataset), *staged_parts([*augments])]:
+            part.set_stage(stage)
+        if stage != self._stage:
+            self._stage = stage
+            runner.message_hub.update_info('stage', stage.label)
+            runner.logger.info(
+                f'Epoch {runner.epoch + 1} of {runner.max_epochs}: stage {stage.label} begins'
+                if runner.epoch in (0, *self.stages)
+                else f'Epoch {runner.epoch + 1} of {runner.max_epochs}: within stage {stage.label}'
+            )

@@ -1,0 +1,95 @@
+"""Exponential moving average of parameters and buffers whose decay is warmed up."""
+
+import math
+
+import torch
+from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseAveragedModel
+from torch import nn
+
+
+@MODELS.register_module()
+class ExpWarmupEMA(BaseAveragedModel):
+    r"""EMA over the whole state dict with decay :math:`d_n = decay (1 - e^{-n / warmup})`.
+
+    ``n`` counts updates from 1: :math:`\bar x_n = d_n \bar x_{n-1} + (1 - d_n) x_n` for floating
+    point entries, parameters and buffers alike; integer entries (``num_batches_tracked``) are
+    copied. It differs from mmdet's ``ExpMomentumEMA``, which has the same decays, in starting from
+    the model before its first step instead of after it, in the copied integers and in updating all
+    tensors at once.
+
+    Args:
+        model: Model to average; the average starts as a copy of it.
+        decay: Final decay, in [0, 1).
+        warmup_iters: Time constant of the warm-up in updates, positive.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, warmup_iters: float = 1000) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f'ExpWarmupEMA needs a decay in [0, 1), but got {decay}')
+        if warmup_iters <= 0:
+            raise ValueError(f'ExpWarmupEMA needs warmup_iters > 0, but got {warmup_iters}')
+        super().__init__(model, update_buffers=True)
+        self.decay = decay
+        self.warmup_iters = warmup_iters
+
+    def decay_at(self, update: int) -> float:
+        """Decay of the ``update``-th update, counted from 1."""
+        return self.decay * (1 - math.exp(-update / self.warmup_iters))
+
+    @torch.no_grad()
+    def copy_from(self, model: nn.Module) -> None:
+        """Set the average to the state of ``model``."""
+        source = model.state_dict()
+        for name, average in self.avg_parameters.items():
+            average.copy_(source[name])
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        self.steps += 1
+        weight = 1 - self.decay_at(int(self.steps))
+        source = model.state_dict()
+        averages, values = [], []
+        for name, average in self.avg_parameters.items():
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(source[name].to(average))
+            else:
+                average.copy_(source[name])
+        torch._foreach_lerp_(averages, values, weight)
+
+
+@HOOKS.register_module()
+class ExpWarmupEMAHook(EMAHook):
+    """mmengine's ``EMAHook`` with :class:`ExpWarmupEMA`.
+
+    Acts after each training iteration (update), around validation and test (the average takes part
+    in place of the model) and when a checkpoint is saved or loaded: ``state_dict`` of a checkpoint
+    holds the average, ``ema_state_dict`` the model in training and the number of updates, from
+    which a resumed run goes on with its decay.
+
+    Args:
+        decay: Final decay; None leaves it to :class:`~deim_mmdet.engine.DEIMRunner`.
+        warmup_iters: Time constant of the warm-up; None likewise.
+    """
+
+    def __init__(self, decay: float | None = None, warmup_iters: float | None = None) -> None:
+        numbers = dict(decay=decay, warmup_iters=warmup_iters)
+        super().__init__(
+            ema_type='ExpWarmupEMA', **{k: v for k, v in numbers.items() if v is not None}
+        )
+
+    def set_default(self, **numbers: float) -> None:
+        """Set ``decay`` and ``warmup_iters`` where the config doesn't give them."""
+        for name, value in numbers.items():
+            self.ema_cfg.setdefault(name, value)
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        # The copy was made before weights were initialised or loaded.
+        if self.ema_model.steps == 0:
+            self.ema_model.copy_from(self.src_model)

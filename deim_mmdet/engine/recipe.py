@@ -1,0 +1,222 @@
+"""The training recipe, derived from number of epochs, batch size and iterations an epoch.
+
+A published recipe is a set of numbers that belong to one length of training (``epochs`` on COCO)
+and one batch size. This module turns it into the numbers of another run; it is the only place
+where that is done.
+
+Two rules (DEIM, Table "hyper-parameters"; reference recipes):
+
+- *Batch size.* With ``k = batch size / published batch size`` the learning rate is multiplied by
+  ``k`` and everything that counts iterations (learning-rate warm-up, horizon ``1 / (1 - decay)``
+  and warm-up of the EMA) is divided by it.
+- *Length.* A run that sees fewer images than the published one keeps each duration's *share* of
+  the run: a warm-up of 2000 iterations is 0.9 % of the L recipe on COCO, and 0.9 % of a run on a
+  small data set, not all of it. A longer run keeps the published durations.
+"""
+
+from dataclasses import dataclass
+
+#: Images of COCO train2017, on which the published recipes are defined.
+COCO_TRAIN_IMAGES = 118287
+
+
+@dataclass(frozen=True)
+class PublishedRecipe:
+    """Numbers of a published recipe, as they hold for COCO.
+
+    Args:
+        epochs: Epochs of training.
+        batch_size: Images per optimiser step, over all processes.
+        stages: First epoch of the dense, flat and no-augmentation stage, ``(t1, t2, t3)``. A recipe
+            without Dense O2O has ``(0, 0, t3)``; one without no-augmentation epochs has
+            ``t3 = epochs``.
+        warmup_iters: Iterations of the quadratic learning-rate warm-up.
+        lr_gamma: Factor of the learning rate at the end of the cosine; 1 keeps it flat.
+        ema_decay: Decay of the EMA after its warm-up, in (0, 1).
+        ema_warmup_iters: Time constant of the EMA's warm-up, in iterations.
+        train_images: Images an epoch, which makes ``train_images // batch_size`` iterations.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    epochs: int
+    batch_size: int
+    stages: tuple[int, int, int]
+    warmup_iters: int
+    lr_gamma: float = 0.5
+    ema_decay: float = 0.9999
+    ema_warmup_iters: int = 1000
+    train_images: int = COCO_TRAIN_IMAGES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'stages', tuple(self.stages))
+        t1, t2, t3 = self.stages
+        if not 0 <= t1 <= t2 <= t3 <= self.epochs:
+            raise ValueError(
+                f'recipe: stages={self.stages} must be in order and within epochs={self.epochs}'
+            )
+        if not 0 < self.ema_decay < 1:
+            raise ValueError(f'recipe: ema_decay={self.ema_decay} must be between 0 and 1')
+        for name in ('batch_size', 'ema_warmup_iters', 'lr_gamma'):
+            if getattr(self, name) <= 0:
+                raise ValueError(f'recipe: {name}={getattr(self, name)} must be positive')
+        if self.warmup_iters < 0:
+            raise ValueError(f'recipe: warmup_iters={self.warmup_iters} must not be negative')
+
+    @property
+    def iters_per_epoch(self) -> int:
+        return self.train_images // self.batch_size
+
+    @property
+    def dense(self) -> bool:
+        """Whether the recipe has a Dense O2O stage."""
+        return self.stages[1] > self.stages[0]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of one training run; iterations are those of the training loop.
+
+    ``lr_scale`` multiplies the published learning rates. The learning rate is warmed up over
+    ``warmup_iters``, is flat until ``cosine_begin``, falls along a cosine to ``lr_gamma`` times its
+    value at ``cosine_end`` and stays there. ``stages`` are ``(t1, t2, t3)`` in epochs.
+    """
+
+    epochs: int
+    batch_size: int
+    iters_per_epoch: int
+    lr_scale: float
+    stages: tuple[int, int, int]
+    warmup_iters: int
+    cosine_begin: int
+    cosine_end: int
+    lr_gamma: float
+    ema_decay: float
+    ema_warmup_iters: float
+
+
+def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, int]:
+    """First epochs of the dense, flat and no-augmentation stage of a run of ``epochs`` epochs.
+
+    The no-augmentation stage keeps its share of the epochs and the dense stage its share of the
+    augmented ones; the warm-up stage keeps its share in shorter runs and its length in longer ones.
+    Every stage of the recipe has at least one epoch.
+
+    Raises:
+        ValueError: Fewer epochs than the recipe has stages.
+    """
+    t1, t2, t3 = published.stages
+    no_aug = published.epochs - t3
+    if epochs == published.epochs:
+        return published.stages
+    fewest = 4 if published.dense else 1 + (no_aug > 0)
+    if epochs < fewest:
+        raise ValueError(
+            f'max_epochs={epochs} is too short for the {fewest} stages of the recipe: '
+            f'set train_cfg.max_epochs to at least {fewest}'
+        )
+    if no_aug:
+        no_aug = max(1, round(epochs * no_aug / published.epochs))
+    end = epochs - no_aug
+    if not published.dense:
+        return 0, 0, end
+    warm_up = max(1, min(t1, round(t1 * epochs / published.epochs)))
+    dense = max(1, end * (t2 - t1) // t3)
+    return warm_up, min(warm_up + dense, end - 1), end
+
+
+def derive_recipe(
+    published: PublishedRecipe,
+    epochs: int,
+    batch_size: int,
+    iters_per_epoch: int,
+    accumulation: int = 1,
+    scale_by_batch: bool = True,
+) -> Recipe:
+    """Recipe of a run of another length or batch size than the published one.
+
+    Args:
+        published: Numbers to derive from.
+        epochs: Epochs of the run.
+        batch_size: Images per optimiser step, over all processes and accumulated iterations.
+        iters_per_epoch: Iterations of the training loop in an epoch.
+        accumulation: Iterations of the training loop that make one optimiser step.
+        scale_by_batch: Whether to apply the batch-size rule; the length rule always holds.
+
+    Raises:
+        ValueError: The run is too short for its stages, or a number isn't positive.
+    """
+    for name, value in dict(
+        epochs=epochs, batch_size=batch_size, iters_per_epoch=iters_per_epoch
+    ).items():
+        if value <= 0:
+            raise ValueError(f'recipe: {name}={value} must be positive')
+    scale = batch_size / published.batch_size if scale_by_batch else 1.0
+    published_iters = published.epochs * published.iters_per_epoch
+    # Both in units of published iterations; exactly 1 for the published run.
+    length = epochs * iters_per_epoch * scale / accumulation / published_iters
+    stretch = min(1.0, length) / scale * accumulation
+
+    stages = derive_stages(published, epochs)
+    _, t2, t3 = stages
+    if not published.dense:
+        t2 = t3
+    horizon = 1 / (1 - published.ema_decay) * stretch
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        iters_per_epoch=iters_per_epoch,
+        lr_scale=scale,
+        stages=stages,
+        warmup_iters=round(published.warmup_iters * stretch),
+        cosine_begin=t2 * iters_per_epoch,
+        cosine_end=t3 * iters_per_epoch,
+        lr_gamma=published.lr_gamma,
+        # 1 - 1 / horizon, written so that the published decay comes back to the last bit; a
+        # horizon under an iteration is no averaging.
+        ema_decay=1 - (1 - published.ema_decay) / stretch if horizon > 1 else 0.0,
+        ema_warmup_iters=published.ema_warmup_iters * stretch,
+    )
+
+
+def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
+    """Table of the published and the derived numbers, for the log; ``lr`` is the published rate."""
+    total = recipe.epochs * recipe.iters_per_epoch
+    published_total = published.epochs * published.iters_per_epoch
+
+    def share(iters: float, of: int) -> str:
+        return f'{iters:.6g} ({100 * iters / of:.2g} %)'
+
+    def stages(stages: tuple[int, int, int]) -> str:
+        return ', '.join(map(str, stages))
+
+    rows = [
+        ('', 'published', 'this run'),
+        ('epochs', published.epochs, recipe.epochs),
+        ('images per optimiser step', published.batch_size, recipe.batch_size),
+        ('iterations an epoch', published.iters_per_epoch, recipe.iters_per_epoch),
+        ('iterations', published_total, total),
+        ('learning rate', f'{lr:.4g}', f'{lr * recipe.lr_scale:.4g} (x {recipe.lr_scale:.4g})'),
+        (
+            'learning-rate warm-up, iterations',
+            share(published.warmup_iters, published_total),
+            share(recipe.warmup_iters, total),
+        ),
+        ('learning rate at the end', f'x {published.lr_gamma:g}', f'x {recipe.lr_gamma:g}'),
+        (
+            'first epoch of dense, flat, no-augmentation stage',
+            stages(published.stages),
+            stages(recipe.stages),
+        ),
+        ('EMA decay', f'{published.ema_decay:.6g}', f'{recipe.ema_decay:.6g}'),
+        (
+            'EMA warm-up, iterations',
+            share(published.ema_warmup_iters, published_total),
+            share(recipe.ema_warmup_iters, total),
+        ),
+    ]
+    widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
+    return '\n'.join(
+        f'{row[0]!s:<{widths[0]}}  {row[1]!s:>{widths[1]}}  {row[2]!s:>{widths[2]}}' for row in rows
+    )

@@ -1,0 +1,179 @@
+"""Runner that derives the training recipe, checks its input and saves checkpoints atomically."""
+
+import copy
+import datetime
+import os
+from pathlib import Path
+
+import torch
+from mmengine.device import is_cuda_available
+from mmengine.dist import master_only
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from .checks import check_classes, check_object_counts
+from .hooks import DenseO2OScheduleHook, ExpWarmupEMAHook
+from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
+from .safe_globals import explain_load_errors
+
+
+# In mmengine's own registry, where both its tools and mmdet's find it.
+@RUNNERS.register_module()
+class DEIMRunner(Runner):
+    """mmengine's ``Runner`` for configs with a published ``recipe``.
+
+    Before training it derives the run's numbers (:func:`~deim_mmdet.engine.recipe.derive_recipe`)
+    from ``train_cfg.max_epochs``, the joint batch size and the iterations of an epoch, prints them
+    beside the published ones and gives them to the optimiser (learning rates), ``FlatCosineLR``,
+    ``ExpWarmupEMAHook`` and ``DenseO2OScheduleHook``. A number that the config gives to one of them
+    itself is left alone. ``auto_scale_lr`` holds the published batch size and switches the rule for
+    batch sizes; mmengine's own scaling isn't applied on top. Without ``recipe`` in the config
+    nothing is derived.
+
+    It refuses, before the first iteration, images with more objects than queries and a number of
+    classes other than the data set's; names the reason why a checkpoint can't be loaded; and writes
+    checkpoints so that a killed run leaves no half-written one. On a machine without CUDA it trains
+    with ``--launcher pytorch`` over gloo, with ``--amp`` in bfloat16, and without SyncBN.
+    """
+
+    #: The derived numbers, from the start of training on; None without a recipe in the config.
+    recipe: Recipe | None = None
+
+    def setup_env(self, env_cfg: dict) -> None:
+        # mmengine's own initialisation selects a CUDA device in any case.
+        if self.launcher == 'pytorch' and not is_cuda_available():
+            seconds = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+            torch.distributed.init_process_group(
+                'gloo', timeout=datetime.timedelta(seconds=seconds)
+            )
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if self.distributed and not is_cuda_available():
+            if self.cfg.pop('sync_bn', None):
+                self.logger.info('SyncBN needs CUDA: every process normalises by its own batch')
+            model_wrapper_cfg = dict(
+                dict(
+                    type='MMDistributedDataParallel',
+                    broadcast_buffers=False,
+                    find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+                ),
+                **(model_wrapper_cfg or {}),
+                device_ids=None,
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        if (
+            isinstance(optim_wrapper, dict)
+            and optim_wrapper.get('type') == 'AmpOptimWrapper'
+            and not is_cuda_available()
+        ):
+            self.logger.info('No CUDA: mixed precision in bfloat16 on the CPU')
+            optim_wrapper = copy.deepcopy(optim_wrapper)
+            optim_wrapper['type'] = 'CpuAmpOptimWrapper'
+            for option in ('loss_scale', 'dtype'):
+                optim_wrapper.pop(option, None)
+        return super().build_optim_wrapper(optim_wrapper)
+
+    def build_train_loop(self, loop) -> BaseLoop:
+        built = super().build_train_loop(loop)
+        dataset = built.dataloader.dataset
+        check_classes(self._bare_model, dataset, 'training')
+        check_object_counts(self._bare_model, dataset)
+        if len(built.dataloader) == 0:
+            raise ValueError(
+                f'the training set has {len(dataset)} images, too few for one batch of '
+                f'{built.dataloader.batch_size} a process: lower train_dataloader.batch_size'
+            )
+        return built
+
+    def build_val_loop(self, loop) -> BaseLoop:
+        built = super().build_val_loop(loop)
+        check_classes(self._bare_model, built.dataloader.dataset, 'validation')
+        return built
+
+    def build_test_loop(self, loop) -> BaseLoop:
+        built = super().build_test_loop(loop)
+        check_classes(self._bare_model, built.dataloader.dataset, 'test')
+        return built
+
+    @property
+    def _bare_model(self) -> nn.Module:
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Derive and apply the recipe; mmengine calls this once loop and optimiser are built.
+
+        Raises:
+            ValueError: The recipe is malformed or the run too short for it.
+        """
+        if self.cfg.get('recipe') is None:
+            super().scale_lr(optim_wrapper, auto_scale_lr)
+            return
+        published = self._published_recipe(auto_scale_lr or {})
+        loader = self.train_dataloader
+        accumulation = optim_wrapper._accumulative_counts
+        per_process = loader.batch_size or loader.batch_sampler.batch_size
+        self.recipe = derive_recipe(
+            published,
+            epochs=self.max_epochs,
+            batch_size=per_process * self.world_size * accumulation,
+            iters_per_epoch=len(loader),
+            accumulation=accumulation,
+            scale_by_batch=auto_scale_lr.get('enable', False),
+        )
+        self._apply(self.recipe, optim_wrapper)
+        lr = self.cfg.optim_wrapper.optimizer.lr
+        self.logger.info('Recipe\n' + format_recipe(published, self.recipe, lr))
+
+    def _published_recipe(self, auto_scale_lr: dict) -> PublishedRecipe:
+        batch_size = auto_scale_lr.get('base_batch_size')
+        if batch_size is None:
+            raise ValueError(
+                'a config with a recipe needs auto_scale_lr=dict(enable=True, '
+                'base_batch_size=...), the batch size that the recipe was published for'
+            )
+        try:
+            return PublishedRecipe(batch_size=batch_size, **self.cfg.recipe)
+        except TypeError as error:
+            raise ValueError(f'recipe={dict(self.cfg.recipe)}: {error}') from None
+
+    def _apply(self, recipe: Recipe, optim_wrapper: OptimWrapper) -> None:
+        for group in optim_wrapper.param_groups:
+            group['lr'] *= recipe.lr_scale
+        schedulers = self.param_schedulers
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if isinstance(scheduler, dict) and scheduler.get('type') == 'FlatCosineLR':
+                for name in ('warmup_iters', 'cosine_begin', 'cosine_end', 'lr_gamma'):
+                    scheduler.setdefault(name, getattr(recipe, name))
+        for hook in self.hooks:
+            if isinstance(hook, DenseO2OScheduleHook):
+                hook.set_default(recipe.stages)
+            elif isinstance(hook, ExpWarmupEMAHook):
+                hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        """Load a checkpoint as mmengine does.
+
+        Raises:
+            RuntimeError: The file holds a type that isn't allowed, or is damaged.
+        """
+        with explain_load_errors(filename):
+            return super().load_checkpoint(filename, *args, **kwargs)
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        """Save a checkpoint as mmengine does, but under its name only once it is on the disk."""
+        if not isinstance(get_file_backend(out_dir), LocalBackend):
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        temporary = Path(out_dir) / f'{filename}.tmp'
+        super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, Path(out_dir) / filename)

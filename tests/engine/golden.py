@@ -1,0 +1,27 @@
+"""The published training recipes, by model name."""
+
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / 'data' / 'schedules'
+MODELS = sorted(path.stem.removeprefix('schedule_') for path in FOLDER.glob('*.json'))
+DFINE_MODELS = [name for name in MODELS if 'dfine' in name]
+
+
+def schedule(model: str) -> dict:
+    return json.loads((FOLDER / f'schedule_{model}.json').read_text())
+
+
+def published_numbers(model: str) -> dict:
+    """Arguments of ``PublishedRecipe`` as the golden file of a model states them."""
+    golden = schedule(model)
+    policy = golden['policy']['epoch']
+    return dict(
+        epochs=golden['epochs'],
+        batch_size=golden['total_batch_size'],
+        stages=tuple(policy) if isinstance(policy, list) else (0, 0, policy),
+        warmup_iters=golden['lr_schedule']['warmup_iter'],
+        lr_gamma=golden['lr_schedule']['lr_gamma'],
+        ema_decay=golden['ema']['decay'],
+        ema_warmup_iters=golden['ema']['warmups'],
+    )

@@ -1,0 +1,147 @@
+import dataclasses
+
+import pytest
+
+from deim_mmdet.engine.recipe import (
+    PublishedRecipe,
+    derive_recipe,
+    derive_stages,
+    format_recipe,
+)
+
+from .golden import MODELS, published_numbers
+
+L = PublishedRecipe(epochs=58, batch_size=32, stages=(4, 29, 50), warmup_iters=2000)
+BASELINE = PublishedRecipe(
+    epochs=80, batch_size=32, stages=(0, 0, 72), warmup_iters=500, lr_gamma=1
+)
+
+
+def derive_published(published, **changes):
+    arguments = dict(
+        epochs=published.epochs,
+        batch_size=published.batch_size,
+        iters_per_epoch=published.iters_per_epoch,
+    )
+    return derive_recipe(published, **{**arguments, **changes})
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_published_run_gets_published_numbers(model):
+    published = PublishedRecipe(**published_numbers(model))
+    recipe = derive_published(published)
+    assert recipe.stages == published.stages
+    assert recipe.lr_scale == 1
+    assert recipe.warmup_iters == published.warmup_iters
+    assert recipe.ema_decay == published.ema_decay
+    assert recipe.ema_warmup_iters == published.ema_warmup_iters
+    assert recipe.cosine_end == published.stages[2] * published.iters_per_epoch
+    if published.dense:
+        assert recipe.cosine_begin == published.stages[1] * published.iters_per_epoch
+
+
+@pytest.mark.parametrize('model', ['deim_dfine_l', 'deim_dfine_m', 'deim_dfine_s', 'deim_dfine_n'])
+def test_stages_follow_the_papers_formula(model):
+    numbers = published_numbers(model)
+    epochs, (t1, t2, t3) = numbers['epochs'], numbers['stages']
+    assert (t1, t2) == (4, 4 + t3 // 2)
+    published = PublishedRecipe(**numbers)
+    # Longer runs keep the four epochs and the share of the last stage.
+    longer = derive_stages(published, 2 * epochs)
+    assert longer == (4, 4 + t3, 2 * t3)
+
+
+@pytest.mark.parametrize('k', [0.25, 0.5, 2, 4])
+def test_batch_size_scales_rates_and_durations(k):
+    recipe = derive_published(
+        L, batch_size=int(32 * k), iters_per_epoch=round(L.iters_per_epoch / k)
+    )
+    assert recipe.lr_scale == k
+    assert recipe.warmup_iters == pytest.approx(2000 / k)
+    assert recipe.ema_decay == pytest.approx(1 - (1 - 0.9999) * k, rel=1e-9)
+    assert recipe.ema_warmup_iters == pytest.approx(1000 / k)
+    assert recipe.stages == L.stages
+
+
+def test_batch_size_rule_can_be_switched_off():
+    recipe = derive_published(L, batch_size=16, iters_per_epoch=7392, scale_by_batch=False)
+    assert recipe.lr_scale == 1
+    assert recipe.warmup_iters == 2000
+    assert recipe.ema_decay == 0.9999
+
+
+@pytest.mark.parametrize('published', [L, BASELINE], ids=['deim', 'baseline'])
+@pytest.mark.parametrize(
+    ('epochs', 'batch_size', 'iters'), [(12, 8, 25), (58, 32, 6), (132, 4, 51), (24, 64, 300)]
+)
+def test_small_data_set_keeps_shares(published, epochs, batch_size, iters):
+    recipe = derive_recipe(published, epochs, batch_size, iters)
+    total, published_total = epochs * iters, published.epochs * published.iters_per_epoch
+    assert recipe.warmup_iters == pytest.approx(
+        published.warmup_iters / published_total * total, abs=0.5
+    )
+    assert recipe.ema_warmup_iters / total == pytest.approx(1000 / published_total)
+    horizon = 1 / (1 - recipe.ema_decay)
+    assert horizon / total == pytest.approx(max(10000 / published_total, 1 / total), rel=1e-6)
+
+
+def test_longer_run_keeps_durations():
+    recipe = derive_published(L, epochs=120)
+    assert (recipe.warmup_iters, recipe.ema_decay, recipe.ema_warmup_iters) == (2000, 0.9999, 1000)
+
+
+def test_accumulated_iterations_make_one_step():
+    whole = derive_recipe(L, 24, 64, 100)
+    halved = derive_recipe(L, 24, 64, 200, accumulation=2)
+    assert halved.lr_scale == whole.lr_scale
+    assert halved.stages == whole.stages
+    assert halved.warmup_iters == pytest.approx(2 * whole.warmup_iters, abs=1)
+    assert 1 / (1 - halved.ema_decay) == pytest.approx(2 / (1 - whole.ema_decay))
+
+
+@pytest.mark.parametrize('model', ['deim_dfine_l', 'deim_dfine_n', 'deim_rtdetrv2_r18'])
+@pytest.mark.parametrize('epochs', [*range(4, 60), 100, 131, 161, 300])
+def test_every_stage_has_an_epoch(model, epochs):
+    t1, t2, t3 = derive_stages(PublishedRecipe(**published_numbers(model)), epochs)
+    assert 1 <= t1 < t2 < t3 < epochs
+    assert t1 <= 4
+
+
+def test_baseline_has_two_stages():
+    assert derive_stages(BASELINE, 20) == (0, 0, 18)
+    assert derive_stages(BASELINE, 2) == (0, 0, 1)
+    recipe = derive_recipe(BASELINE, 20, 32, 100)
+    assert recipe.cosine_begin == recipe.cosine_end == 1800
+
+
+def test_too_few_epochs_name_the_remedy():
+    with pytest.raises(ValueError, match=r'max_epochs=3 is too short .* at least 4'):
+        derive_recipe(L, 3, 32, 100)
+    with pytest.raises(ValueError, match='at least 2'):
+        derive_recipe(BASELINE, 1, 32, 100)
+
+
+@pytest.mark.parametrize(
+    ('change', 'word'),
+    [
+        (dict(stages=(4, 60, 50)), 'stages'),
+        (dict(stages=(4, 29, 59)), 'epochs'),
+        (dict(ema_decay=1.0), 'ema_decay'),
+        (dict(batch_size=0), 'batch_size'),
+        (dict(warmup_iters=-1), 'warmup_iters'),
+    ],
+)
+def test_impossible_published_numbers(change, word):
+    with pytest.raises(ValueError, match=word):
+        dataclasses.replace(L, **change)
+
+
+def test_table_shows_published_beside_derived():
+    table = format_recipe(L, derive_recipe(L, 12, 8, 25), lr=5e-4)
+    rows = {line.split('  ')[0]: line for line in table.splitlines()}
+    assert rows['epochs'].split()[-2:] == ['58', '12']
+    assert '4, 29, 50' in table
+    assert '1, 6, 10' in table
+    assert '0.0005' in rows['learning rate']
+    assert '0.000125 (x 0.25)' in rows['learning rate']
+    assert '2000 (0.93 %)' in table
