@@ -117,8 +117,13 @@ class DenseO2O(BaseTransform):
 
     def _load(self, info: dict) -> dict | None:
         results = self.load(info)
+        if results is None:
+            return None
+        # Raw annotations are of no more use, and MultiImageMixDataset copies the whole sample
+        # before each transform.
+        results.pop('instances', None)
         # Annotated boxes may reach over the border; after zoom-out that would be inside.
-        return results and self._clip(results)
+        return self._clip(results)
 
     def __repr__(self) -> str:
         return (

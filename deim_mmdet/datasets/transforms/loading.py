@@ -107,10 +107,11 @@ def _jpeg_scan_start(data: bytes) -> int:
     """Offset of the first scan of a JPEG: walks the segments, which may hold any bytes."""
     offset = len(JPEG_START)
     while data[offset : offset + 2] != JPEG_SCAN:
+        if offset + 4 > len(data):
+            return len(data)
         length = int.from_bytes(data[offset + 2 : offset + 4], 'big')
-        if data[offset : offset + 1] != b'\xff' or length < 2:
-            # Not a well-formed chain of segments (or its end): leave it to the decoder, unless
-            # the file ends here.
-            return 0 if offset < len(data) else len(data)
+        if data[offset] != 0xFF or length < 2:
+            # No well-formed chain of segments: any end marker will do.
+            return 0
         offset += 2 + length
     return offset

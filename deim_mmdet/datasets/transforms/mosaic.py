@@ -116,8 +116,8 @@ def resize_to_shorter_side(img: np.ndarray, size: int) -> np.ndarray:
         new_height, new_width = size, size * width // height
     else:
         new_height, new_width = size * height // width, size
-    # Averaging over the source pixels where the image shrinks: no aliasing.
-    interpolation = cv2.INTER_AREA if size < min(height, width) else cv2.INTER_LINEAR
+    # Bilinear interpolation skips source pixels once the image shrinks to less than half.
+    interpolation = cv2.INTER_AREA if 2 * size < min(height, width) else cv2.INTER_LINEAR
     return cv2.resize(img, (new_width, new_height), interpolation=interpolation)
 
 

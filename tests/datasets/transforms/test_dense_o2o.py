@@ -1,0 +1,192 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmdet.datasets import MultiImageMixDataset
+from mmengine.dataset import pseudo_collate
+from torch.utils.data import DataLoader
+
+from deim_mmdet.datasets import DenseO2O
+from deim_mmdet.utils import Stage
+
+LOAD = [{'type': 'LoadImageChecked'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
+MOSAIC = [{'type': 'DenseO2OMosaic', 'tile_size': 16}]
+SINGLE = [{'type': 'DenseO2OZoomOut', 'prob': 1, 'ratio_range': (2, 2)}]
+# What became of an image of 40 x 60, by its size: 32 x 48 are four tiles of 16 x 24.
+KINDS = {(40, 60): 'plain', (32, 48): 'mosaic', (80, 120): 'single'}
+
+
+@pytest.fixture
+def build(make_coco):
+    """Function (boxes=None, then=(), **of DenseO2O) -> dataset of twelve images of 40 x 60."""
+
+    def build(boxes=None, then=(), **options):
+        root = make_coco([(40, 60)] * 12, boxes)
+        inner = {
+            'type': 'CheckedCocoDataset',
+            'data_root': str(root),
+            'ann_file': 'ann.json',
+            'data_prefix': {'img': ''},
+            'pipeline': [],
+        }
+        switch = {'type': 'DenseO2O', 'load': LOAD, 'mosaic': MOSAIC, 'single': SINGLE, **options}
+        return MultiImageMixDataset(inner, [switch, *then, {'type': 'PackDetInputs'}])
+
+    return build
+
+
+def kind_of(item):
+    return KINDS[tuple(item['inputs'].shape[-2:])]
+
+
+@pytest.mark.parametrize(
+    ('stage', 'mosaic_prob', 'expected'),
+    [
+        (Stage.WARM_UP, 1, {'plain'}),
+        (Stage.DENSE, 1, {'mosaic'}),
+        (Stage.DENSE, 0, {'single'}),
+        (Stage.FLAT, 1, {'single'}),
+        (Stage.NO_AUG, 1, {'plain'}),
+    ],
+)
+def test_what_each_stage_does(build, stage, mosaic_prob, expected):
+    dataset = build(mosaic_prob=mosaic_prob)
+    dataset.pipeline[0].set_stage(stage)
+    assert {kind_of(dataset[index]) for index in range(12)} == expected
+
+
+def test_is_dense_before_any_hook_speaks_with_an_even_coin(build):
+    np.random.seed(0)
+    dataset = build()
+    seen = [kind_of(dataset[index % 12]) for index in range(400)]
+    assert set(seen) == {'mosaic', 'single'}
+    assert seen.count('mosaic') / 400 == pytest.approx(0.5, abs=0.1)
+
+
+def test_without_mosaic_it_stands_in_any_pipeline(build):
+    dataset = build(mosaic=None)
+    assert {kind_of(dataset[index]) for index in range(12)} == {'single'}
+    plain = build().dataset
+    transform = DenseO2O(load=LOAD)
+    assert transform.transform(plain[0])['img'].shape == (40, 60, 3)
+
+
+def test_warm_up_gives_image_and_boxes_as_they_are(build):
+    dataset = build(boxes=[[(10, 5, 20, 10), (-5, 30, 10, 20)]] * 12)
+    dataset.pipeline[0].set_stage(Stage.WARM_UP)
+    item = dataset[3]
+    # Clipped to the image.
+    boxes = item['data_samples'].gt_instances.bboxes.tensor
+    assert boxes.tolist() == [[10, 5, 30, 15], [0, 30, 5, 40]]
+    loaded = DenseO2O(load=LOAD).load(dataset.dataset[3])['img']
+    assert np.array_equal(item['inputs'].permute(1, 2, 0).numpy(), loaded)
+
+
+def test_boxes_are_clipped_before_the_zoom_out(build):
+    dataset = build(boxes=[[(-5, -5, 100, 100)]] * 12, mosaic=None)
+    sample = dataset[0]['data_samples']
+    box = sample.gt_instances.bboxes.tensor[0]
+    assert (box[2:] - box[:2]).tolist() == [60, 40]
+
+
+def test_a_mosaic_is_made_of_the_sample_and_its_partners(build):
+    # One object per image: as many as images that are visible after the map.
+    dataset = build(
+        mosaic_prob=1,
+        mosaic=[{**MOSAIC[0], 'rotation': 0, 'translation': 0, 'scale_range': (1, 1)}],
+    )
+    for index in range(12):
+        sample = dataset[index]['data_samples']
+        assert len(sample.gt_instances) == 4
+        assert sample.img_id == index
+
+
+@pytest.mark.parametrize('stage', list(Stage))
+def test_images_without_objects_pass(build, stage):
+    dataset = build(boxes=[[]] * 12)
+    dataset.pipeline[0].set_stage(stage)
+    for index in range(12):
+        assert len(dataset[index]['data_samples'].gt_instances) == 0
+
+
+def test_persistent_workers_obey_a_change_of_stage(build):
+    dataset = build()
+    loader = DataLoader(
+        dataset,
+        batch_size=4,
+        num_workers=2,
+        persistent_workers=True,
+        collate_fn=pseudo_collate,
+    )
+    expected = {
+        Stage.WARM_UP: {'plain'},
+        Stage.DENSE: {'mosaic', 'single'},
+        Stage.FLAT: {'single'},
+        Stage.NO_AUG: {'plain'},
+    }
+    for stage in (*Stage, Stage.DENSE, Stage.WARM_UP):
+        dataset.pipeline[0].set_stage(stage)
+        seen = {KINDS[tuple(i.shape[-2:])] for batch in loader for i in batch['inputs']}
+        # The dense stage draws: of twelve samples both kinds but once in 2000.
+        assert seen == expected[stage]
+
+
+def test_stage_is_shared_with_processes_that_get_a_pickled_copy():
+    transform = DenseO2O(load=LOAD, single=SINGLE)
+    worker = torch.multiprocessing.get_context('spawn').Process(target=_set_flat, args=(transform,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert 'stage=flat' in repr(transform)
+
+
+def _set_flat(transform):
+    transform.set_stage(Stage.FLAT)
+
+
+def test_samples_are_reproducible_from_the_seed(build):
+    dataset = build()
+    runs = []
+    for _ in range(2):
+        np.random.seed(5)
+        runs.append([dataset[index]['inputs'] for index in range(12)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_bad_use_is_named(build):
+    with pytest.raises(ValueError, match='got no mix_results: wrap the dataset in Multi'):
+        DenseO2O(load=LOAD, mosaic=MOSAIC).transform(build().dataset[0])
+    with pytest.raises(ValueError, match='exactly one transform that draws partners.*got 0'):
+        DenseO2O(load=LOAD, mosaic=SINGLE)
+    with pytest.raises(ValueError, match=r'mosaic_prob must be a probability.*got 2'):
+        DenseO2O(load=LOAD, mosaic=MOSAIC, mosaic_prob=2)
+
+
+def test_missing_image_stops_with_its_name(build):
+    dataset = build(mosaic=None)
+    info = dataset.dataset[0]
+    info['img_path'] += '.gone'
+    with pytest.raises(FileNotFoundError, match=r'0\.png\.gone'):
+        dataset.pipeline[0].transform(info)
+
+
+def test_mosaic_alone_in_a_plain_pipeline(make_coco):
+    root = make_coco([(40, 60)] * 4)
+    dataset = MultiImageMixDataset(
+        {
+            'type': 'CocoDataset',
+            'metainfo': {'classes': ('cat', 'dog')},
+            'data_root': str(root),
+            'ann_file': 'ann.json',
+            'data_prefix': {'img': ''},
+            'pipeline': [{'type': 'LoadImageFromFile'}, LOAD[1]],
+        },
+        [MOSAIC[0], {'type': 'PackDetInputs'}],
+    )
+    assert {kind_of(dataset[index]) for index in range(4)} == {'mosaic'}
+
+
+def test_data_set_survives_pickling(build):
+    dataset = pickle.loads(pickle.dumps(build(mosaic=None)))
+    assert kind_of(dataset[0]) == 'single'

@@ -1,0 +1,194 @@
+import cmath
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from deim_mmdet.datasets import DenseO2OMosaic
+from deim_mmdet.datasets.transforms.mosaic import resize_to_shorter_side, turned_hulls, warp
+
+SIZES = [(60, 90), (80, 50), (64, 64), (40, 100)]
+OBJECTS = np.array([[0.1, 0.1, 0.4, 0.5], [0.3, 0.3, 0.9, 0.8], [0.6, 0.0, 1.0, 0.4]])
+
+
+@pytest.fixture
+def four_samples(make_sample):
+    """Function (visible=None) -> samples of different sizes with three objects each.
+
+    Labels 0 to 11 in order of the samples; all images but number ``visible`` are black.
+    """
+
+    def make(visible=None):
+        samples = []
+        for number, (height, width) in enumerate(SIZES):
+            boxes = np.rint(OBJECTS * [width, height, width, height])
+            sample = make_sample(boxes, height, width)
+            sample['gt_bboxes_labels'] = sample['gt_bboxes_labels'] + 3 * number
+            if visible not in (None, number):
+                sample['img'] = np.zeros_like(sample['img'])
+            samples.append(sample)
+        return {**samples[0], 'mix_results': samples[1:]}
+
+    return make
+
+
+def test_tiles_lie_at_the_top_left_of_the_quadrants(four_samples):
+    transform = DenseO2OMosaic(tile_size=32, rotation=0, translation=0, scale_range=(1, 1))
+    inputs = four_samples()
+    images = [sample['img'] for sample in (inputs, *inputs['mix_results'])]
+    results = transform.transform(inputs)
+    # Shorter sides 32: 32 x 48, 51 x 32, 32 x 32, 32 x 80; hence quadrants of 51 x 80.
+    shapes = [(32, 48), (51, 32), (32, 32), (32, 80)]
+    corners = [(0, 0), (80, 0), (0, 51), (80, 51)]
+    img = results['img']
+    assert img.shape == (102, 160, 3)
+    assert results['img_shape'] == (102, 160)
+    expected = np.zeros_like(img)
+    boxes = []
+    for original, (height, width), (x, y) in zip(images, shapes, corners, strict=True):
+        tile = resize_to_shorter_side(original, 32)
+        assert tile.shape == (height, width, 3)
+        expected[y : y + height, x : x + width] = tile
+        scale = np.array([width / original.shape[1], height / original.shape[0]] * 2)
+        whole = np.rint(OBJECTS * ([original.shape[1], original.shape[0]] * 2))
+        boxes.extend(whole * scale + [x, y, x, y])
+    assert np.array_equal(img, expected)
+    assert results['gt_bboxes'].tensor.numpy() == pytest.approx(np.array(boxes), abs=1e-4)
+    assert results['gt_bboxes_labels'].tolist() == list(range(12))
+    assert len(results['gt_ignore_flags']) == 12
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_boxes_follow_the_pixels(four_samples, seed):
+    # The same seed gives the same geometry; one image at a time is visible.
+    for visible in range(4):
+        np.random.seed(seed)
+        results = DenseO2OMosaic(tile_size=160).transform(four_samples(visible))
+        img = results['img']
+        height, width = img.shape[:2]
+        found = dict(
+            zip(results['gt_bboxes_labels'], results['gt_bboxes'].tensor.tolist(), strict=True)
+        )
+        for channel in range(3):
+            rows, columns = np.nonzero(img[..., channel] > 127)
+            box = found.get(3 * visible + channel)
+            if box is None:
+                assert len(rows) == 0 or min(np.ptp(rows), np.ptp(columns)) <= 2
+                continue
+            if len(rows) == 0:
+                # Only a corner of the turned box's hull is on the canvas.
+                assert 0 in box or width in box or height in box
+                continue
+            hull = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            if min(box) > 0 and box[2] < width and box[3] < height:
+                assert box == pytest.approx(hull, abs=2.5)
+            else:
+                assert all(box[side] <= hull[side] + 2.5 for side in (0, 1))
+                assert all(box[side] >= hull[side] - 2.5 for side in (2, 3))
+
+
+def test_warp_is_the_affine_map_of_pixel_centres():
+    rng = np.random.default_rng(0)
+    img = rng.integers(1, 256, (40, 60, 3), dtype=np.uint8)
+    np.random.seed(3)
+    for _ in range(3):
+        matrix = DenseO2OMosaic()._draw_affine(40, 60)
+        out = warp(img, matrix)
+        inverse = np.linalg.inv(matrix[:, :2])
+        wrong = 0
+        for row in range(40):
+            for column in range(60):
+                x, y = inverse @ (np.array([column + 0.5, row + 0.5]) - matrix[:, 2])
+                inside = 0 <= x < 60 and 0 <= y < 40
+                expected = img[int(y), int(x)] if inside else 0
+                wrong += not np.array_equal(out[row, column], np.broadcast_to(expected, 3))
+        # Fixed-point arithmetic: a few pixels fall on the other side of a border.
+        assert wrong < 0.05 * 40 * 60
+
+
+def test_warp_does_not_shift_by_half_a_pixel():
+    img = np.zeros((40, 40), dtype=np.uint8)
+    img[10:30, 10:30] = 255
+    doubled = np.array([[2.0, 0, -20], [0, 2, -20]])
+    rows, columns = np.nonzero(warp(img, doubled))
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [0, 39, 0, 39]
+    half = np.array([[0.5, 0, 10], [0, 0.5, 10]])
+    rows, columns = np.nonzero(warp(img, half))
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [15, 24, 15, 24]
+
+
+def test_affine_turns_scales_and_shifts_about_the_centre():
+    np.random.seed(0)
+    transform = DenseO2OMosaic(rotation=10, translation=0.1, scale_range=(0.5, 1.5))
+    angles, scales, shifts = [], [], []
+    for _ in range(1000):
+        matrix = transform._draw_affine(200, 300)
+        linear = matrix[:, :2]
+        scale = math.sqrt(np.linalg.det(linear))
+        assert linear @ linear.T == pytest.approx(np.eye(2) * scale**2, abs=1e-9)
+        angles.append(math.degrees(math.atan2(linear[1, 0], linear[0, 0])))
+        scales.append(scale)
+        shifts.append((linear @ [150, 100] + matrix[:, 2] - [150, 100]) / [300, 200])
+    shifts = np.array(shifts)
+    for values, low, high in (
+        (angles, -10, 10),
+        (scales, 0.5, 1.5),
+        (shifts[:, 0], -0.1, 0.1),
+        (shifts[:, 1], -0.1, 0.1),
+    ):
+        assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(np.column_stack([angles, scales, shifts]).T) - np.eye(4)).max() < 0.13
+
+
+def test_hulls_of_turned_corners():
+    boxes = np.array([[10.0, 20, 40, 30], [0, 0, 5, 50]])
+    turn = cmath.rect(1.3, math.radians(7))
+    matrix = np.array([[turn.real, -turn.imag, 3], [turn.imag, turn.real, -4]])
+    expected = []
+    for x1, y1, x2, y2 in boxes:
+        points = [complex(x, y) * turn + complex(3, -4) for x in (x1, x2) for y in (y1, y2)]
+        xs, ys = [p.real for p in points], [p.imag for p in points]
+        expected.append([min(xs), min(ys), max(xs), max(ys)])
+    assert turned_hulls(boxes, matrix) == pytest.approx(np.array(expected))
+
+
+def test_boxes_are_clipped_and_those_under_one_pixel_dropped(make_sample):
+    np.random.seed(0)
+    for _ in range(50):
+        samples = [make_sample([[0, 0, 2, 50], [5, 5, 45, 45], [48, 48, 60, 60]], 50, 50)] * 4
+        results = DenseO2OMosaic(tile_size=40).transform({**samples[0], 'mix_results': samples[1:]})
+        boxes = results['gt_bboxes'].tensor.numpy()
+        assert len(boxes) == len(results['gt_bboxes_labels']) == len(results['gt_ignore_flags'])
+        assert (boxes >= 0).all()
+        assert (boxes <= 80).all()
+        assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+
+
+def test_samples_without_objects(make_sample):
+    sample = make_sample([], 30, 40)
+    results = DenseO2OMosaic(tile_size=16).transform({**sample, 'mix_results': [sample] * 3})
+    assert results['gt_bboxes'].tensor.shape == (0, 4)
+    assert results['img'].shape == (32, 42, 3)
+
+
+def test_partners_are_drawn_with_replacement():
+    np.random.seed(0)
+    transform = DenseO2OMosaic()
+    drawn = np.array([transform.get_indexes(range(4)) for _ in range(1000)])
+    assert drawn.shape == (1000, 3)
+    assert stats.chisquare(np.bincount(drawn.ravel(), minlength=4)).pvalue > 1e-3
+    assert any(len(set(row)) < 3 for row in drawn.tolist())
+
+
+def test_bad_input_is_named(make_sample):
+    sample = make_sample([], 30, 40)
+    with pytest.raises(ValueError, match='needs 3 other samples.*got 0: wrap the dataset'):
+        DenseO2OMosaic().transform(sample)
+    with pytest.raises(ValueError, match='tile_size must be an integer of at least 1, got 0'):
+        DenseO2OMosaic(tile_size=0)
+    with pytest.raises(ValueError, match=r'translation must be a number in \[0, 1\], got 10'):
+        DenseO2OMosaic(translation=10)
+    with pytest.raises(ValueError, match=r'scale_range.*got \(0, 1\)'):
+        DenseO2OMosaic(scale_range=(0, 1))
+    assert 'tile_size=320, rotation=10.0, translation=0.1' in repr(DenseO2OMosaic())
