@@ -1,3 +1,10 @@
-from . import backbones, dense_heads, losses, necks, task_modules
+from . import backbones, data_preprocessors, dense_heads, losses, necks, task_modules
 
-__all__ = ['backbones', 'dense_heads', 'losses', 'necks', 'task_modules']
+__all__ = [
+    'backbones',
+    'data_preprocessors',
+    'dense_heads',
+    'losses',
+    'necks',
+    'task_modules',
+]

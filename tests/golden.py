@@ -1,0 +1,57 @@
+"""The reference implementations' figures, and our models filled with the same parameters."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import mmdet.models  # noqa: F401  (registers the detectors)
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from deim_mmdet.checkpoints import convert_reference_state_dict
+
+FOLDER = Path(__file__).parent / 'data' / 'golden'
+CONFIGS = Path(__file__).parent.parent / 'configs'
+PARAMETERS = json.loads((FOLDER / 'parameters.json').read_text())
+DFINE_MODELS = [name for name in PARAMETERS if 'dfine' in name]
+
+_spec = importlib.util.spec_from_file_location('golden_fill', FOLDER / 'fill.py')
+_fill = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_fill)
+image = _fill.image
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    """Arrays of ``<name>.npz``."""
+    with np.load(FOLDER / f'{name}.npz') as arrays:
+        return dict(arrays)
+
+
+def build_model(name: str) -> nn.Module:
+    """Model of ``configs/<name>.py`` without pretrained weights."""
+    cfg = Config.fromfile(CONFIGS / f'{name}.py').model
+    cfg.backbone.init_cfg = None
+    return MODELS.build(cfg)
+
+
+def reference_state_dict(name: str) -> dict[str, Tensor]:
+    """State dict of the reference model ``name``, filled deterministically, float64."""
+    shapes = json.loads((FOLDER / f'state_{name}.json').read_text())
+    kept = dict(up=0.5, reg_scale=8.0 if name.endswith('_x') else 4.0)
+    state = {}
+    for key, shape in shapes.items():
+        value = _fill.fill(key, shape)
+        if value is None:
+            value = np.full(shape, kept.get(key.rsplit('.', 1)[-1], 0.0))
+        state[key] = torch.from_numpy(np.asarray(value))
+    return state
+
+
+def filled_model(name: str) -> nn.Module:
+    """Our model with the parameters of :func:`reference_state_dict`, loaded strictly; float64."""
+    model = build_model(name).double()
+    model.load_state_dict(convert_reference_state_dict(reference_state_dict(name)), strict=True)
+    return model

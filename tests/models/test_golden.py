@@ -1,0 +1,139 @@
+"""Networks, criterion and training step against the reference implementations' figures."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from golden import DFINE_MODELS, FOLDER, PARAMETERS, build_model, filled_model, image, load
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+from deim_mmdet.checkpoints.reference import convert_name
+from deim_mmdet.models.layers.dfine_decoder import DecoderPredictions
+from deim_mmdet.models.task_modules import Targets
+
+EVAL_MODELS = sorted(path.stem[5:] for path in FOLDER.glob('eval_*dfine*.npz'))
+TRAIN_MODELS = sorted(path.stem[6:] for path in FOLDER.glob('train_*dfine*.npz'))
+TERMS = dict(mal='cls', vfl='cls', bbox='bbox', giou='iou', fgl='fgl', ddf='ddf')
+
+
+def our_term(name: str, num_layers: int) -> str:
+    """Our name of the reference's loss term, e.g. ``loss_giou_dn_0`` → ``dn.d0.loss_iou``."""
+    term, suffix = re.fullmatch(r'loss_([a-z]+)((?:_[a-z0-9]+)*)', name).groups()
+    kind, _, index = suffix.removeprefix('_').partition('_')
+    prefix = dict(aux=f'd{index}.', pre='pre.', enc='enc.', dn='dn.').get(kind, '')
+    if kind == 'dn':
+        last = str(num_layers - 1)
+        prefix += 'pre.' if index == 'pre' else '' if index == last else f'd{index}.'
+    return f'{prefix}loss_{TERMS[term]}'
+
+
+@pytest.mark.parametrize('name', DFINE_MODELS)
+def test_number_of_parameters(name):
+    assert sum(p.numel() for p in build_model(name).parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', EVAL_MODELS)
+def test_evaluation_outputs(name):
+    model = filled_model(name).eval()
+    with torch.no_grad():
+        inputs = torch.from_numpy(image('eval', (1, 3, 640, 640)))
+        logits, boxes = model.bbox_head(model.extract_feat(inputs))
+    golden = load(f'eval_{name}')
+    np.testing.assert_allclose(logits, golden['pred_logits'], atol=1e-5)
+    np.testing.assert_allclose(boxes, golden['pred_boxes'], atol=1e-5)
+
+
+def test_evaluation_outputs_in_single_precision():
+    """At least 98 % of the rows agree; the rank of the rest swaps by rounding."""
+    model = filled_model('deim_dfine_n').float().eval()
+    with torch.no_grad():
+        inputs = torch.from_numpy(image('eval', (1, 3, 640, 640))).float()
+        logits, boxes = model.bbox_head(model.extract_feat(inputs))
+    golden = load('eval_deim_dfine_n')
+    close = np.isclose(logits, golden['pred_logits'], atol=1e-3).all(-1)
+    close &= np.isclose(boxes, golden['pred_boxes'], atol=1e-3).all(-1)
+    assert close.mean() >= 0.98
+
+
+@pytest.mark.parametrize('case', ['a', 'empty'])
+@pytest.mark.parametrize('name', ['deim_dfine_l', 'dfine_l'])
+def test_criterion_values_and_gradients(name, case):
+    golden = load(f'criterion_{name}_{case}')
+    inputs = {
+        key: torch.from_numpy(value).requires_grad_(not key.endswith('ref_points'))
+        for key, value in golden.items()
+        if key.startswith('in/')
+    }
+
+    def predictions(part: str, initial: str) -> DecoderPredictions:
+        fields = ('pred_logits', 'pred_boxes', 'pred_corners')
+        stacked = (torch.stack([inputs[f'in/{part}/{i}/{f}'] for i in range(3)]) for f in fields)
+        return DecoderPredictions(
+            *stacked,
+            references=inputs[f'in/{part}/ref_points'],
+            initial_scores=inputs[f'in/{initial}/pred_logits'],
+            initial_boxes=inputs[f'in/{initial}/pred_boxes'],
+        )
+
+    has_objects = case != 'empty'
+    batch = len(inputs['in/encoder/pred_logits'])
+    labels, boxes = (
+        [torch.from_numpy(golden[f'target/{i}/{field}']) for i in range(batch)]
+        for field in ('labels', 'boxes')
+    )
+    losses = build_model(name).bbox_head.criterion(
+        matching=predictions('decoder', 'pre'),
+        encoder=(inputs['in/encoder/pred_logits'], inputs['in/encoder/pred_boxes']),
+        denoising=predictions('denoising', 'denoising_pre') if has_objects else None,
+        num_groups=int(golden['num_dn_groups']) if has_objects else 0,
+        targets=Targets.from_lists(labels, boxes),
+        bins=(32, torch.tensor([0.5]), torch.tensor([4.0])),
+    )
+    expected = {our_term(k[5:], 3): v for k, v in golden.items() if k.startswith('loss/')}
+    assert losses.keys() == expected.keys()
+    for term, value in expected.items():
+        assert losses[term].item() == pytest.approx(float(value), rel=1e-5, abs=1e-6), term
+
+    sum(losses.values()).backward()
+    for key in (k for k in golden if k.startswith('grad/')):
+        gradient = inputs['in/' + key[5:]].grad
+        gradient = np.zeros_like(golden[key]) if gradient is None else gradient.numpy()
+        scale = max(np.abs(golden[key]).max(), 1e-6)
+        np.testing.assert_allclose(gradient / scale, golden[key] / scale, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize('name', TRAIN_MODELS)
+def test_training_step(name):
+    """Loss terms and the gradient norm of every parameter agree within 1 %."""
+    golden = load(f'train_{name}')
+    model = filled_model(name).float().train()
+    model.bbox_head.denoising = None
+    samples = []
+    for i in range(2):
+        boxes = torch.from_numpy(golden[f'target/{i}/boxes']).float()
+        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], -1)
+        labels = torch.from_numpy(golden[f'target/{i}/labels'])
+        sample = DetDataSample(metainfo=dict(img_shape=(320, 320)))
+        sample.gt_instances = InstanceData(bboxes=corners * 320, labels=labels)
+        samples.append(sample)
+    losses = model.loss(torch.from_numpy(image('train', (2, 3, 320, 320))).float(), samples)
+    expected = {our_term(k[5:], 3): v for k, v in golden.items() if k.startswith('loss/')}
+    assert losses.keys() == expected.keys()
+    for term, value in expected.items():
+        assert losses[term].item() == pytest.approx(float(value), rel=0.01), term
+
+    sum(losses.values()).backward()
+    parameters = dict(model.named_parameters())
+    # A shift in front of a batch norm has no gradient but rounding noise. The gradients of the
+    # affine's scalars are small sums of large terms of both signs, which rounding (it depends on
+    # the number of threads) moves too.
+    largest = max(float(v) for k, v in golden.items() if k.startswith('grad_norm/'))
+    for key in (k for k in golden if k.startswith('grad_norm/')):
+        ours = convert_name(key.removeprefix('grad_norm/'))
+        if 'denoising' in ours:
+            continue
+        norm = float(parameters[ours].grad.norm())
+        noise = largest * (1e-4 if '.lab.' in ours else 1e-6)
+        assert norm == pytest.approx(float(golden[key]), rel=0.01, abs=noise), ours
