@@ -1,4 +1,4 @@
-_base_ = './dfine_l.py'
+_base_ = './dfine_hgnetv2_l.py'
 
 model = dict(
     backbone=dict(

@@ -1,4 +1,4 @@
-_base_ = './dfine_s.py'
+_base_ = './dfine_hgnetv2_s.py'
 
 model = dict(
     backbone=dict(out_indices=(2, 3)),

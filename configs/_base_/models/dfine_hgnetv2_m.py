@@ -1,14 +1,14 @@
-_base_ = './dfine_l.py'
+_base_ = './dfine_hgnetv2_l.py'
 
 model = dict(
     backbone=dict(
-        arch='B0',
+        arch='B2',
         use_lab=True,
         init_cfg=dict(
             checkpoint='https://github.com/Peterande/storage/releases/download/dfinev1.0/'
-            'PPHGNetV2_B0_stage1.pth'
+            'PPHGNetV2_B2_stage1.pth'
         ),
     ),
-    neck=dict(in_channels=[256, 512, 1024], expansion=0.5, depth=0.34),
-    bbox_head=dict(num_layers=3),
+    neck=dict(in_channels=[384, 768, 1536], depth=0.67),
+    bbox_head=dict(num_layers=4),
 )
