@@ -1,0 +1,76 @@
+data_root = 'data/coco/'
+image_size = 640
+
+# Dense O2O: what DenseO2O does with a sample depends on the stage (warm-up, dense, flat,
+# no-augmentation), which DenseO2OScheduleHook sets.
+train_pipeline = [
+    dict(
+        type='DenseO2O',
+        mosaic_prob=0.5,
+        load=[dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)],
+        mosaic=[dict(type='DenseO2OMosaic'), dict(type='DenseO2OPhotometricDistort')],
+        single=[
+            dict(type='DenseO2OPhotometricDistort'),
+            dict(type='DenseO2OZoomOut'),
+            dict(type='DenseO2OIoUCrop'),
+        ],
+    ),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
+    dict(type='DropTinyBoxes'),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='MultiImageMixDataset',
+        dataset=dict(
+            type='CheckedCocoDataset',
+            data_root=data_root,
+            ann_file='annotations/instances_train2017.json',
+            data_prefix=dict(img='train2017/'),
+            filter_cfg=dict(filter_empty_gt=False),
+            # Empty: images are loaded by DenseO2O, partners of a mosaic only where it needs them.
+            pipeline=[],
+        ),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CheckedCocoDataset',
+        data_root=data_root,
+        ann_file='annotations/instances_val2017.json',
+        data_prefix=dict(img='val2017/'),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(
+    type='CocoMetric',
+    ann_file=data_root + 'annotations/instances_val2017.json',
+    metric='bbox',
+    format_only=False,
+)
+test_evaluator = val_evaluator

@@ -1,0 +1,63 @@
+# DEIM-D-FINE on your own data in COCO format. Copy this file, change the part above the line;
+# everything below follows from it. Train and test with
+#
+#     mim train deim_mmdet my_config.py
+#     mim test deim_mmdet my_config.py --checkpoint work_dirs/my_config/epoch_<n>.pth
+
+# The size: n, s, m, l or x.
+_base_ = './deim_dfine_s.py'
+
+# Names of the classes, in the order of `categories` in the annotation files. Their ids there may
+# start at 0 or 1 and have gaps.
+classes = ('cat', 'dog')
+
+# Annotation files and image folders, relative to data_root.
+data_root = 'data/custom/'
+train_annotations = 'annotations/train.json'
+train_images = 'images/train/'
+val_annotations = 'annotations/val.json'
+val_images = 'images/val/'
+
+# Side of the network's input, divisible by 32.
+image_size = 640
+
+# The recipe follows from these: stages of the augmentation, learning rates, warm-ups and EMA are
+# derived before training starts, and printed. Epochs: 4 or more. batch_size is per process.
+max_epochs = 60
+batch_size = 8
+num_workers = 4
+
+# Weights to start from, or None for a backbone trained on ImageNet.
+load_from = None
+
+# ------------------------------------------------------------------------------------------------
+
+model = dict(
+    bbox_head=dict(num_classes=len(classes)),
+    data_preprocessor=dict(
+        batch_augments=[
+            dict(augment, base_size=image_size) if augment.type == 'DenseO2OMultiScale' else augment
+            for augment in _base_.model.data_preprocessor.batch_augments
+        ]
+    ),
+)
+train_cfg = dict(max_epochs=max_epochs)
+
+training_set = dict(
+    data_root=data_root,
+    metainfo=dict(classes=classes),
+    ann_file=train_annotations,
+    data_prefix=dict(img=train_images),
+)
+validation_set = dict(training_set, ann_file=val_annotations, data_prefix=dict(img=val_images))
+train_dataloader = dict(
+    batch_size=batch_size, num_workers=num_workers, dataset=dict(dataset=training_set)
+)
+val_dataloader = dict(batch_size=batch_size, num_workers=num_workers, dataset=validation_set)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + val_annotations)
+test_evaluator = val_evaluator
+
+_base_.train_dataloader.dataset.pipeline[2].scale = (image_size, image_size)
+_base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
+_base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)

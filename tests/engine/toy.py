@@ -1,0 +1,161 @@
+"""A detector that trains in milliseconds and a data set of a few painted images.
+
+The tools import this module by ``custom_imports`` from test configs; it stands in for a network
+where a test is about the training around it.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmdet.models import BaseDetector
+from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import Hook
+from mmengine.structures import InstanceData
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+SIDE = 64
+
+
+class ToyHead(nn.Module):
+    def __init__(self, num_classes, num_queries):
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.cls = nn.Linear(4, num_classes)
+
+
+@MODELS.register_module()
+class ToyDetector(BaseDetector):
+    """Predicts the same box everywhere; its loss depends on images, objects and parameters."""
+
+    def __init__(self, data_preprocessor, bbox_head, bad_image=None):
+        super().__init__(data_preprocessor)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU())
+        self.bbox_head = ToyHead(**bbox_head)
+        self.bad_image = bad_image
+
+    def extract_feat(self, inputs):
+        return self.backbone(inputs).mean(dim=(2, 3))
+
+    def loss(self, inputs, data_samples):
+        scores = self.bbox_head.cls(self.extract_feat(inputs))
+        counts = scores.new_tensor([len(sample.gt_instances) for sample in data_samples])
+        loss_cls = (scores.mean(dim=1) - counts).abs().mean()
+        if self.bad_image and any(self.bad_image in s.img_path for s in data_samples):
+            loss_cls = loss_cls * float('nan')
+        return dict(loss_cls=loss_cls, loss_scale=scores.square().mean())
+
+    def predict(self, inputs, data_samples, rescale=True):
+        for sample in data_samples:
+            sample.pred_instances = InstanceData(
+                bboxes=inputs.new_tensor([[8.0, 8.0, 40.0, 40.0]]),
+                scores=inputs.new_tensor([0.9]),
+                labels=torch.zeros(1, dtype=torch.long),
+            )
+        return data_samples
+
+    def _forward(self, inputs, data_samples=None):
+        return self.extract_feat(inputs)
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Kills the process as the operating system would, in the middle of an epoch."""
+
+    priority = 'LOWEST'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if os.environ.get('KILL_AT') == f'{runner.epoch},{batch_idx}':
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_data_set(folder: Path, images: int = 8, objects: int = 2) -> None:
+    """``images`` noise images with ``objects`` rectangles each, and ``all.json`` for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    annotations = []
+    for image in range(images):
+        pixels = random.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{image}.png'), pixels)
+        for _ in range(objects):
+            x, y = random.integers(0, SIDE // 2, 2).tolist()
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image,
+                    category_id=1 + len(annotations) % 2,
+                    bbox=[x, y, 24, 24],
+                    area=576,
+                    iscrowd=0,
+                )
+            )
+    (folder / 'all.json').write_text(
+        json.dumps(
+            dict(
+                images=[
+                    dict(id=i, file_name=f'{i}.png', width=SIDE, height=SIDE)
+                    for i in range(images)
+                ],
+                annotations=annotations,
+                categories=[dict(id=1, name='disc'), dict(id=2, name='ring')],
+            )
+        )
+    )
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """A config of the toy detector over our own base files, for the data set in ``folder``.
+
+    ``changes`` are ``--cfg-options``-like settings that replace those of the file.
+    """
+    base = ROOT / 'configs' / '_base_'
+    data = f"dict(data_root='{folder}/', ann_file='all.json', data_prefix=dict(img=''))"
+    text = f"""
+_base_ = ['{base}/datasets/coco_detection.py', '{base}/schedules/deim.py',
+          '{base}/default_runtime.py']
+custom_imports = dict(imports=['toy', 'deim_mmdet'])
+model = dict(
+    type='ToyDetector',
+    data_preprocessor=dict(
+        type='DetDataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True,
+        batch_augments=[
+            dict(type='DenseO2OMixUp'), dict(type='DenseO2OMultiScale', base_size={SIDE})]),
+    bbox_head=dict(num_classes=2, num_queries=10))
+train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(dataset={data}))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset={data})
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='{folder}/all.json')
+test_evaluator = val_evaluator
+recipe = dict(epochs=8, stages=(2, 4, 6), warmup_iters=6, ema_decay=0.9, ema_warmup_iters=5,
+              train_images=8)
+auto_scale_lr = dict(base_batch_size=2)
+train_cfg = dict(max_epochs=8, val_interval=4)
+optim_wrapper = dict(paramwise_cfg=dict(rules=[dict(kind='norm', decay_mult=0.0)]))
+custom_hooks = [
+    dict(type='DenseO2OScheduleHook'), dict(type='ExpWarmupEMAHook'),
+    dict(type='NonFiniteLossHook'), dict(type='CheckpointCheckHook'), dict(type='KillHook')]
+default_hooks = dict(logger=dict(interval=1))
+randomness = dict(seed=0)
+for part in (_base_.train_dataloader.dataset, _base_.val_dataloader.dataset,
+             _base_.test_dataloader.dataset):
+    for transform in part.pipeline:
+        if transform.type == 'Resize':
+            transform.scale = ({SIDE}, {SIDE})
+del part, transform
+"""
+    path = folder / 'toy_config.py'
+    path.write_text(text)
+    if changes:
+        from mmengine.config import Config
+
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        cfg.merge_from_dict(changes)
+        path = folder / 'changed_config.py'
+        cfg.dump(path)
+    return path

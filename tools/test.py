@@ -1,0 +1,107 @@
+"""Test (and evaluate) a detector.
+
+    python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out FILE.pkl] ...
+    mim test deim_mmdet CONFIG --checkpoint CHECKPOINT [...]
+
+CONFIG is a path; through mim it may be the name of one of the package's configs, from anywhere.
+"""
+
+import argparse
+import copy
+import os
+from pathlib import Path
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+
+from deim_mmdet.engine.config import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Test (and evaluate) a detector')
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for logs; default work_dirs/<config name>')
+    parser.add_argument('--out', help='write predictions to this .pkl file')
+    parser.add_argument('--show', action='store_true', help='show pictures with detections')
+    parser.add_argument(
+        '--show-dir', help='save pictures with detections: work_dir/timestamp/<this>'
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a picture is shown')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings in place of those of the config, as key=value: data_root=/data/mine, '
+        'image_size=320. Lists: key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--tta', action='store_true', help='merge detections of the image and its mirror image'
+    )
+    # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
+    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+        parser.error(f'there is no checkpoint {args.checkpoint}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def add_test_time_augmentation(cfg: Config) -> None:
+    """Test on each image and its mirror image; NMS merges their detections."""
+    pipeline = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
+    meta_keys = (
+        *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+        *('flip', 'flip_direction'),
+    )
+    pipeline[-1] = dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+            [dict(type='PackDetInputs', meta_keys=meta_keys)],
+        ],
+    )
+    cfg.test_dataloader.dataset.pipeline = cfg.get('tta_pipeline', pipeline)
+    tta_model = cfg.get(
+        'tta_model',
+        dict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.7), max_per_img=100),
+        ),
+    )
+    cfg.model = ConfigDict(**tta_model, module=cfg.model)
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """The config with the command line's settings in it."""
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.load_from = args.checkpoint
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        add_test_time_augmentation(cfg)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    setup_cache_size_limit_of_dynamo()
+    runner = RUNNERS.build(prepare(args))
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

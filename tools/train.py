@@ -1,0 +1,89 @@
+"""Train a detector.
+
+    python tools/train.py CONFIG [--work-dir DIR] [--amp] [--resume [CHECKPOINT]] ...
+    mim train deim_mmdet CONFIG [--gpus 0] [...]
+
+CONFIG is a path; through mim it may be the name of one of the package's configs, from anywhere.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+
+from deim_mmdet.engine.config import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a detector')
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>'
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale learning rates and durations by batch size; on by default in our configs '
+        '(off: --cfg-options auto_scale_lr.enable=False)',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint; without one, from the latest of the work directory',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings in place of those of the config, as key=value: train_cfg.max_epochs=12, '
+        'data_root=/data/mine, image_size=320. Lists: key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """The config with the command line's settings in it."""
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if args.amp:
+        # DEIMRunner trains in bfloat16 where there is no GPU.
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the '
+                'batch size that its learning rate belongs to'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    setup_cache_size_limit_of_dynamo()
+    cfg = prepare(args)
+    RUNNERS.build(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
