@@ -32,8 +32,8 @@ def check_versions() -> None:
         if not digit_version(lowest) <= digit_version(version) < digit_version(end):
             name = library.__name__
             raise ImportError(
-                f'deim_mmdet {__version__} works with {name} >= {lowest}, < {end}, but {version} is '
-                f"installed: pip install '{name}>={lowest},<{end}'"
+                f'deim_mmdet {__version__} works with {name} >= {lowest}, < {end}, but '
+                f"{version} is installed: pip install '{name}>={lowest},<{end}'"
             )
 
 

@@ -1,0 +1,223 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.structures import InstanceData
+
+from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
+from deim_mmdet.models.data_preprocessors.batch_augments import training_sizes
+from deim_mmdet.utils import Stage
+
+
+def make_batch(counts, height=64, width=64, box_type=torch.as_tensor):
+    """Noise images and samples with ``counts`` objects each and one ignored object."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for number, count in enumerate(counts):
+        sample = DetDataSample(
+            metainfo={
+                'img_shape': (height, width),
+                'pad_shape': (height, width),
+                'batch_input_shape': (height, width),
+                'img_id': number,
+            }
+        )
+        corner = torch.rand(count, 2, generator=generator) * 32
+        boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 32], 1)
+        sample.gt_instances = InstanceData(
+            bboxes=box_type(boxes), labels=torch.full((count,), number)
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=box_type(torch.tensor([[0.0, 0, 8, 16]])), labels=torch.full((1,), -number)
+        )
+        samples.append(sample)
+    return torch.rand(len(counts), 3, height, width, generator=generator), samples
+
+
+class TestMixUp:
+    def test_blends_each_image_with_the_previous_and_keeps_objects_of_both(self):
+        inputs, samples = make_batch([2, 0, 3])
+        originals, boxes = inputs.clone(), [s.gt_instances.bboxes for s in samples]
+        np.random.seed(0)
+        share = np.random.RandomState(0).uniform(size=2)[1] * 0.1 + 0.45
+        mixed, samples = DenseO2OMixUp(prob=1)(inputs, samples)
+        for image, previous in ((0, 2), (1, 0), (2, 1)):
+            for row in range(0, 64, 7):
+                expected = (
+                    share * originals[image, :, row] + (1 - share) * originals[previous, :, row]
+                )
+                assert torch.allclose(mixed[image, :, row], expected, atol=1e-6)
+            objects = samples[image].gt_instances
+            assert torch.equal(objects.bboxes, torch.cat([boxes[image], boxes[previous]]))
+            assert set(objects.labels.tolist()) <= {image, previous}
+            assert samples[image].ignored_instances.labels.tolist() == [-image, -previous]
+            assert samples[image].img_id == image
+        assert torch.equal(inputs, originals)
+
+    def test_share_and_probability(self):
+        np.random.seed(0)
+        inputs = torch.zeros(2, 3, 4, 4)
+        inputs[0] = 1
+        shares = []
+        for _ in range(1000):
+            out, _ = DenseO2OMixUp()(inputs, make_batch([1, 1])[1])
+            shares.append(out[0, 0, 0, 0].item())
+        mixed = [share for share in shares if share < 1]
+        assert len(mixed) / 1000 == pytest.approx(0.5, abs=0.07)
+        assert 0.45 <= min(mixed) < 0.455
+        assert 0.545 < max(mixed) <= 0.55
+        assert np.mean(mixed) == pytest.approx(0.5, abs=0.006)
+
+    @pytest.mark.parametrize('stage', list(Stage))
+    def test_acts_in_the_dense_stage_only(self, stage):
+        augment = DenseO2OMixUp(prob=1)
+        augment.set_stage(stage)
+        inputs, samples = make_batch([1, 2])
+        out, samples = augment(inputs, samples)
+        assert torch.equal(out, inputs) == (stage is not Stage.DENSE)
+        assert [len(s.gt_instances) for s in samples] == (
+            [3, 3] if stage is Stage.DENSE else [1, 2]
+        )
+
+    def test_batch_without_objects(self):
+        _, samples = DenseO2OMixUp(prob=1)(*make_batch([0, 0]))
+        assert [s.gt_instances.bboxes.shape for s in samples] == [(0, 4), (0, 4)]
+
+    def test_batch_of_one_meets_itself(self):
+        inputs, samples = make_batch([2])
+        out, samples = DenseO2OMixUp(prob=1)(inputs, samples)
+        assert torch.allclose(out, inputs)
+        assert len(samples[0].gt_instances) == 4
+
+    def test_box_objects_stay_box_objects(self):
+        _, samples = DenseO2OMixUp(prob=1)(*make_batch([1, 2], box_type=HorizontalBoxes))
+        assert isinstance(samples[0].gt_instances.bboxes, HorizontalBoxes)
+        assert len(samples[0].gt_instances) == 3
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match=r'prob must be a probability.*got -1'):
+            DenseO2OMixUp(prob=-1)
+        with pytest.raises(ValueError, match=r'ratio must be a pair.*got 0\.5'):
+            DenseO2OMixUp(ratio=0.5)
+        assert 'prob=0.5, ratio=(0.45, 0.55), stage=dense' in repr(DenseO2OMixUp())
+
+
+class TestMultiScale:
+    def test_sizes(self):
+        assert training_sizes(640, 4) == [*range(480, 640, 32), *[640] * 4, *range(672, 801, 32)]
+        assert training_sizes(640, 20).count(640) == 20
+        assert training_sizes(320, 1) == [224, 256, 288, 320, 352, 384]
+        assert training_sizes(640, None) == [640]
+
+    def test_sizes_are_drawn_by_their_weight(self):
+        np.random.seed(0)
+        augment = DenseO2OMultiScale(base_size=128, base_size_repeat=3)
+        inputs, samples = make_batch([0], 128, 128)
+        drawn = [augment(inputs, copy.deepcopy(samples))[0].shape[-1] for _ in range(1000)]
+        expected = {96: 0.2, 128: 0.6, 160: 0.2}
+        assert set(drawn) == set(expected)
+        for size, share in expected.items():
+            assert drawn.count(size) / 1000 == pytest.approx(share, abs=0.065)
+
+    @pytest.mark.parametrize('box_type', [torch.as_tensor, HorizontalBoxes])
+    @pytest.mark.parametrize(('height', 'width'), [(128, 128), (128, 192)])
+    def test_nearest_pixels_and_boxes_at_one_scale(self, height, width, box_type):
+        for seed in range(6):
+            inputs, samples = make_batch([2, 0], height, width, box_type)
+            before = copy.deepcopy(samples)
+            np.random.seed(seed)
+            out, samples = DenseO2OMultiScale(base_size=128, base_size_repeat=1)(inputs, samples)
+            new_height, new_width = out.shape[-2:]
+            assert new_height % 32 == new_width % 32 == 0
+            y_scale, x_scale = new_height / height, new_width / width
+            for row in range(0, new_height, 9):
+                for column in range(0, new_width, 9):
+                    source = inputs[:, :, int(row / y_scale), int(column / x_scale)]
+                    assert torch.equal(out[:, :, row, column], source)
+            for sample, old in zip(samples, before, strict=True):
+                assert sample.batch_input_shape == (new_height, new_width)
+                assert sample.img_shape == sample.pad_shape == (new_height, new_width)
+                for name in ('gt_instances', 'ignored_instances'):
+                    new_boxes = HorizontalBoxes(sample.get(name).bboxes).tensor.tolist()
+                    old_boxes = HorizontalBoxes(old.get(name).bboxes).tensor.tolist()
+                    for (x1, y1, x2, y2), box in zip(old_boxes, new_boxes, strict=True):
+                        expected = [x1 * x_scale, y1 * y_scale, x2 * x_scale, y2 * y_scale]
+                        assert box == pytest.approx(expected, rel=1e-5)
+
+    def test_boxes_follow_the_pixels(self):
+        for seed in range(10):
+            inputs, samples = make_batch([1, 1, 1], 160, 160)
+            inputs.zero_()
+            for number, sample in enumerate(samples):
+                box = torch.tensor([[32.0, 16 + 8 * number, 96, 128]])
+                sample.gt_instances.bboxes = box
+                x1, y1, x2, y2 = box[0].int().tolist()
+                inputs[number, number, y1:y2, x1:x2] = 1
+            np.random.seed(seed)
+            for augment in (DenseO2OMixUp(), DenseO2OMultiScale(base_size=160)):
+                inputs, samples = augment(inputs, samples)
+            for image, sample in enumerate(samples):
+                objects = sample.gt_instances
+                for label, box in zip(objects.labels, objects.bboxes.tolist(), strict=True):
+                    rows, columns = torch.nonzero(inputs[image, label] > 0.4, as_tuple=True)
+                    hull = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                    assert box == pytest.approx([float(end) for end in hull], abs=1)
+
+    @pytest.mark.parametrize('stage', list(Stage))
+    def test_acts_in_all_stages_but_no_augmentation(self, stage):
+        augment = DenseO2OMultiScale(base_size=128, base_size_repeat=1)
+        augment.set_stage(stage)
+        np.random.seed(0)
+        sizes = {augment(*make_batch([1], 128, 128))[0].shape[-1] for _ in range(40)}
+        assert sizes == ({128} if stage is Stage.NO_AUG else {96, 128, 160})
+
+    def test_fixed_size(self):
+        augment = DenseO2OMultiScale(base_size=128, base_size_repeat=None)
+        assert {augment(*make_batch([1], 128, 128))[0].shape[-1] for _ in range(20)} == {128}
+
+    def test_images_that_differ_through_padding(self):
+        """An image that fills half of the batch's input still does at the new size."""
+        inputs, samples = make_batch([1, 1], 128, 128)
+        samples[1].set_metainfo({'img_shape': (64, 128)})
+        np.random.seed(3)
+        out, samples = DenseO2OMultiScale(base_size=128, base_size_repeat=1)(inputs, samples)
+        size = out.shape[-1]
+        assert size != 128
+        assert samples[1].img_shape == (size // 2, size)
+        assert samples[0].batch_input_shape == samples[1].batch_input_shape == (size, size)
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match='base_size must be divisible by 32, got 650'):
+            DenseO2OMultiScale(base_size=650)
+        with pytest.raises(ValueError, match=r'base_size must be an integer.*640\.0'):
+            DenseO2OMultiScale(base_size=640.0)
+        with pytest.raises(ValueError, match=r'base_size_repeat must be an integer .* got 0'):
+            DenseO2OMultiScale(base_size_repeat=0)
+        assert 'base_size=640, base_size_repeat=4, stage=dense' in repr(DenseO2OMultiScale())
+
+
+def test_in_mmdets_preprocessor_with_samples_without_ignored_objects():
+    preprocessor = DetDataPreprocessor(
+        mean=[0, 0, 0],
+        std=[255, 255, 255],
+        bgr_to_rgb=True,
+        batch_augments=[
+            {'type': 'DenseO2OMixUp', 'prob': 1},
+            {'type': 'DenseO2OMultiScale', 'base_size': 64, 'base_size_repeat': 1},
+        ],
+    )
+    _, samples = make_batch([2, 1], box_type=HorizontalBoxes)
+    for sample in samples:
+        sample.ignored_instances = InstanceData()
+    images = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (0, 255)]
+    data = {'inputs': images, 'data_samples': samples}
+    result = preprocessor(copy.deepcopy(data), training=True)
+    assert [len(s.gt_instances) for s in result['data_samples']] == [3, 3]
+    assert result['inputs'][0].mean() == pytest.approx(0.5, abs=0.0501)
+    # Evaluation leaves the batch alone.
+    result = preprocessor(copy.deepcopy(data), training=False)
+    assert [len(s.gt_instances) for s in result['data_samples']] == [2, 1]

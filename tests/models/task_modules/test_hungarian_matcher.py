@@ -1,0 +1,104 @@
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import torch
+
+from deim_mmdet.models.task_modules import HungarianMatcher, Targets, pairs_of_sets, union_set
+
+
+def random_case(num_sets=3, queries=6, counts=(2, 0, 3), classes=4):
+    torch.manual_seed(0)
+    scores = torch.randn(num_sets, len(counts), queries, classes)
+    boxes = torch.rand(num_sets, len(counts), queries, 4) * 0.4 + 0.3
+    targets = Targets.from_lists(
+        [torch.randint(classes, (n,)) for n in counts],
+        [torch.rand(n, 4) * 0.4 + 0.3 for n in counts],
+    )
+    return scores, boxes, targets
+
+
+def slow_cost(score, box, label, target):
+    """Cost of one query and one object, from the definition."""
+    p = 1 / (1 + np.exp(-score[label]))
+    focal = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p**2 * -np.log(1 - p + 1e-8)
+    (ax1, ay1), (ax2, ay2) = box[:2] - box[2:] / 2, box[:2] + box[2:] / 2
+    (bx1, by1), (bx2, by2) = target[:2] - target[2:] / 2, target[:2] + target[2:] / 2
+    inter = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
+    union = box[2] * box[3] + target[2] * target[3] - inter
+    hull = (max(ax2, bx2) - min(ax1, bx1)) * (max(ay2, by2) - min(ay1, by1))
+    giou = inter / union - (hull - union) / hull
+    return 2 * focal + 5 * np.abs(box - target).sum() - 2 * giou
+
+
+def test_every_matching_is_the_cheapest():
+    """Against an exhaustive search over all assignments."""
+    scores, boxes, targets = random_case()
+    matched = HungarianMatcher().match(scores, boxes, targets)
+    for s in range(3):
+        for image, count in enumerate(targets.counts):
+            cost = np.array(
+                [
+                    [
+                        slow_cost(
+                            scores[s, image, q].double().numpy(),
+                            boxes[s, image, q].double().numpy(),
+                            int(targets.labels[image, o]),
+                            targets.boxes[image, o].double().numpy(),
+                        )
+                        for o in range(count)
+                    ]
+                    for q in range(6)
+                ]
+            ).reshape(6, count)
+            best = min(
+                permutations(range(6), count),
+                key=lambda p: cost[list(p), range(len(p))].sum(),
+            )
+            assert tuple(matched[s, image, :count]) == best
+            assert (matched[s, image, count:] == -1).all()
+
+
+def test_no_object_and_non_finite_scores():
+    scores, boxes, targets = random_case(counts=(0, 0))
+    assert HungarianMatcher().match(scores, boxes, targets).shape == (3, 2, 0)
+    scores, boxes, targets = random_case()
+    scores[0, 0, 0] = torch.nan
+    assert (HungarianMatcher().match(scores, boxes, targets)[:, 0, :2] >= 0).all()
+
+
+def test_more_objects_than_queries():
+    scores, boxes, targets = random_case(queries=2, counts=(5,))
+    matched = HungarianMatcher().match(scores, boxes, targets)
+    assert ((matched >= 0).sum(-1) == 2).all()
+
+
+def test_union_set_against_counting():
+    rng = np.random.default_rng(0)
+    matched = np.stack(
+        [
+            [rng.permutation(8)[:5], [*rng.permutation(8)[:3], -1, -1]]
+            for _ in range(4)
+        ]
+    )  # fmt: skip
+    pairs = union_set(matched, 8, torch.device('cpu'))
+    found = list(
+        zip(pairs.images.tolist(), pairs.queries.tolist(), pairs.objects.tolist(), strict=True)
+    )
+    expected = []
+    for image in range(2):
+        counts = Counter(
+            (int(q), o) for s in range(4) for o, q in enumerate(matched[s, image]) if q >= 0
+        )
+        for query in sorted({q for q, _ in counts}):
+            objects = {o: n for (q, o), n in counts.items() if q == query}
+            most = max(objects.values())
+            expected.append((image, query, min(o for o, n in objects.items() if n == most)))
+    assert found == expected
+
+
+def test_pairs_of_sets_hold_every_match():
+    matched = np.array([[[3, -1]], [[0, 2]]])
+    pairs = pairs_of_sets(matched, torch.device('cpu'))
+    rows = zip(pairs.sets, pairs.images, pairs.queries, pairs.objects, strict=True)
+    assert [tuple(map(int, row)) for row in rows] == [(0, 0, 3, 0), (1, 0, 0, 0), (1, 0, 2, 1)]

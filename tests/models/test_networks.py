@@ -1,0 +1,167 @@
+"""Properties of backbone, neck and head that the golden figures don't show."""
+
+import pytest
+import torch
+from golden import build_model
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
+from deim_mmdet.models.layers.query_selection import make_anchors
+from deim_mmdet.models.necks.hybrid_encoder import sine_cosine_position
+
+
+def samples(counts, size=(64, 96)):
+    torch.manual_seed(0)
+    result = []
+    for n in counts:
+        sample = DetDataSample(
+            metainfo=dict(img_shape=size, batch_input_shape=size, scale_factor=(0.5, 2.0))
+        )
+        corner = torch.rand(n, 2) * 30
+        boxes = torch.cat([corner, corner + 5 + torch.rand(n, 2) * 20], -1)
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.randint(80, (n,)))
+        result.append(sample)
+    return result
+
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(0)
+    return build_model('deim_dfine_n')
+
+
+@pytest.mark.parametrize('arch', sorted(ARCHS))
+def test_hgnetv2_strides_and_channels(arch):
+    feats = HGNetv2(arch, out_indices=(0, 1, 2, 3))(torch.zeros(1, 3, 64, 96))
+    for i, (feat, stage) in enumerate(zip(feats, ARCHS[arch].stages, strict=True)):
+        assert feat.shape == (1, stage.out_channels, 64 // (4 * 2**i), 96 // (4 * 2**i))
+
+
+def test_hgnetv2_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="no arch 'B9'"):
+        HGNetv2('B9')
+    with pytest.raises(ValueError, match='out_indices'):
+        HGNetv2('B0', out_indices=(4,))
+
+
+def test_frozen_parts_stay(tmp_path):
+    """Weights of a trainable backbone load into a frozen one, which training leaves alone."""
+    trainable = HGNetv2('B0')
+    frozen = HGNetv2('B0', frozen_stem=True, norm_frozen=True)
+    frozen.load_state_dict(trainable.state_dict(), strict=True)
+    frozen.train()
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in frozen.parameters() if p.requires_grad], lr=100.0)
+    frozen(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+    optimizer.step()
+    changed = {k for k, v in frozen.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all('.conv.weight' in k and not k.startswith('stem') for k in changed)
+    inputs = torch.randn(2, 3, 64, 64)
+    trainable.eval()
+    frozen.load_state_dict(trainable.state_dict())
+    torch.testing.assert_close(frozen(inputs), trainable(inputs))
+
+
+def test_position_tells_the_axes_apart():
+    """On a non-square map, rows share the first half of the channels, columns the second."""
+    position = sine_cosine_position(3, 5, 8, torch.device('cpu'), torch.float64).view(3, 5, 8)
+    assert (position[:, :, :4] == position[:, :1, :4]).all()
+    assert (position[:, :, 4:] == position[:1, :, 4:]).all()
+    assert position[2, 4, 0].item() == pytest.approx(torch.tensor(2.0).sin().item())
+    assert position[2, 4, 4].item() == pytest.approx(torch.tensor(4.0).sin().item())
+
+
+def test_anchors_of_cells():
+    logits, valid = make_anchors([(2, 4), (1, 1)], torch.device('cpu'), torch.float64)
+    assert logits.shape == (9, 4)
+    torch.testing.assert_close(
+        logits.sigmoid()[[1, 8]],
+        torch.tensor([[0.375, 0.25, 0.05, 0.05], [0.5, 0.5, 0.1, 0.1]], dtype=torch.float64),
+    )
+    assert valid.all()
+    logits, valid = make_anchors([(100, 1)], torch.device('cpu'), torch.float64)
+    assert valid[:, 0].nonzero().flatten().tolist() == list(range(1, 99))
+    assert torch.isinf(logits[0]).all()
+
+
+def test_sizes_not_divisible_by_32_are_refused(model):
+    with pytest.raises(ValueError, match=r'not divisible by 32.*Resize'):
+        model.extract_feat(torch.zeros(1, 3, 80, 64))
+
+
+def test_any_size_and_shape_divisible_by_32(model):
+    model.eval()
+    with torch.no_grad():
+        for shape in ((64, 96), (32, 32), (160, 64)):
+            logits, boxes = model.bbox_head(model.extract_feat(torch.rand(2, 3, *shape)))
+            tokens = sum(shape[0] * shape[1] // s**2 for s in (16, 32))
+            assert logits.shape == (2, min(300, tokens), 80)
+            assert boxes.isfinite().all()
+
+
+def test_horizontal_flip_is_not_vertical(model):
+    """The cached positions and anchors of one shape don't leak into its transpose."""
+    model.eval()
+    with torch.no_grad():
+        inputs = torch.rand(1, 3, 64, 96)
+        first = model.bbox_head(model.extract_feat(inputs))
+        model.bbox_head(model.extract_feat(inputs.transpose(2, 3)))
+        again = model.bbox_head(model.extract_feat(inputs))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('counts', [(3, 0), (0, 0), (25, 1)])
+def test_every_parameter_gets_a_gradient(model, counts):
+    """Objects or not, so that no rank of a distributed run waits for another."""
+    model.train()
+    model.zero_grad()
+    losses = model.loss(torch.rand(2, 3, 64, 96), samples(counts))
+    total = sum(losses.values())
+    assert total.isfinite()
+    total.backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert any(key.startswith('dn.') for key in losses) == (sum(counts) > 0)
+
+
+def test_more_objects_than_queries_trains(model):
+    model.train()
+    losses = model.loss(torch.rand(1, 3, 64, 96), samples((40,)))
+    assert sum(losses.values()).isfinite()
+
+
+def test_detections_in_pixels_of_input_and_original(model):
+    model.eval()
+    batch = samples((0,))
+    with torch.no_grad():
+        feats = model.extract_feat(torch.rand(1, 3, 64, 96))
+        logits, boxes = model.bbox_head(feats)
+        unscaled = model.bbox_head.predict(feats, batch, rescale=False)[0]
+        original = model.bbox_head.predict(feats, batch, rescale=True)[0]
+    assert (unscaled.scores.diff() <= 0).all()
+    best = logits[0].sigmoid().flatten().max()
+    assert unscaled.scores[0] == best
+    query, label = divmod(int(logits[0].flatten().argmax()), 80)
+    assert unscaled.labels[0] == label
+    cx, cy, w, h = boxes[0, query].tolist()
+    expected = [(cx - w / 2) * 96, (cy - h / 2) * 64, (cx + w / 2) * 96, (cy + h / 2) * 64]
+    assert unscaled.bboxes[0].tolist() == pytest.approx(expected, abs=1e-3)
+    factor = torch.tensor([0.5, 2.0, 0.5, 2.0])
+    torch.testing.assert_close(original.bboxes * factor, unscaled.bboxes)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(num_points=[3, 6]), 'num_points of each level'),
+        (dict(reg_max=31), 'even reg_max'),
+        (dict(embed_dims=100), 'embed_dims divisible'),
+    ],
+)
+def test_head_refuses_arguments_that_disagree(change, message):
+    cfg = dict(type='DFINEHead', num_classes=3, in_channels=[256] * 3, num_points=[4, 4, 4])
+    with pytest.raises(ValueError, match=message):
+        MODELS.build({**cfg, **change})
