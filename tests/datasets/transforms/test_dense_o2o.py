@@ -157,7 +157,7 @@ def test_samples_are_reproducible_from_the_seed(build):
 def test_bad_use_is_named(build):
     with pytest.raises(ValueError, match='got no mix_results: wrap the dataset in Multi'):
         DenseO2O(load=LOAD, mosaic=MOSAIC).transform(build().dataset[0])
-    with pytest.raises(ValueError, match='exactly one transform that draws partners.*got 0'):
+    with pytest.raises(ValueError, match=r'exactly one transform that draws partners.*got 0'):
         DenseO2O(load=LOAD, mosaic=SINGLE)
     with pytest.raises(ValueError, match=r'mosaic_prob must be a probability.*got 2'):
         DenseO2O(load=LOAD, mosaic=MOSAIC, mosaic_prob=2)

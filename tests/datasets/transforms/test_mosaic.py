@@ -183,7 +183,7 @@ def test_partners_are_drawn_with_replacement():
 
 def test_bad_input_is_named(make_sample):
     sample = make_sample([], 30, 40)
-    with pytest.raises(ValueError, match='needs 3 other samples.*got 0: wrap the dataset'):
+    with pytest.raises(ValueError, match=r'needs 3 other samples.*got 0: wrap the dataset'):
         DenseO2OMosaic().transform(sample)
     with pytest.raises(ValueError, match='tile_size must be an integer of at least 1, got 0'):
         DenseO2OMosaic(tile_size=0)

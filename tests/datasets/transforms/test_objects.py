@@ -41,7 +41,7 @@ def test_what_cannot_be_transformed_is_named(make_sample, transform):
     del sample['gt_bboxes']
     with pytest.raises(KeyError, match=f'{name} needs gt_bboxes: put LoadAnnotations'):
         transform.transform(dict(sample))
-    with pytest.raises(TypeError, match='needs horizontal boxes.*list'):
+    with pytest.raises(TypeError, match=r'needs horizontal boxes.*list'):
         transform.transform({**sample, 'gt_bboxes': [[0, 0, 1, 1]]})
 
 

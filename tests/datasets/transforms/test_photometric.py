@@ -50,7 +50,8 @@ def test_hue_turns_in_hsv(img, turn):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixel[::-1] / 255))
         return np.array(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value))[::-1] * 255
 
-    # Hue and saturation are held in 8 bits: 1/256 of the circle is 6 levels of a pure colour, and the turn is rounded too.
+    # Hue and saturation are held in 8 bits: 1/256 of the circle is 6 levels of a pure colour.
+    # The turn is rounded to 1/256 too.
     error = np.abs(photometric.adjust_hue(img, turn) - per_pixel(img, turned))
     assert error.max() <= 9
     assert error.mean() <= 1.6
@@ -79,7 +80,7 @@ def test_each_change_has_its_own_coin_and_contrast_two_places(img, monkeypatch):
         assert np.array_equal(np.sort(out, axis=2), np.sort(img, axis=2))
 
     tolerance = 4 * 0.5 / np.sqrt(trials)
-    for name, drawn in values.items():
+    for drawn in values.values():
         assert len(drawn) / trials == pytest.approx(0.5, abs=tolerance)
         assert np.mean(drawn) == pytest.approx(0.5, abs=0.04)
         assert np.quantile(drawn, [0.05, 0.95]) == pytest.approx([0.05, 0.95], abs=0.03)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmdet.models import DetDataPreprocessor
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from mmengine.structures import InstanceData
 
 from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
@@ -142,8 +142,8 @@ class TestMultiScale:
                 assert sample.batch_input_shape == (new_height, new_width)
                 assert sample.img_shape == sample.pad_shape == (new_height, new_width)
                 for name in ('gt_instances', 'ignored_instances'):
-                    new_boxes = HorizontalBoxes(sample.get(name).bboxes).tensor.tolist()
-                    old_boxes = HorizontalBoxes(old.get(name).bboxes).tensor.tolist()
+                    new_boxes = get_box_tensor(sample.get(name).bboxes).tolist()
+                    old_boxes = get_box_tensor(old.get(name).bboxes).tolist()
                     for (x1, y1, x2, y2), box in zip(old_boxes, new_boxes, strict=True):
                         expected = [x1 * x_scale, y1 * y_scale, x2 * x_scale, y2 * y_scale]
                         assert box == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,230 @@
+import json
+
+import pytest
+from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
+from mmengine.logging import MMLogger
+
+from deim_mmdet.datasets import CheckedCocoDataset
+
+
+@pytest.fixture
+def edit(make_coco):
+    """Function (change, **options) -> the data set after ``change(content)`` of its file."""
+
+    def edit(change=None, **options):
+        root = make_coco([(40, 60), (50, 70)], [[(5, 5, 20, 10), (1, 2, 30, 30)], [(0, 0, 9, 9)]])
+        path = root / 'ann.json'
+        content = json.loads(path.read_text())
+        if change is not None:
+            content = change(content) or content
+        path.write_text(json.dumps(content))
+        return CheckedCocoDataset(
+            data_root=str(root), ann_file='ann.json', data_prefix={'img': ''}, **options
+        )
+
+    return edit
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is logged through mmengine's current logger at level warning."""
+    messages = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, 'callHandlers', lambda record: messages.append(record))
+    return messages
+
+
+def boxes_of(dataset):
+    return [[i['bbox'] for i in dataset.get_data_info(n)['instances']] for n in range(len(dataset))]
+
+
+def labels_of(dataset):
+    return [
+        [i['bbox_label'] for i in dataset.get_data_info(n)['instances']]
+        for n in range(len(dataset))
+    ]
+
+
+def test_good_file_reads_as_with_mmdet(edit, tmp_path):
+    ours = edit()
+    theirs = CocoDataset(
+        data_root=str(tmp_path),
+        ann_file='ann.json',
+        data_prefix={'img': ''},
+        metainfo={'classes': ('cat', 'dog')},
+    )
+    assert [ours.get_data_info(n) for n in range(2)] == [theirs.get_data_info(n) for n in range(2)]
+    assert ours.cat_ids == theirs.cat_ids == [3, 7]
+    assert dict(ours.cat_img_map) == {k: v for k, v in theirs.cat_img_map.items() if v}
+
+
+def test_classes_come_from_the_file_unless_given(edit):
+    assert edit().metainfo['classes'] == ('cat', 'dog')
+    assert edit(metainfo={'classes': ['cat', 'dog']}).metainfo['classes'] == ('cat', 'dog')
+    dogs = edit(metainfo={'classes': ('dog',)})
+    assert dogs.metainfo['classes'] == ('dog',)
+    assert labels_of(dogs) == [[0], []]
+
+
+@pytest.mark.parametrize('ids', [(0, 1), (1, 2), (3, 7), (90, 13)])
+def test_category_ids_from_zero_one_or_with_gaps(edit, ids):
+    def change(content):
+        new = dict(zip((3, 7), ids, strict=True))
+        for category in content['categories']:
+            category['id'] = new[category['id']]
+        for annotation in content['annotations']:
+            annotation['category_id'] = new[annotation['category_id']]
+
+    dataset = edit(change)
+    assert labels_of(dataset) == [[0, 1], [0]]
+    # mmdet's metric turns labels back into the same ids.
+    metric = CocoMetric(ann_file=dataset.ann_file)
+    metric.dataset_meta = dataset.metainfo
+    assert metric._coco_api.get_cat_ids(cat_names=dataset.metainfo['classes']) == dataset.cat_ids
+
+
+def test_bad_boxes_are_dropped_and_counted_in_one_warning(edit, warnings):
+    bad = [
+        ([5, 5, 0, 10], 0),
+        ([5, 5, 10, -3], -30),
+        ([float('nan'), 5, 4, 4], 16),
+        ([60, 5, 10, 10], 100),
+        ([5, -20, 10, 20], 200),
+        ([5, 5, 0.5, 30], 15),
+        ([5, 5, 10, 10], 0),
+    ]
+
+    def change(content):
+        for bbox, area in bad:
+            content['annotations'].append(
+                {
+                    'id': len(content['annotations']),
+                    'image_id': 0,
+                    'category_id': 3,
+                    'bbox': bbox,
+                    'area': area,
+                    'iscrowd': 0,
+                }
+            )
+        content['annotations'][2]['bbox'] = [0, 0, 0, 0]
+
+    dataset = edit(change)
+    assert boxes_of(dataset) == [[[5, 5, 25, 15], [1, 2, 31, 32]], []]
+    assert len(warnings) == 1
+    assert warnings[0].levelname == 'WARNING'
+    message = warnings[0].getMessage()
+    assert 'dropped 8 of 10 boxes' in message
+    assert '4 without area (1.png, 0.png)' in message
+    assert '1 with a coordinate that is not finite (0.png)' in message
+    assert '2 outside the image (0.png)' in message
+    assert '1 thinner than one pixel (0.png)' in message
+
+
+def test_good_file_is_silent(edit, warnings):
+    edit()
+    assert warnings == []
+
+
+def test_partly_outside_boxes_stay(edit, warnings):
+    def change(content):
+        content['annotations'][0]['bbox'] = [-10, -10, 15, 15]
+
+    assert boxes_of(edit(change))[0][0] == [-10, -10, 5, 5]
+    assert warnings == []
+
+
+def test_images_without_objects_are_kept_unless_filtered(edit):
+    def change(content):
+        content['annotations'][2]['bbox'] = [0, 0, 0, 9]
+
+    assert len(edit(change, filter_cfg={'filter_empty_gt': False})) == 2
+    assert len(edit(change)) == 2
+    assert len(edit(change, filter_cfg={'filter_empty_gt': True})) == 1
+
+
+def test_area_is_optional_for_training_but_not_for_evaluation(edit):
+    def change(content):
+        for annotation in content['annotations']:
+            del annotation['area'], annotation['iscrowd']
+
+    assert boxes_of(edit(change))[1] == [[0, 0, 9, 9]]
+    with pytest.raises(ValueError, match='lacks area, iscrowd in entry 0 of "annotations"'):
+        edit(change, test_mode=True)
+
+
+def test_test_images_need_no_annotations(edit):
+    dataset = edit(lambda content: content.pop('annotations') and None, test_mode=True)
+    assert boxes_of(dataset) == [[], []]
+
+
+def replace(name, number, /, **fields):
+    return lambda content: content[name][number].update(fields)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda content: [1, 2], 'holds a list, not an object.*COCO format is'),
+        (lambda content: content.pop('images') and None, 'has no list "images"'),
+        (lambda content: content.pop('annotations') and None, 'has no list "annotations"'),
+        (lambda content: content.update(categories={}), 'has no list "categories"'),
+        (
+            lambda content: content['images'][1].pop('height') and None,
+            r'lacks height in entry 1 of "images".*1\.png',
+        ),
+        (
+            lambda content: content['annotations'][1].pop('bbox') and None,
+            'lacks bbox in entry 1 of "annotations"',
+        ),
+        (replace('annotations', 1, bbox=[1, 2, 3]), r'annotation 1 with bbox \[1, 2, 3\]'),
+        (replace('annotations', 1, bbox=None), 'annotation 1 with bbox None'),
+        (
+            replace('annotations', 1, category_id=8),
+            '1 annotations whose category_id is not in "categories": annotation 1 with '
+            'category_id 8',
+        ),
+        (
+            replace('annotations', 1, image_id=99),
+            '1 annotations whose image_id is not in "images": annotation 1 with image_id 99',
+        ),
+        (replace('images', 1, id=0), 'entries of "images" with the same id: 0'),
+        (replace('annotations', 1, id=0), 'entries of "annotations" with the same id: 0'),
+        (replace('categories', 1, id=3), 'entries of "categories" with the same id: 3'),
+        (
+            replace('categories', 1, name='cat'),
+            'entries of "categories" with the same name: \'cat\'',
+        ),
+    ],
+)
+def test_each_fault_of_the_file_is_named(edit, tmp_path, change, message):
+    with pytest.raises(ValueError, match=f'(?s)Annotation file .*ann\\.json.*{message}'):
+        edit(change)
+
+
+def test_classes_that_do_not_fit_the_file_are_named(edit):
+    with pytest.raises(ValueError, match=r"no category 'bird'.*Its categories: 'cat', 'dog'"):
+        edit(metainfo={'classes': ('cat', 'bird')})
+    with pytest.raises(ValueError, match=r"another order.*Write classes=\('cat', 'dog'\)"):
+        edit(metainfo={'classes': ('dog', 'cat')})
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'Cannot open annotation file.*gone\.json.*data_'):
+        CheckedCocoDataset(ann_file='gone.json', data_root=str(tmp_path))
+    for content in (b'{"images": [', b'<html>', b'', b'\xff\xfe\x80'):
+        (tmp_path / 'a.json').write_bytes(content)
+        with pytest.raises(ValueError, match=r'a\.json is not JSON'):
+            CheckedCocoDataset(ann_file='a.json', data_root=str(tmp_path))
+
+
+def test_bccd_drops_its_box_without_area(shared_dir, warnings):
+    root = shared_dir / 'data/bccd'
+    if not root.is_dir():
+        pytest.skip(f'{root} is absent')
+    dataset = CheckedCocoDataset(
+        data_root=str(root), ann_file='annotations/train.json', data_prefix={'img': 'images/'}
+    )
+    assert dataset.metainfo['classes'] == ('RBC', 'WBC', 'Platelets')
+    assert sum(map(len, boxes_of(dataset))) == 2804
+    assert 'dropped 1 of 2805 boxes: 1 without area' in warnings[0].getMessage()
