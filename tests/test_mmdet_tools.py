@@ -1,0 +1,138 @@
+"""mmdet's own tools, unchanged, on our configs and checkpoints.
+
+``analysis_tools/benchmark.py`` insists on a GPU (it builds its runner's dataloaders and calls
+``torch.cuda.synchronize``); it is run where there is one.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+
+TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
+
+
+def run(*command, cwd=None) -> str:
+    """Output of a Python script, which must succeed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg'),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, repo_root) -> Path:
+    """Work directory of a few iterations on a made data set, with the TensorBoard backend."""
+    folder = tmp_path_factory.mktemp('tools')
+    data = folder / 'data'
+    run(repo_root / 'tools/demo/make_dataset.py', data, '--train', 4, '--val', 2, '--size', 64)
+    config = folder / 'tiny.py'
+    config.write_text(
+        f"""
+_base_ = '{repo_root}/configs/deim_dfine_custom.py'
+classes = tuple(f'digit_{{i}}' for i in range(10))
+sets = dict(
+    train=dict(ann_file='train.json', data_prefix=dict(img='train/')),
+    val=dict(ann_file='val.json', data_prefix=dict(img='val/')),
+)
+for part in sets.values():
+    part.update(data_root='{data}', metainfo=dict(classes=classes))
+model = dict(bbox_head=dict(num_classes=10, num_queries=20), backbone=dict(init_cfg=None))
+train_cfg = dict(max_epochs=4)
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(dataset=sets['train'])
+)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=sets['val'])
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='{data}/val.json')
+test_evaluator = val_evaluator
+default_hooks = dict(logger=dict(interval=1), visualization=dict(draw=True, interval=1))
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+visualizer = dict(vis_backends=vis_backends)
+"""
+    )
+    run(
+        repo_root / 'tools/train.py',
+        config,
+        '--work-dir',
+        folder / 'work',
+        '--cfg-options',
+        'image_size=64',
+    )
+    return folder / 'work'
+
+
+def latest(work_dir: Path, pattern: str) -> Path:
+    return max(work_dir.rglob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def test_visualisation_hook_and_tensorboard(trained):
+    assert latest(trained, 'events.out.tfevents*').stat().st_size > 0
+    assert list(trained.rglob('vis_image/*.png'))
+
+
+def test_inferencer(trained):
+    inferencer = DetInferencer(
+        str(trained / 'tiny.py'), str(trained / 'epoch_4.pth'), device='cpu', show_progress=False
+    )
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    result = inferencer(image, no_save_vis=True)['predictions'][0]
+    assert len(result['scores']) == len(result['labels']) == len(result['bboxes']) == 200
+    assert set(result['labels']) <= set(range(10))
+
+
+def test_mmdets_own_test_script(trained):
+    output = run(
+        TOOLS / 'test.py', trained / 'tiny.py', trained / 'epoch_4.pth',
+        '--work-dir', trained / 'test', cwd=trained,
+    )  # fmt: skip
+    assert 'coco/bbox_mAP' in output
+
+
+def test_get_flops(trained):
+    output = run(TOOLS / 'analysis_tools/get_flops.py', trained / 'tiny.py', '--num-images', 1)
+    assert 'Flops:' in output
+    assert 'Params:' in output
+
+
+def test_browse_dataset(trained):
+    out = trained / 'browse'
+    run(
+        TOOLS / 'analysis_tools/browse_dataset.py', trained / 'tiny.py',
+        '--output-dir', out, '--not-show',
+    )  # fmt: skip
+    assert len(list(out.glob('*.jpg'))) == 4
+
+
+def test_analyze_logs(trained):
+    log = latest(trained, 'scalars.json')
+    plot = trained / 'loss.pdf'
+    run(
+        TOOLS / 'analysis_tools/analyze_logs.py', 'plot_curve', log,
+        '--keys', 'loss', 'loss_cls', '--out', plot,
+    )  # fmt: skip
+    assert plot.stat().st_size > 1000
+
+
+def test_print_config(trained):
+    assert 'DFINEHead' in run(TOOLS / 'misc/print_config.py', trained / 'tiny.py')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="mmdet's benchmark.py needs a GPU")
+def test_benchmark(trained):
+    run(
+        TOOLS / 'analysis_tools/benchmark.py', trained / 'tiny.py', '--task', 'inference',
+        '--checkpoint', trained / 'epoch_4.pth', '--max-iter', 3,
+    )  # fmt: skip
