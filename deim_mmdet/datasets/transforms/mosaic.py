@@ -29,7 +29,8 @@ class DenseO2OMosaic(BaseTransform):
     ``gt_bboxes``, and ``gt_bboxes_labels`` and ``gt_ignore_flags`` where present.
 
     Args:
-        tile_size: Shorter side of each of the four images, in pixels. Default 320.
+        tile_size: Shorter side of each of the four images, in pixels. Default 320, half the
+            network's input in the published recipes.
         rotation: Largest turn in degrees, either way. Default 10.
         translation: Largest shift as a fraction of the canvas' width and height. Default 0.1.
         scale_range: Range of the scale. Default (0.5, 1.5).
