@@ -28,8 +28,9 @@ class DecoupledDistillationFocalLoss(nn.Module):
         self,
         pred: Tensor,
         soft_label: Tensor,
-        weight: Tensor,
-        matched: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | None = None,
+        matched: Tensor | None = None,
         num_matched: Tensor | None = None,
         num_unmatched: Tensor | None = None,
     ) -> Tensor:
@@ -39,7 +40,9 @@ class DecoupledDistillationFocalLoss(nn.Module):
             pred: (*, N, bins) logits of the students.
             soft_label: (N, bins) logits of the teacher; no gradient flows into them.
             weight: (*, N): IoU for matched predictions, the teacher's confidence for others.
-            matched: (N,) bool.
+            avg_factor: Divisor of the sum where ``matched`` is ``None``; N by default.
+            matched: (N,) bool. ``None`` takes all predictions for matched, as mmdet's
+                distillation heads do, which hand over the positive ones only.
             num_matched: Number that balances the matched part; counted from ``matched`` if
                 ``None``.
             num_unmatched: Likewise for the unmatched part.
@@ -50,7 +53,11 @@ class DecoupledDistillationFocalLoss(nn.Module):
         t = self.temperature
         teacher = F.softmax(soft_label.detach() / t, dim=-1).expand(pred.shape)
         divergence = F.kl_div(F.log_softmax(pred / t, dim=-1), teacher, reduction='none').sum(-1)
-        divergence = divergence * weight.detach() * t**2
+        divergence = divergence * t**2
+        if weight is not None:
+            divergence = divergence * weight.detach()
+        if matched is None:
+            return self.loss_weight * divergence.sum(-1) / (avg_factor or divergence.shape[-1])
         matched = matched.to(divergence.dtype)
         counts = matched.sum(), (1 - matched).sum()
         means = [

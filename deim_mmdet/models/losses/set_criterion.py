@@ -203,8 +203,9 @@ class DFINECriterion(nn.Module):
             logits[:-1].flatten(1, 3),
             logits[-1].flatten(0, 2),
             weight[:-1, ..., None].expand(-1, -1, -1, 4).flatten(1),
-            sides,
-            *balance,
+            matched=sides,
+            num_matched=balance[0],
+            num_unmatched=balance[1],
         )
         return dict(loss_fgl=fgl, loss_ddf=ddf), balance
 

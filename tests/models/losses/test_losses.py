@@ -104,7 +104,7 @@ def test_ddf_formula():
     pred, teacher = torch.randn(2, n, bins).double(), torch.randn(n, bins).double()
     weight = torch.rand(2, n).double()
     matched = torch.tensor([True, False, False, True, False, False])
-    loss = DecoupledDistillationFocalLoss(loss_weight=1.5)(pred, teacher, weight, matched)
+    loss = DecoupledDistillationFocalLoss(loss_weight=1.5)(pred, teacher, weight, matched=matched)
     for layer in range(2):
         divergences = []
         for i in range(n):
@@ -121,7 +121,7 @@ def test_ddf_formula():
 def test_ddf_of_equal_distributions_is_zero_without_gradient():
     pred = torch.randn(3, 5).requires_grad_()
     loss = DecoupledDistillationFocalLoss()(
-        pred, pred, torch.ones(3), torch.tensor([True, False, False])
+        pred, pred, torch.ones(3), matched=torch.tensor([True, False, False])
     )
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-5)
