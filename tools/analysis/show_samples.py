@@ -17,6 +17,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
+from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
 from deim_mmdet.utils import Stage
 from deim_mmdet.visualization import contact_sheet, draw_tile
@@ -76,8 +77,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs')
     args = parser.parse_args()
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = load_config(args.config, args.cfg_options)
     sheet = show_samples(config, args.columns, args.rows, args.side, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(args.out), sheet):
