@@ -99,8 +99,7 @@ def write_data_set(folder: Path, images: int = 8, objects: int = 2) -> None:
         json.dumps(
             dict(
                 images=[
-                    dict(id=i, file_name=f'{i}.png', width=SIDE, height=SIDE)
-                    for i in range(images)
+                    dict(id=i, file_name=f'{i}.png', width=SIDE, height=SIDE) for i in range(images)
                 ],
                 annotations=annotations,
                 categories=[dict(id=1, name='disc'), dict(id=2, name='ring')],

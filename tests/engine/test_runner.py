@@ -1,0 +1,254 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from deim_mmdet.engine import DEIMRunner, NonFiniteLossError
+
+from . import toy
+
+
+@pytest.fixture
+def make_runner(tmp_path, request):
+    """Build a runner of the toy config; keyword arguments are options like --cfg-options."""
+    toy.write_data_set(tmp_path)
+
+    def make(**options):
+        cfg = Config.fromfile(toy.write_config(tmp_path), import_custom_modules=False)
+        cfg.merge_from_dict(
+            {
+                'work_dir': str(tmp_path / 'work'),
+                'launcher': 'none',
+                'experiment_name': f'{request.node.name}_{make.count}',
+                'train_dataloader.num_workers': 0,
+                'train_dataloader.persistent_workers': False,
+                'train_cfg.max_epochs': 4,
+                'train_cfg.val_interval': 10,
+                **options,
+            }
+        )
+        make.count += 1
+        return DEIMRunner.from_cfg(cfg)
+
+    make.count = 0
+    return make
+
+
+def edit_annotations(folder, change):
+    path = folder / 'all.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_recipe_reaches_optimiser_scheduler_ema_and_stages(make_runner):
+    runner = make_runner(**{'train_dataloader.batch_size': 4, 'train_cfg.max_epochs': 4})
+    runner.train()
+    recipe = runner.recipe
+    # Twice the published batch, half the published epochs.
+    assert recipe.lr_scale == 2
+    assert recipe.stages == (1, 2, 3)
+    assert recipe.warmup_iters == round(6 * 0.5 / 2)
+    (scheduler,) = runner.param_schedulers
+    assert scheduler.base_values == pytest.approx([1e-3] * len(scheduler.base_values))
+    assert (scheduler.warmup_iters, scheduler.cosine_begin) == (2, 4)
+    hooks = {type(hook).__name__: hook for hook in runner.hooks}
+    assert hooks['DenseO2OScheduleHook'].stages == (1, 2, 3)
+    ema = hooks['ExpWarmupEMAHook'].ema_model
+    assert ema.decay == pytest.approx(1 - 0.1 * 4)
+    assert ema.warmup_iters == pytest.approx(5 / 4)
+    assert int(ema.steps) == 8
+
+
+def test_batch_size_rule_can_be_switched_off(make_runner):
+    runner = make_runner(**{'train_dataloader.batch_size': 4, 'auto_scale_lr.enable': False})
+    runner.train()
+    assert runner.recipe.lr_scale == 1
+    assert runner.param_schedulers[0].base_values[0] == pytest.approx(5e-4)
+
+
+def test_explicit_numbers_win(make_runner):
+    runner = make_runner(
+        param_scheduler=[dict(type='FlatCosineLR', warmup_iters=3)],
+        custom_hooks=[
+            dict(type='DenseO2OScheduleHook', stages=(0, 1, 2)),
+            dict(type='ExpWarmupEMAHook', decay=0.5),
+        ],
+    )
+    runner.train()
+    assert runner.param_schedulers[0].warmup_iters == 3
+    hooks = {type(hook).__name__: hook for hook in runner.hooks}
+    assert hooks['DenseO2OScheduleHook'].stages == (0, 1, 2)
+    assert hooks['ExpWarmupEMAHook'].ema_model.decay == 0.5
+
+
+def test_plain_numbers_without_recipe(make_runner):
+    runner = make_runner(
+        recipe=None,
+        auto_scale_lr=None,
+        param_scheduler=[
+            dict(type='FlatCosineLR', warmup_iters=2, cosine_begin=6, cosine_end=12, by_epoch=False)
+        ],
+        custom_hooks=[dict(type='DenseO2OScheduleHook', stages=(1, 2, 3))],
+    )
+    runner.train()
+    assert runner.recipe is None
+    assert runner.iter == 16
+
+
+def test_mixed_precision_on_the_cpu(make_runner):
+    runner = make_runner(
+        **{'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'}
+    )
+    runner.train()
+    assert type(runner.optim_wrapper).__name__ == 'CpuAmpOptimWrapper'
+
+
+def test_bad_loss_stops_and_names_term_and_image(make_runner):
+    runner = make_runner(**{'model.bad_image': '3.png'})
+    with pytest.raises(NonFiniteLossError, match=r'loss_cls = nan.*3\.png'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'train_cfg.max_epochs': 3}, ['max_epochs=3', 'at least 4']),
+        ({'model.bbox_head.num_classes': 3}, ['num_classes=3', '2 classes', 'disc, ring']),
+        ({'model.bbox_head.num_queries': 1}, ['.png has 2 objects', '1 queries', 'num_queries']),
+        ({'train_dataloader.batch_size': 9}, ['8 images', 'batch_size']),
+        ({'auto_scale_lr': None}, ['base_batch_size']),
+        ({'recipe.warm_up': 3}, ['recipe', 'warm_up']),
+        (
+            {'train_dataloader.dataset.dataset.ann_file': 'none.json'},
+            ['none.json', 'ann_file'],
+        ),
+    ],
+    ids=['epochs', 'classes', 'queries', 'batch', 'base', 'recipe', 'annotations'],
+)
+def test_bad_input_stops_before_training(make_runner, tmp_path, options, words):
+    runner = make_runner(**options)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        runner.train()
+    for word in words:
+        assert word in str(error.value)
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_classes_of_the_test_set_are_compared(make_runner, tmp_path):
+    runner = make_runner(**{'model.bbox_head.num_classes': 3})
+    with pytest.raises(ValueError, match=r'num_classes=3.*test data set'):
+        runner.test()
+
+
+def test_ignored_objects_need_no_query(make_runner, tmp_path):
+    def change(content):
+        for annotation in content['annotations'][::2]:
+            annotation['iscrowd'] = 1
+
+    edit_annotations(tmp_path, change)
+    runner = make_runner(**{'model.bbox_head.num_queries': 1, 'train_cfg.max_epochs': 4})
+    runner.train()
+
+
+def test_checkpoint_of_other_classes(make_runner, tmp_path):
+    make_runner().train()
+    edit_annotations(
+        tmp_path, lambda content: content['categories'].append(dict(id=3, name='star'))
+    )
+    runner = make_runner(
+        **{'model.bbox_head.num_classes': 3, 'load_from': str(tmp_path / 'work' / 'epoch_4.pth')}
+    )
+    with pytest.raises(ValueError, match=r'trained for 2 classes.*num_classes=3'):
+        runner.test()
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda s: {f'decoder.{k}': v for k, v in s.items()}, 'no parameter of this model'),
+        (
+            lambda s: {**s, 'backbone.0.weight': torch.zeros(7, 3, 3, 3)},
+            r'backbone\.0\.weight: \(7, 3, 3, 3\) instead of \(4, 3, 3, 3\)',
+        ),
+    ],
+    ids=['names', 'shapes'],
+)
+def test_checkpoint_of_another_model(make_runner, tmp_path, change, words):
+    runner = make_runner()
+    path = tmp_path / 'other.pth'
+    torch.save(dict(state_dict=change(runner.model.state_dict())), path)
+    with pytest.raises(ValueError, match=words):
+        runner.load_checkpoint(str(path))
+
+
+class Foreign:
+    pass
+
+
+def test_checkpoint_with_another_type_is_refused(make_runner, tmp_path):
+    runner = make_runner()
+    path = tmp_path / 'foreign.pth'
+    torch.save(dict(state_dict=runner.model.state_dict(), extra=Foreign()), path)
+    with pytest.raises(RuntimeError, match=r'foreign\.pth.*Foreign.*refused'):
+        runner.load_checkpoint(str(path))
+
+
+def test_interrupted_save_leaves_the_last_checkpoint(make_runner, tmp_path, monkeypatch):
+    runner = make_runner()
+    runner.train()
+    work_dir = tmp_path / 'work'
+    before = (work_dir / 'epoch_4.pth').read_bytes()
+    seen = []
+
+    def crash(source, target):
+        seen.append((os.path.basename(source), os.path.basename(target)))
+        # All of it is on the disk already, under the temporary name.
+        torch.load(source)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', crash)
+        with pytest.raises(KeyboardInterrupt):
+            runner.save_checkpoint(str(work_dir), 'epoch_4.pth')
+    assert seen == [('epoch_4.pth.tmp', 'epoch_4.pth')]
+    assert (work_dir / 'epoch_4.pth').read_bytes() == before
+
+
+def test_pointer_names_a_whole_checkpoint_at_any_moment(make_runner, tmp_path, monkeypatch):
+    """With only one kept, the old one goes after the pointer names the new one."""
+    work_dir = tmp_path / 'work'
+    replace, remove = os.replace, os.remove
+    checked = []
+
+    def check():
+        pointer = work_dir / 'last_checkpoint'
+        if pointer.exists():
+            torch.load(pointer.read_text())
+            checked.append(pointer.read_text())
+
+    def watched(function):
+        def call(*arguments):
+            check()
+            function(*arguments)
+            check()
+
+        return call
+
+    monkeypatch.setattr(os, 'replace', watched(replace))
+    monkeypatch.setattr(os, 'remove', watched(remove))
+    make_runner(**{'default_hooks.checkpoint.max_keep_ckpts': 1}).train()
+    assert sorted({os.path.basename(path) for path in checked}) == [
+        f'epoch_{n}.pth' for n in (1, 2, 3, 4)
+    ]
+    assert [path.name for path in work_dir.glob('epoch_*.pth')] == ['epoch_4.pth']
+
+
+def test_resume_without_checkpoint_starts_anew(make_runner, tmp_path):
+    shutil.rmtree(tmp_path / 'work', ignore_errors=True)
+    runner = make_runner(resume=True)
+    runner.train()
+    assert runner.iter == 16

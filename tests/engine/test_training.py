@@ -1,0 +1,162 @@
+"""Whole trainings by ``tools/train.py``, of a detector that costs nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+
+import deim_mmdet  # noqa: F401  registers what checkpoints hold
+
+from . import toy
+
+ITERS = 4
+
+
+def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
+    """Run a script of the repository with the toy module importable; returns its output."""
+    env = dict(os.environ, PYTHONPATH=str(Path(toy.__file__).parent), OMP_NUM_THREADS='1')
+    if kill_at is not None:
+        env['KILL_AT'] = kill_at
+    done = subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        env=env,
+        cwd=arguments[1].parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def train(config, *arguments, **kwargs):
+    return run_tool(toy.ROOT / 'tools' / 'train.py', config, *arguments, **kwargs)
+
+
+def logged(work_dir):
+    """Learning rate by iteration, over all runs of a work directory; the last run counts."""
+    rates = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            if 'lr' in entry:
+                rates[entry['iter']] = entry['lr']
+    return rates
+
+
+def schedule_state(work_dir):
+    """Everything of the last checkpoint that says where in the schedule a training is."""
+    path = Path((work_dir / 'last_checkpoint').read_text())
+    checkpoint = torch.load(path)
+    info = checkpoint['message_hub']['runtime_info']
+    return dict(
+        checkpoint=path.name,
+        epoch=checkpoint['meta']['epoch'],
+        iteration=checkpoint['meta']['iter'],
+        stage=info['stage'],
+        scheduler=checkpoint['param_schedulers'],
+        rates=[(g['lr'], g['initial_lr']) for g in checkpoint['optimizer']['param_groups']],
+        ema_updates=int(checkpoint['ema_state_dict']['steps']),
+        batches_seen=int(checkpoint['state_dict']['backbone.1.num_batches_tracked']),
+        kept=info['keep_ckpt_ids'],
+    )
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toy')
+    toy.write_data_set(folder)
+    return toy.write_config(folder)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(config):
+    work_dir = config.parent / 'uninterrupted'
+    return work_dir, train(config, '--work-dir', work_dir)
+
+
+def test_recipe_is_printed_and_stages_follow_each_other(uninterrupted):
+    _, log = uninterrupted
+    assert re.search(r'dense, flat, no-augmentation stage +2, 4, 6 +2, 4, 6\n', log)
+    assert log.index('published') < log.index('Epoch(train)')
+    switches = [line.split(' - ')[-1] for line in log.splitlines() if 'begins' in line]
+    assert switches == [
+        f'Epoch {epoch} of 8: stage {stage} begins'
+        for epoch, stage in ((1, 'warm-up'), (3, 'dense'), (5, 'flat'), (7, 'no-augmentation'))
+    ]
+
+
+def test_killed_in_each_stage_and_resumed(config, uninterrupted):
+    """SIGKILL in the middle of an epoch of each stage in turn: about a minute."""
+    work_dir = config.parent / 'interrupted'
+    stages = ('warm-up', 'dense', 'flat', 'no-augmentation')
+    for stage, epoch in zip(stages, (1, 3, 5, 7), strict=True):
+        log = train(
+            config,
+            *('--work-dir', work_dir, '--resume'),
+            kill_at=f'{epoch},2',
+            expect=-signal.SIGKILL,
+        )
+        assert f'Epoch {epoch + 1} of 8' in log or f'Epoch(train) [{epoch + 1}]' in log
+        state = schedule_state(work_dir)
+        assert (state['epoch'], state['stage']) == (epoch, stage)
+    log = train(config, '--work-dir', work_dir, '--resume')
+    assert 'Epoch 8 of 8: within stage no-augmentation' in log
+    reference, _ = uninterrupted
+    assert schedule_state(work_dir) == schedule_state(reference)
+    assert logged(work_dir) == logged(reference)
+    assert len(logged(reference)) == 8 * ITERS
+    assert not list(work_dir.glob('*.tmp'))
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(uninterrupted):
+    work_dir, _ = uninterrupted
+    names = {path.name for path in work_dir.glob('*.pth')}
+    assert {f'epoch_{n}.pth' for n in (6, 7, 8)} < names
+    assert len(names) == 4
+    assert any(name.startswith('best_coco_bbox_mAP') for name in names)
+
+
+def test_two_processes_on_the_cpu(config):
+    work_dir = config.parent / 'gloo'
+    log = train(
+        config,
+        *('--launcher', 'pytorch', '--work-dir', work_dir),
+        *('--cfg-options', 'train_cfg.max_epochs=4'),
+        launcher=(
+            *('-m', 'torch.distributed.run', '--nproc_per_node=2'),
+            f'--master_port={20000 + os.getpid() % 10000}',
+        ),
+    )
+    assert re.search(r'images per optimiser step +2 +4\n', log)
+    assert re.search(r'learning rate +0\.0005 +0\.001 \(x 2\)\n', log)
+    state = schedule_state(work_dir)
+    assert (state['epoch'], state['iteration']) == (4, 4 * ITERS // 2)
+    assert 'coco/bbox_mAP' in log
+
+
+def test_our_and_mmdets_test_tool_agree_on_the_checkpoint(config, uninterrupted):
+    checkpoint = uninterrupted[0] / 'epoch_8.pth'
+    work_dir, predictions = config.parent / 'test', config.parent / 'predictions.pkl'
+    ours = run_tool(
+        toy.ROOT / 'tools' / 'test.py',
+        config,
+        checkpoint,
+        *('--work-dir', work_dir, '--out', predictions, '--show-dir', 'pictures'),
+    )
+    theirs = run_tool(
+        Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py',
+        config,
+        checkpoint,
+        *('--work-dir', work_dir),
+    )
+    figures = [re.search(r'bbox_mAP_copypaste: (.*)', log)[1] for log in (ours, theirs)]
+    assert figures[0] == figures[1]
+    assert predictions.stat().st_size > 0
+    assert list(work_dir.glob('*/pictures/*.png'))
