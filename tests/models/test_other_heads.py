@@ -38,7 +38,9 @@ def build(path, **head):
     cfg.backbone.init_cfg = None
     for key, value in head.items():
         cfg.bbox_head[key] = value
-    return MODELS.build(cfg).train()
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model.train()
 
 
 def watch(monkeypatch, loss):
