@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[1] / 'data' / 'schedules'
+FOLDER = Path(__file__).parent / 'data' / 'schedules'
 MODELS = sorted(path.stem.removeprefix('schedule_') for path in FOLDER.glob('*.json'))
 DFINE_MODELS = [name for name in MODELS if 'dfine' in name]
 

@@ -1,9 +1,8 @@
 import pytest
+import toy
 from mmengine.config import Config
 
 from deim_mmdet.engine.config import load_config
-
-from . import toy
 
 CONFIG = str(toy.ROOT / 'configs' / 'deim_dfine_s.py')
 

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from schedules import MODELS, published_numbers
 
 from deim_mmdet.engine.recipe import (
     PublishedRecipe,
@@ -8,8 +9,6 @@ from deim_mmdet.engine.recipe import (
     derive_stages,
     format_recipe,
 )
-
-from .golden import MODELS, published_numbers
 
 L = PublishedRecipe(epochs=58, batch_size=32, stages=(4, 29, 50), warmup_iters=2000)
 BASELINE = PublishedRecipe(

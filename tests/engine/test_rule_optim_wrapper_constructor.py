@@ -3,11 +3,10 @@ import re
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
+from schedules import DFINE_MODELS, schedule
 from torch import nn
 
 from deim_mmdet.engine.optimizers import RuleOptimWrapperConstructor
-
-from .golden import DFINE_MODELS, schedule
 
 
 def model_of_names(names: list[str], frozen: list[str]) -> nn.Module:

@@ -4,11 +4,10 @@ import shutil
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 
 from deim_mmdet.engine import DEIMRunner, NonFiniteLossError
-
-from . import toy
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+import toy
 
 import deim_mmdet  # noqa: F401  registers what checkpoints hold
-
-from . import toy
 
 ITERS = 4
 

@@ -1,0 +1,129 @@
+"""The configs against the published recipes, built as a training builds them."""
+
+from pathlib import Path
+
+import pytest
+from mmdet.registry import HOOKS, MODELS
+from mmengine.optim import build_optim_wrapper
+from schedules import DFINE_MODELS, published_numbers, schedule
+
+from deim_mmdet.checkpoints.reference import convert_name
+from deim_mmdet.engine import PublishedRecipe, derive_recipe
+from deim_mmdet.engine.config import load_config
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+OWN = sorted(path.name for path in CONFIGS.glob('*.py'))
+
+
+def load(name):
+    return load_config(str(CONFIGS / name))
+
+
+def build_model(cfg):
+    cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model)
+
+
+def published_recipe(cfg):
+    return PublishedRecipe(batch_size=cfg.auto_scale_lr.base_batch_size, **cfg.recipe)
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_every_config_builds(name):
+    cfg = load(name)
+    published = published_recipe(cfg)
+    recipe = derive_recipe(published, cfg.train_cfg.max_epochs, 8, 100)
+    assert recipe.stages[2] < recipe.epochs
+    for hook in [*cfg.custom_hooks, cfg.default_hooks.checkpoint]:
+        assert HOOKS.build(hook) is not None
+    assert cfg.runner_type == 'DEIMRunner'
+    assert cfg.val_evaluator.ann_file.startswith(cfg.data_root)
+    head = build_model(cfg).bbox_head
+    if cfg.get('classes'):
+        assert head.num_classes == len(cfg.classes)
+
+
+@pytest.mark.parametrize('model', DFINE_MODELS)
+def test_recipe_is_the_published_one(model):
+    golden = schedule(model)
+    cfg = load(f'{model}.py')
+    published = published_recipe(cfg)
+    expected = published_numbers(model)
+    assert published == PublishedRecipe(**expected)
+    assert cfg.train_cfg.max_epochs == golden['epochs']
+    assert cfg.auto_scale_lr.enable
+    assert cfg.optim_wrapper.clip_grad.max_norm == golden['clip_max_norm']
+    optimizer = cfg.optim_wrapper.optimizer
+    for key in ('type', 'lr', 'weight_decay'):
+        assert optimizer[key] == golden['optimizer'][key]
+    assert list(optimizer.betas) == golden['optimizer']['betas']
+
+    augments = cfg.model.data_preprocessor.get('batch_augments', [])
+    augments = {augment.type: augment for augment in augments}
+    mixup = golden['collate'].get('mixup_prob')
+    assert ('DenseO2OMixUp' in augments) == (mixup is not None)
+    repeat = golden['collate']['base_size_repeat']
+    assert augments.get('DenseO2OMultiScale', {}).get('base_size_repeat') == repeat
+
+
+@pytest.mark.parametrize('model', DFINE_MODELS)
+def test_every_parameter_has_its_published_rate_and_decay(model):
+    golden = schedule(model)
+    cfg = load(f'{model}.py')
+    network = build_model(cfg)
+    wrapper = build_optim_wrapper(network, cfg.optim_wrapper)
+    groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group['params']}
+    parameters = dict(network.named_parameters())
+    assert len(groups) == len(golden['params'])
+    for name, numbers in golden['params'].items():
+        group = groups[id(parameters[convert_name(name)])]
+        assert group['lr'] == pytest.approx(numbers['lr'], rel=1e-9), name
+        assert group['weight_decay'] == pytest.approx(numbers['weight_decay'], rel=1e-9), name
+
+
+def test_baselines_have_no_dense_stage_and_the_old_losses():
+    for size in 'nsmlx':
+        baseline, deim = load(f'dfine_{size}.py'), load(f'deim_dfine_{size}.py')
+        assert baseline.recipe.stages[:2] == (0, 0)
+        assert baseline.model.bbox_head.loss_cls.type == 'VarifocalQualityLoss'
+        assert deim.model.bbox_head.loss_cls.type == 'MatchabilityAwareLoss'
+        assert (baseline.model.bbox_head.act, deim.model.bbox_head.act) == ('ReLU', 'SiLU')
+        frozen = size in 'lx'
+        assert baseline.model.backbone.get('frozen_stem', False) == frozen
+        assert not deim.model.backbone.get('frozen_stem', False)
+
+
+def test_custom_config_derives_everything_from_its_head(tmp_path):
+    text = (CONFIGS / 'deim_dfine_custom.py').read_text()
+    changes = {
+        "'./deim_dfine_s.py'": f"'{CONFIGS}/deim_dfine_n.py'",
+        "classes = ('cat', 'dog')": "classes = ('a', 'b', 'c')",
+        "data_root = 'data/custom/'": "data_root = '/mine/'",
+        'image_size = 640': 'image_size = 416',
+        'max_epochs = 60': 'max_epochs = 7',
+        'batch_size = 8': 'batch_size = 3',
+    }
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    cfg = load_config(str(path))
+    assert cfg.model.bbox_head.num_classes == 3
+    assert cfg.train_cfg.max_epochs == 7
+    assert cfg.train_dataloader.batch_size == 3
+    for dataset in (
+        cfg.train_dataloader.dataset.dataset,
+        cfg.val_dataloader.dataset,
+        cfg.test_dataloader.dataset,
+    ):
+        assert dataset.metainfo.classes == ('a', 'b', 'c')
+        assert dataset.data_root == '/mine/'
+    assert cfg.test_evaluator.ann_file == '/mine/annotations/val.json'
+    sizes = [
+        transform.scale
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+        for transform in loader.dataset.pipeline
+        if transform.type == 'Resize'
+    ]
+    assert sizes == [(416, 416)] * 3
