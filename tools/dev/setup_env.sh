@@ -7,7 +7,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$root/.venv
-cache=${DEIM_MMDET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/deim_mmdet}
+cache=${DEIM_MMDET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/deim_mmdet}
 mmcv_version=2.1.0
 openmim_version=0.3.9
 
