@@ -43,6 +43,8 @@ def deformable_attention(
             f'num_points {tuple(num_points)} must hold one number a level ({len(sizes)} levels) '
             f'with the sum {total_points} of the sampling locations'
         )
+    # Half precision has too few digits for a place in a large level.
+    value = value.to(torch.promote_types(value.dtype, sampling_locations.dtype))
     # grid_sample wants one image a (sample, head) and coordinates in [-1, 1].
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split(sizes, dim=-1)
     grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
