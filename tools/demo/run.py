@@ -20,7 +20,7 @@ from make_dataset import SceneSettings, describe, make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/deim_dfine_demo.py'
-TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 640, 120, 20
+TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 1040, 120, 12
 # Still through all four stages, with a few iterations in each.
 FEWEST_IMAGES, FEWEST_EPOCHS = 32, 4
 REQUIRED_AP50 = 0.5
@@ -108,7 +108,7 @@ def run_demo(work_dir: Path, fraction: float) -> float:
     settings = SceneSettings(
         train=max(FEWEST_IMAGES, round(TRAIN_IMAGES * fraction)),
         val=max(FEWEST_IMAGES, round(VAL_IMAGES * fraction)),
-        size=160,
+        size=128,
         objects=(1, 3),
         scale=(0.3, 0.7),
         digits=(0, 1, 2, 3, 4),
