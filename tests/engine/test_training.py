@@ -4,38 +4,17 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import mmdet
 import pytest
 import torch
 import toy
+from toy import run_tool, train
 
 import deim_mmdet  # noqa: F401  registers what checkpoints hold
 
 ITERS = 4
-
-
-def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
-    """Run a script of the repository with the toy module importable; returns its output."""
-    env = dict(os.environ, PYTHONPATH=str(Path(toy.__file__).parent), OMP_NUM_THREADS='1')
-    if kill_at is not None:
-        env['KILL_AT'] = kill_at
-    done = subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)],
-        env=env,
-        cwd=arguments[1].parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def train(config, *arguments, **kwargs):
-    return run_tool(toy.ROOT / 'tools' / 'train.py', config, *arguments, **kwargs)
 
 
 def logged(work_dir):

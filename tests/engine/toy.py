@@ -7,6 +7,8 @@ where a test is about the training around it.
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -158,3 +160,23 @@ del part, transform
         path = folder / 'changed_config.py'
         cfg.dump(path)
     return path
+
+
+def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
+    """Run a script of the repository with the toy module importable; returns its output."""
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1')
+    if kill_at is not None:
+        env['KILL_AT'] = kill_at
+    done = subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        env=env,
+        cwd=arguments[1].parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def train(config, *arguments, **kwargs):
+    return run_tool(ROOT / 'tools' / 'train.py', config, *arguments, **kwargs)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.basic import ConvNorm
 from ..layers.denoising import DenoisingQueries, DenoisingQueryGenerator
-from ..layers.dfine_decoder import DecoderPredictions, DFINEDecoder
+from ..layers.dfine_decoder import DecoderPredictions, DFINEDecoder, full_precision
 from ..layers.query_selection import QuerySelection, SelectedQueries
 from ..losses import DFINECriterion
 from ..task_modules import Targets
@@ -140,18 +140,23 @@ class DFINEHead(BaseModule):
         boxes = [_normalised_boxes(sample) for sample in batch_data_samples]
         queries = None if self.denoising is None else self.denoising(labels, boxes)
         selected, predictions = self._decode(feats, queries)
+        predictions = predictions.in_full_precision()
         denoising, num_groups = None, 0
         if queries is not None:
             denoising, predictions = predictions.split(queries.content.shape[1])
             num_groups = queries.num_groups
-        losses = self.criterion(
-            matching=predictions,
-            encoder=(selected.scores, selected.box_logits.sigmoid()),
-            denoising=denoising,
-            num_groups=num_groups,
-            targets=Targets.from_lists(labels, boxes),
-            bins=(self.decoder.reg_max, self.decoder.up, self.decoder.reg_scale),
-        )
+        with torch.autocast(predictions.boxes.device.type, enabled=False):
+            losses = self.criterion(
+                matching=predictions,
+                encoder=(
+                    full_precision(selected.scores),
+                    full_precision(selected.box_logits).sigmoid(),
+                ),
+                denoising=denoising,
+                num_groups=num_groups,
+                targets=Targets.from_lists(labels, boxes),
+                bins=(self.decoder.reg_max, self.decoder.up, self.decoder.reg_scale),
+            )
         if self.denoising is not None and queries is None:
             # Every parameter takes part in the gradient exchange, objects or not.
             losses['loss_cls'] = losses['loss_cls'] + self.denoising.embedding.weight.sum() * 0

@@ -41,6 +41,15 @@ class DecoderPredictions:
         first, second = zip(*fields, strict=True)
         return DecoderPredictions(*first), DecoderPredictions(*second)
 
+    def in_full_precision(self) -> 'DecoderPredictions':
+        """The same in float32 at least, as losses need them under mixed precision."""
+        return DecoderPredictions(*map(full_precision, vars(self).values()))
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, unless it is of a type with more digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
 
 class DeformableCrossAttention(nn.Module):
     """Deformable attention without value or output projection.

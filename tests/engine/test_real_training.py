@@ -1,0 +1,95 @@
+"""Trainings of DEIM-D-FINE N itself, at a size that a CPU can bear."""
+
+import json
+import math
+import os
+
+import pytest
+import toy
+from toy import train
+
+MODEL = toy.ROOT / 'configs' / 'deim_dfine_n.py'
+SMALL = (
+    'image_size=64',
+    'model.backbone.init_cfg=None',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'default_hooks.logger.interval=1',
+)
+
+
+def data_options(folder):
+    """Options that put the painted data set of a folder in place of COCO."""
+    return (
+        'model.bbox_head.num_classes=2',
+        f'data_root={folder}',
+        'train_dataloader.dataset.dataset.ann_file=all.json',
+        'train_dataloader.dataset.dataset.data_prefix.img=',
+        'val_dataloader.dataset.ann_file=all.json',
+        'val_dataloader.dataset.data_prefix.img=',
+        f'val_evaluator.ann_file={folder}/all.json',
+    )
+
+
+def losses(work_dir):
+    """Logged entries of training, one per iteration."""
+    (file,) = work_dir.glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    return [entry for entry in entries if 'loss' in entry]
+
+
+def test_mixed_precision_stays_finite(tmp_path):
+    toy.write_data_set(tmp_path, images=10)
+    work_dir = tmp_path / 'work'
+    log = train(
+        MODEL,
+        *('--amp', '--work-dir', work_dir, '--cfg-options', *SMALL, *data_options(tmp_path)),
+        *('train_dataloader.batch_size=2', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
+    )
+    assert 'mixed precision in bfloat16' in log
+    entries = losses(work_dir)
+    assert len(entries) == 20
+    for entry in entries:
+        assert all(math.isfinite(value) for value in entry.values()), entry
+        assert {'loss_cls', 'loss_fgl', 'd0.loss_ddf', 'dn.loss_iou'} < entry.keys()
+
+
+def test_two_processes_with_images_without_objects(tmp_path):
+    """Batches of one image, one in three without objects: ranks differ in what they compute."""
+    toy.write_data_set(tmp_path, images=6)
+    path = tmp_path / 'all.json'
+    content = json.loads(path.read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] % 3]
+    path.write_text(json.dumps(content))
+    work_dir = tmp_path / 'work'
+    train(
+        MODEL,
+        *('--launcher', 'pytorch', '--work-dir', work_dir),
+        *('--cfg-options', *SMALL, *data_options(tmp_path)),
+        *('train_dataloader.batch_size=1', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
+        launcher=(
+            *('-m', 'torch.distributed.run', '--nproc_per_node=2'),
+            f'--master_port={20000 + os.getpid() % 10000}',
+        ),
+    )
+    assert len(losses(work_dir)) == 12
+    assert (work_dir / 'epoch_4.pth').exists()
+
+
+@pytest.mark.slow
+def test_bccd(shared_dir, tmp_path):
+    data = shared_dir / 'data' / 'bccd'
+    if not data.is_dir():
+        pytest.skip(f'{data} is absent')
+    log = train(
+        toy.ROOT / 'configs' / 'deim_dfine_n_bccd.py',
+        *('--work-dir', tmp_path, '--cfg-options', *SMALL, f'data_root={data}'),
+        *('train_dataloader.batch_size=16', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=2'),
+    )
+    assert 'dropped 1 of 2805 boxes: 1 without area (BloodImage_00343.jpg)' in log
+    assert log.count('bbox_mAP_copypaste') == 2
+    entries = losses(tmp_path)
+    assert len(entries) == 4 * 12
+    assert entries[-1]['loss'] < entries[0]['loss']
