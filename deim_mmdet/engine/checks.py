@@ -3,7 +3,15 @@
 from collections.abc import Iterator
 
 from mmengine.dataset import BaseDataset
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The detector under distributed and test-time-augmentation wrappers."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def base_datasets(dataset) -> Iterator[BaseDataset]:

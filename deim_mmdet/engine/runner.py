@@ -9,13 +9,12 @@ import torch
 from mmengine.device import is_cuda_available
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from .checks import check_classes, check_object_counts
+from .checks import bare_model, check_classes, check_object_counts
 from .hooks import DenseO2OScheduleHook, ExpWarmupEMAHook
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
 from .safe_globals import explain_load_errors
@@ -83,8 +82,8 @@ class DEIMRunner(Runner):
     def build_train_loop(self, loop) -> BaseLoop:
         built = super().build_train_loop(loop)
         dataset = built.dataloader.dataset
-        check_classes(self._bare_model, dataset, 'training')
-        check_object_counts(self._bare_model, dataset)
+        check_classes(bare_model(self.model), dataset, 'training')
+        check_object_counts(bare_model(self.model), dataset)
         if len(built.dataloader) == 0:
             raise ValueError(
                 f'the training set has {len(dataset)} images, too few for one batch of '
@@ -94,17 +93,13 @@ class DEIMRunner(Runner):
 
     def build_val_loop(self, loop) -> BaseLoop:
         built = super().build_val_loop(loop)
-        check_classes(self._bare_model, built.dataloader.dataset, 'validation')
+        check_classes(bare_model(self.model), built.dataloader.dataset, 'validation')
         return built
 
     def build_test_loop(self, loop) -> BaseLoop:
         built = super().build_test_loop(loop)
-        check_classes(self._bare_model, built.dataloader.dataset, 'test')
+        check_classes(bare_model(self.model), built.dataloader.dataset, 'test')
         return built
-
-    @property
-    def _bare_model(self) -> nn.Module:
-        return self.model.module if is_model_wrapper(self.model) else self.model
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """Derive and apply the recipe; mmengine calls this once loop and optimiser are built.

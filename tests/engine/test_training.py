@@ -138,3 +138,13 @@ def test_our_and_mmdets_test_tool_agree_on_the_checkpoint(config, uninterrupted)
     assert figures[0] == figures[1]
     assert predictions.stat().st_size > 0
     assert list(work_dir.glob('*/pictures/*.png'))
+
+
+def test_test_time_augmentation(config, uninterrupted):
+    log = run_tool(
+        toy.ROOT / 'tools' / 'test.py',
+        config,
+        uninterrupted[0] / 'epoch_8.pth',
+        *('--work-dir', config.parent / 'tta', '--tta'),
+    )
+    assert 'bbox_mAP_copypaste' in log

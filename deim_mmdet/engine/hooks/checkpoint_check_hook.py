@@ -2,9 +2,8 @@
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
-from ..checks import check_checkpoint
+from ..checks import bare_model, check_checkpoint
 
 
 @HOOKS.register_module()
@@ -20,5 +19,4 @@ class CheckpointCheckHook(Hook):
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        check_checkpoint(model, checkpoint)
+        check_checkpoint(bare_model(runner.model), checkpoint)

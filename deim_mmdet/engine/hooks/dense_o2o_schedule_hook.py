@@ -5,10 +5,11 @@ from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop
 
 from deim_mmdet.utils import Stage
+
+from ..checks import bare_model
 
 # Where wrappers of datasets and transforms, mmdet's and mmengine's, keep what they wrap.
 CHILDREN = ('dataset', 'datasets', 'pipeline', 'transforms', 'load', 'mosaic', 'single')
@@ -87,8 +88,8 @@ class DenseO2OScheduleHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         stage = Stage.at_epoch(runner.epoch, self.stages)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        augments = getattr(model.data_preprocessor, 'batch_augments', None) or []
+        preprocessor = bare_model(runner.model).data_preprocessor
+        augments = getattr(preprocessor, 'batch_augments', None) or []
         for part in [*staged_parts(runner.train_dataloader.dataset), *staged_parts([*augments])]:
             part.set_stage(stage)
         if stage != self._stage:

@@ -3,7 +3,8 @@
 import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+
+from ..checks import bare_model
 
 
 class NonFiniteLossError(RuntimeError):
@@ -26,9 +27,8 @@ class NonFiniteLossHook(Hook):
     priority = 'VERY_LOW'
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._runner = runner
-        self._handle = model.register_forward_hook(self._check, with_kwargs=True)
+        self._handle = bare_model(runner.model).register_forward_hook(self._check, with_kwargs=True)
 
     def after_train(self, runner) -> None:
         self._handle.remove()
