@@ -16,4 +16,4 @@ model = dict(
     bbox_head=dict(num_classes=1, num_queries=500),
     test_cfg=dict(max_per_img=500),
 )
-default_hooks = dict(checkpoint=dict(save_best='crowd_human/AP'))
+default_hooks = dict(checkpoint=dict(save_best='crowd_human/mAP'))

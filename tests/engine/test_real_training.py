@@ -78,6 +78,34 @@ def test_two_processes_with_images_without_objects(tmp_path):
     assert (work_dir / 'epoch_4.pth').exists()
 
 
+def test_crowdhuman(tmp_path):
+    """mmdet's CrowdHuman data set and metric, with a smaller network in place of L."""
+    toy.write_data_set(tmp_path / 'Images', images=4)
+    persons = [
+        dict(tag=tag, fbox=box, vbox=box, hbox=[*box[:2], 8, 8], extra=extra, head_attr={})
+        for tag, box, extra in (
+            ('person', [4, 4, 20, 50], {}),
+            ('person', [14, 4, 20, 50], {}),
+            ('mask', [40, 4, 20, 50], dict(ignore=1)),
+        )
+    ]
+    lines = [json.dumps(dict(ID=str(image), gtboxes=persons)) for image in range(4)]
+    for split in ('train', 'val'):
+        (tmp_path / f'annotation_{split}.odgt').write_text('\n'.join(lines) + '\n')
+    for png in (tmp_path / 'Images').glob('*.png'):
+        png.rename(png.with_suffix('.jpg'))
+    work_dir = tmp_path / 'work'
+    log = train(
+        toy.ROOT / 'configs' / 'deim_dfine_l_crowdhuman.py',
+        *('--work-dir', work_dir, '--cfg-options', *SMALL, f'data_root={tmp_path}'),
+        *('model.backbone.arch=B0', 'model.neck.in_channels=256,512,1024'),
+        *('model.bbox_head.num_layers=2', 'train_dataloader.batch_size=2'),
+        *('train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
+    )
+    assert 'crowd_human/mMR' in log
+    assert list(work_dir.glob('best_crowd_human_mAP_epoch_4.pth'))
+
+
 @pytest.mark.slow
 def test_bccd(shared_dir, tmp_path):
     data = shared_dir / 'data' / 'bccd'
