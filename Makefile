@@ -17,7 +17,7 @@ demo: $(READY)
 	@$(BIN)/python tools/demo/run.py
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)

@@ -92,7 +92,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.1',
+        'torch>=2.6',
         'mmengine>=0.10.3',
         'mmcv>=2.1.0,<2.2.0',
         'mmdet>=3.3.0,<3.4.0',
@@ -104,7 +104,7 @@ setup(
         'mim': ['openmim>=0.3.9', 'setuptools<81'],
         'demo': ['matplotlib', 'scikit-learn'],
         'tensorboard': ['tensorboard'],
-        'test': ['pytest', 'matplotlib', 'scikit-learn', 'transformers'],
+        'test': ['pytest', 'matplotlib', 'scikit-learn'],
     },
     cmdclass={'build_py': BuildPyWithMim, 'editable_wheel': EditableWheelForMim},
     zip_safe=False,

@@ -58,6 +58,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_annotations)
 test_evaluator = val_evaluator
 
+_base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2
 _base_.train_dataloader.dataset.pipeline[2].scale = (image_size, image_size)
 _base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
 _base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)

@@ -13,7 +13,7 @@ from .version import __version__
 
 # Of each library the lowest version that works and the first that is not known to.
 SUPPORTED_VERSIONS = {
-    torch: ('2.1.0', '3.0.0'),
+    torch: ('2.6.0', '3.0.0'),
     mmengine: ('0.10.3', '1.0.0'),
     mmcv: ('2.1.0', '2.2.0'),
     mmdet: ('3.3.0', '3.4.0'),

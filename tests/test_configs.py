@@ -127,3 +127,4 @@ def test_custom_config_derives_everything_from_its_head(tmp_path):
         if transform.type == 'Resize'
     ]
     assert sizes == [(416, 416)] * 3
+    assert cfg.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size == 208

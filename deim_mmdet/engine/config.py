@@ -12,7 +12,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     The variables ``data_root`` and ``image_size`` of our configs are carried to every place that
     the config file used them at, so that one option is enough: folders and annotation files; the
-    ``Resize`` of all pipelines and ``DenseO2OMultiScale``.
+    ``Resize`` of all pipelines, ``DenseO2OMosaic`` and ``DenseO2OMultiScale``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,7 +50,7 @@ def override_data_root(cfg: Config, root: str) -> None:
 
 
 def override_image_size(cfg: Config, size: int) -> None:
-    """Put ``size`` in place of ``cfg.image_size`` in pipelines and multi-scale."""
+    """Put ``size`` in place of ``cfg.image_size`` in pipelines, mosaic and multi-scale."""
     if not isinstance(size, int) or size <= 0 or size % 32:
         raise ValueError(f'image_size={size} must be a positive multiple of 32')
     old = cfg.image_size
@@ -60,6 +60,8 @@ def override_image_size(cfg: Config, size: int) -> None:
             return (size, size)
         if key in ('image_size', 'base_size') and value == old:
             return size
+        if key == 'tile_size' and value == old // 2:
+            return size // 2
         return value
 
     for part in (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []:

@@ -30,9 +30,7 @@ def _history_statistic(owner: type, name: str):
 
 
 def register_safe_globals() -> None:
-    """Put the types of mmengine's checkpoints on ``torch.load``'s list (torch 2.6 or newer)."""
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
+    """Put the types of mmengine's checkpoints on ``torch.load``'s list."""
     # numpy renamed its core package in version 2; checkpoints of either must load under either.
     core = np._core if hasattr(np, '_core') else np.core
     rebuild = [

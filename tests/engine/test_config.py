@@ -44,6 +44,7 @@ def test_image_size_reaches_pipelines_and_multi_scale():
         resizes = [t for t in loader.dataset.pipeline if t.type == 'Resize']
         assert [tuple(t.scale) for t in resizes] == [(320, 320)]
     assert cfg.model.data_preprocessor.batch_augments[1].base_size == 320
+    assert cfg.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size == 160
 
 
 @pytest.mark.parametrize('size', [100, 0, -32, 'large'])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden import DFINE_MODELS, FOLDER, PARAMETERS, build_model, filled_model, image, load
 from mmdet.structures import DetDataSample
+from mmengine.analysis import get_model_complexity_info
 from mmengine.structures import InstanceData
 
 from deim_mmdet.checkpoints.reference import convert_name
@@ -32,6 +33,17 @@ def our_term(name: str, num_layers: int) -> str:
 @pytest.mark.parametrize('name', DFINE_MODELS)
 def test_number_of_parameters(name):
     assert sum(p.numel() for p in build_model(name).parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(('name', 'gflops'), [('deim_dfine_n', 7), ('deim_dfine_m', 57)])
+def test_flops_are_the_published_ones(name, gflops):
+    """The papers count a multiply-add as two, after merging re-parameterised branches."""
+    model = build_model(name).eval()
+    inputs = torch.zeros(1, 3, 640, 640)
+    counted = get_model_complexity_info(
+        model, None, inputs=inputs, show_table=False, show_arch=False
+    )
+    assert gflops <= 2 * counted['flops'] / 1e9 <= 1.03 * gflops
 
 
 @pytest.mark.parametrize('name', EVAL_MODELS)

@@ -8,7 +8,10 @@ train_pipeline = [
         type='DenseO2O',
         mosaic_prob=0.5,
         load=[dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)],
-        mosaic=[dict(type='DenseO2OMosaic'), dict(type='DenseO2OPhotometricDistort')],
+        mosaic=[
+            dict(type='DenseO2OMosaic', tile_size=image_size // 2),
+            dict(type='DenseO2OPhotometricDistort'),
+        ],
         single=[
             dict(type='DenseO2OPhotometricDistort'),
             dict(type='DenseO2OZoomOut'),
