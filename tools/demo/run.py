@@ -20,7 +20,7 @@ from make_dataset import SceneSettings, describe, make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/deim_dfine_demo.py'
-TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 1040, 120, 12
+TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 960, 120, 12
 # Still through all four stages, with a few iterations in each.
 FEWEST_IMAGES, FEWEST_EPOCHS = 32, 4
 REQUIRED_AP50 = 0.5
@@ -111,7 +111,8 @@ def run_demo(work_dir: Path, fraction: float) -> float:
         size=128,
         objects=(1, 3),
         scale=(0.3, 0.7),
-        digits=(0, 1, 2, 3, 4),
+        # A 1 of eight pixels is a bar, like much of the photographs.
+        digits=(0, 2, 3, 4),
     )
     make_dataset(data, settings)
     print(describe(data))
