@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Tests run side by side, each process on one core.
+JOBS ?= 2
 LINTED := deim_mmdet configs tools tests setup.py
 
 .PHONY: env demo test lint clean
@@ -9,7 +11,7 @@ LINTED := deim_mmdet configs tools tests setup.py
 env: $(READY)
 
 # Rebuilt when what it was made from changes; otherwise every run reuses it.
-$(READY): tools/dev/setup_env.sh $(wildcard requirements/*.txt) setup.py pyproject.toml
+$(READY): tools/dev/setup_env.sh $(wildcard requirements/*.txt) setup.py
 	@PYTHON="$(PYTHON)" bash tools/dev/setup_env.sh
 	@touch $@
 
@@ -17,7 +19,7 @@ demo: $(READY)
 	@$(BIN)/python tools/demo/run.py
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
