@@ -34,6 +34,9 @@ class DenseO2OMosaic(BaseTransform):
         rotation: Largest turn in degrees, either way. Default 10.
         translation: Largest shift as a fraction of the canvas' width and height. Default 0.1.
         scale_range: Range of the scale. Default (0.5, 1.5).
+        cache_size: Number of recent samples, of each worker, that partners are drawn from. With a
+            cache a mosaic loads one new partner instead of three, at the price of samples that
+            depend on each other. None, the default and the published recipes': no cache.
 
     Example:
         >>> train_dataset = dict(
@@ -51,19 +54,27 @@ class DenseO2OMosaic(BaseTransform):
         rotation: float = 10.0,
         translation: float = 0.1,
         scale_range: Sequence[float] = (0.5, 1.5),
+        cache_size: int | None = None,
     ) -> None:
         self.tile_size = check_count(self, 'tile_size', tile_size)
         self.rotation = check_number(self, 'rotation', rotation, 0, 180)
         self.translation = check_number(self, 'translation', translation, 0, 1)
         self.scale_range = check_range(self, 'scale_range', scale_range, lowest=1e-3)
+        self.cache_size = (
+            cache_size if cache_size is None else check_count(self, 'cache_size', cache_size)
+        )
+        self._cache: list[dict] = []
 
     def get_indexes(self, dataset: Sized) -> list[int]:
-        """Indexes of the three other samples, drawn with replacement."""
-        return np.random.randint(len(dataset), size=self.partners).tolist()
+        """Indexes of the other samples to load, drawn with replacement."""
+        count = self.partners if not self._cache else 1
+        return np.random.randint(len(dataset), size=count).tolist()
 
     def transform(self, results: dict) -> dict:
         """Make the mosaic of ``results`` and its ``mix_results``."""
-        others = results.get('mix_results', [])
+        others = list(results.get('mix_results', []))
+        if self.cache_size and others:
+            others = self._with_cached(results, others)
         if len(others) != self.partners:
             raise ValueError(
                 f'{type(self).__name__} needs {self.partners} other samples in mix_results, got '
@@ -92,6 +103,21 @@ class DenseO2OMosaic(BaseTransform):
         write_boxes(results, moved, large_enough(moved, 1))
         return results
 
+    def _with_cached(self, results: dict, others: list[dict]) -> list[dict]:
+        """``others``, filled up from the cache, which then takes in what was loaded."""
+        drawn = (
+            np.random.randint(len(self._cache), size=self.partners - len(others))
+            if self._cache
+            else ()
+        )
+        filled = [*others, *(self._cache[index] for index in drawn)]
+        for sample in (results, *others):
+            if len(self._cache) == self.cache_size:
+                self._cache.pop(np.random.randint(self.cache_size))
+            keys = ('img', 'gt_bboxes', *BOX_COMPANIONS)
+            self._cache.append({key: sample[key] for key in keys if key in sample})
+        return filled
+
     def _draw_affine(self, height: int, width: int) -> np.ndarray:
         """Random affine map (2, 3) of continuous pixel coordinates about the canvas' centre."""
         angle = np.deg2rad(np.random.uniform(-self.rotation, self.rotation))
@@ -106,7 +132,8 @@ class DenseO2OMosaic(BaseTransform):
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(tile_size={self.tile_size}, rotation={self.rotation}, '
-            f'translation={self.translation}, scale_range={self.scale_range})'
+            f'translation={self.translation}, scale_range={self.scale_range}, '
+            f'cache_size={self.cache_size})'
         )
 
 

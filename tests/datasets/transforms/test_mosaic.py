@@ -181,12 +181,42 @@ def test_partners_are_drawn_with_replacement():
     assert any(len(set(row)) < 3 for row in drawn.tolist())
 
 
+def test_cache_gives_two_of_three_partners(make_sample):
+    """Once filled, one partner is loaded; the others are recent samples, of which few are kept."""
+    np.random.seed(0)
+    transform = DenseO2OMosaic(
+        tile_size=8, rotation=0, translation=0, scale_range=(1, 1), cache_size=5
+    )
+    number, seen, drawn = 0, set(), []
+    for _ in range(40):
+        samples = []
+        for _ in range(1 + len(transform.get_indexes(range(100)))):
+            sample = make_sample([[1, 1, 7, 7]], 8, 8)
+            sample['gt_bboxes_labels'] = np.array([number])
+            samples.append(sample)
+            number += 1
+        results = transform({**samples[0], 'mix_results': samples[1:]})
+        labels = results['gt_bboxes_labels'].tolist()
+        new = [int(sample['gt_bboxes_labels'][0]) for sample in samples]
+        assert len(labels) == 4
+        assert set(new) <= set(labels)
+        assert set(labels) - set(new) <= seen
+        drawn += [label for label in labels if label not in new]
+        seen |= set(new)
+        assert len(transform._cache) <= 5
+    assert number == 4 + 39 * 2
+    assert len(drawn) == 39 * 2
+    assert len(set(drawn)) > 20
+
+
 def test_bad_input_is_named(make_sample):
     sample = make_sample([], 30, 40)
     with pytest.raises(ValueError, match=r'needs 3 other samples.*got 0: wrap the dataset'):
         DenseO2OMosaic().transform(sample)
     with pytest.raises(ValueError, match='tile_size must be an integer of at least 1, got 0'):
         DenseO2OMosaic(tile_size=0)
+    with pytest.raises(ValueError, match='cache_size must be an integer of at least 1, got 0'):
+        DenseO2OMosaic(cache_size=0)
     with pytest.raises(ValueError, match=r'translation must be a number in \[0, 1\], got 10'):
         DenseO2OMosaic(translation=10)
     with pytest.raises(ValueError, match=r'scale_range.*got \(0, 1\)'):
