@@ -52,25 +52,13 @@ train_pipeline = [
     dict(type='DropTinyBoxes'),
     dict(type='PackDetInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-
 training_set = dict(
     data_root=data_root,
     metainfo=dict(classes=classes),
     ann_file='train.json',
     data_prefix=dict(img='train/'),
 )
-validation_set = dict(
-    training_set, ann_file='val.json', data_prefix=dict(img='val/'), pipeline=test_pipeline
-)
+validation_set = dict(training_set, ann_file='val.json', data_prefix=dict(img='val/'))
 # One worker: two cores are busy with training.
 train_dataloader = dict(
     batch_size=8,
@@ -85,3 +73,6 @@ test_evaluator = val_evaluator
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=2, max_keep_ckpts=1))
 log_processor = dict(window_size=20)
 randomness = dict(seed=0)
+
+_base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
+_base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)

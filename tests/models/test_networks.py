@@ -46,7 +46,7 @@ def test_hgnetv2_refuses_what_it_does_not_know():
         HGNetv2('B0', out_indices=(4,))
 
 
-def test_frozen_parts_stay(tmp_path):
+def test_frozen_parts_stay():
     """Weights of a trainable backbone load into a frozen one, which training leaves alone."""
     trainable = HGNetv2('B0')
     frozen = HGNetv2('B0', frozen_stem=True, norm_frozen=True)
@@ -102,7 +102,7 @@ def test_any_size_and_shape_divisible_by_32(model):
             assert boxes.isfinite().all()
 
 
-def test_horizontal_flip_is_not_vertical(model):
+def test_caches_keep_shapes_apart(model):
     """The cached positions and anchors of one shape don't leak into its transpose."""
     model.eval()
     with torch.no_grad():
