@@ -16,7 +16,6 @@ from deim_mmdet.checkpoints import convert_reference_state_dict
 FOLDER = Path(__file__).parent / 'data' / 'golden'
 CONFIGS = Path(__file__).parent.parent / 'configs'
 PARAMETERS = json.loads((FOLDER / 'parameters.json').read_text())
-DFINE_MODELS = [name for name in PARAMETERS if 'dfine' in name]
 
 _spec = importlib.util.spec_from_file_location('golden_fill', FOLDER / 'fill.py')
 _fill = importlib.util.module_from_spec(_spec)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SAMPLING_METHODS = ('default', 'discrete')
+
 
 def deformable_attention(
     value: Tensor,
@@ -13,11 +15,15 @@ def deformable_attention(
     sampling_locations: Tensor,
     attention_weights: Tensor,
     num_points: Sequence[int],
+    method: str = 'default',
 ) -> Tensor:
-    """Sample every level bilinearly at given points and sum with given weights.
+    """Sample every level at given points and sum with given weights.
 
-    Deformable DETR (arXiv 2010.04159), eq. 3, with n_l points on level l (D-FINE). Samples
-    outside a level are zero; a location of 0 or 1 is the border of the outermost pixel.
+    Deformable DETR (arXiv 2010.04159), eq. 3, with n_l points on level l (D-FINE, RT-DETRv2).
+    The 'default' method samples bilinearly: samples outside a level are zero; a location of 0 or 1
+    is the border of the outermost pixel. The 'discrete' one of RT-DETRv2 (arXiv 2407.17140) takes
+    the pixel floor(x · W + 0.5), clamped to the level, which needs no ``grid_sample``; locations
+    get no gradient.
 
     Args:
         value: (B, Σ H_l W_l, heads, C), levels one after another, rows first.
@@ -25,14 +31,17 @@ def deformable_attention(
         sampling_locations: (B, Q, heads, Σ n_l, 2) as (x, y), the level spanning [0, 1].
         attention_weights: (B, Q, heads, Σ n_l).
         num_points: n_l of each level.
+        method: 'default' or 'discrete'.
 
     Returns:
         (B, Q, heads * C).
 
     Raises:
         ValueError: The number of tokens or points doesn't agree with ``spatial_shapes`` or
-            ``num_points``.
+            ``num_points``, or there is no such method.
     """
+    if method not in SAMPLING_METHODS:
+        raise ValueError(f'method must be one of {SAMPLING_METHODS}, got {method!r}')
     batch, num_tokens, heads, channels = value.shape
     num_queries, total_points = sampling_locations.shape[1], sampling_locations.shape[3]
     sizes = [height * width for height, width in spatial_shapes]
@@ -45,21 +54,34 @@ def deformable_attention(
         )
     # Half precision has too few digits for a place in a large level.
     value = value.to(torch.promote_types(value.dtype, sampling_locations.dtype))
-    # grid_sample wants one image a (sample, head) and coordinates in [-1, 1].
+    # One image a (sample, head), and the points of each level.
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split(sizes, dim=-1)
-    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
+    points = sampling_locations.transpose(1, 2).flatten(0, 1).split(list(num_points), dim=2)
+    sample = _sample_bilinearly if method == 'default' else _sample_nearest
     sampled = [
-        F.grid_sample(
-            level.unflatten(-1, shape),
-            grid.to(level.dtype),
-            mode='bilinear',
-            padding_mode='zeros',
-            align_corners=False,
-        )
-        for level, shape, grid in zip(
-            levels, spatial_shapes, grids.split(list(num_points), dim=2), strict=True
-        )
+        sample(level.unflatten(-1, shape), locations)
+        for level, shape, locations in zip(levels, spatial_shapes, points, strict=True)
     ]
     weights = attention_weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)
     summed = (torch.cat(sampled, dim=-1) * weights).sum(-1)
     return summed.view(batch, heads * channels, num_queries).transpose(1, 2)
+
+
+def _sample_bilinearly(level: Tensor, locations: Tensor) -> Tensor:
+    """Samples (N, C, Q, n) of images (N, C, H, W) at locations (N, Q, n, 2) in [0, 1]."""
+    return F.grid_sample(
+        level,
+        (2 * locations - 1).to(level.dtype),
+        mode='bilinear',
+        padding_mode='zeros',
+        align_corners=False,
+    )
+
+
+def _sample_nearest(level: Tensor, locations: Tensor) -> Tensor:
+    """As :func:`_sample_bilinearly`, but of the pixel at floor(x · W + 0.5)."""
+    height, width = level.shape[-2:]
+    x, y = (locations.detach() * locations.new_tensor([width, height]) + 0.5).floor().unbind(-1)
+    index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
+    flat = index.flatten(1)[:, None].expand(-1, level.shape[1], -1)
+    return level.flatten(2).gather(2, flat).unflatten(-1, index.shape[1:])

@@ -1,13 +1,18 @@
 """Properties of backbone, neck and head that the golden figures don't show."""
 
+from functools import partial
+
 import pytest
 import torch
 from golden import build_model
+from mmdet.models import ResNetV1d
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
+from deim_mmdet.checkpoints.reference import reference_name
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
+from deim_mmdet.models.backbones.resnet_vd import ResNetVd
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.models.necks.hybrid_encoder import sine_cosine_position
 
@@ -26,10 +31,10 @@ def samples(counts, size=(64, 96)):
     return result
 
 
-@pytest.fixture(scope='module')
-def model():
+@pytest.fixture(scope='module', params=['deim_dfine_n', 'deim_rtdetrv2_r18'])
+def model(request):
     torch.manual_seed(0)
-    return build_model('deim_dfine_n')
+    return build_model(request.param)
 
 
 @pytest.mark.parametrize('arch', sorted(ARCHS))
@@ -46,10 +51,13 @@ def test_hgnetv2_refuses_what_it_does_not_know():
         HGNetv2('B0', out_indices=(4,))
 
 
-def test_frozen_parts_stay():
+@pytest.mark.parametrize(
+    'build', [partial(HGNetv2, 'B0'), partial(ResNetVd, 18)], ids=['HGNetv2', 'ResNetVd']
+)
+def test_frozen_parts_stay(build):
     """Weights of a trainable backbone load into a frozen one, which training leaves alone."""
-    trainable = HGNetv2('B0')
-    frozen = HGNetv2('B0', frozen_stem=True, norm_frozen=True)
+    trainable = build()
+    frozen = build(frozen_stem=True, norm_frozen=True)
     frozen.load_state_dict(trainable.state_dict(), strict=True)
     frozen.train()
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
@@ -58,11 +66,74 @@ def test_frozen_parts_stay():
     optimizer.step()
     changed = {k for k, v in frozen.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
-    assert all('.conv.weight' in k and not k.startswith('stem') for k in changed)
+    weights = {k for k, v in before.items() if v.dim() == 4 and not k.startswith('stem')}
+    assert changed <= weights
     inputs = torch.randn(2, 3, 64, 64)
     trainable.eval()
     frozen.load_state_dict(trainable.state_dict())
     torch.testing.assert_close(frozen(inputs), trainable(inputs))
+
+
+@pytest.mark.parametrize('depth', [50, 101])
+def test_resnet_vd_of_bottlenecks_is_resnet_v1d(depth):
+    torch.manual_seed(0)
+    ours, theirs = ResNetVd(depth), ResNetV1d(depth=depth, out_indices=(1, 2, 3))
+    ours.eval()
+    theirs.eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    image = torch.rand(1, 3, 64, 96)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
+
+
+def test_published_resnet_vd_weights_load_as_pretrained(tmp_path):
+    """Files named as the published ones are; the stem's place tells that they were renamed."""
+    torch.manual_seed(0)
+    source = ResNetVd(18).state_dict()
+    published = {
+        reference_name(f'backbone.{name}').removeprefix('backbone.'): value
+        for name, value in source.items()
+    }
+    assert 'conv1.conv1_1.conv.weight' in published
+    path = tmp_path / 'ResNet18_vd_pretrained_from_paddle.pth'
+    torch.save(published, path)
+    model = ResNetVd(18, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, source[name]), name
+
+
+@pytest.mark.parametrize(('layers', 'eval_layers'), [(3, 3), (3, 1)])
+def test_evaluation_stops_after_the_used_layers(layers, eval_layers):
+    """The first layers of a longer decoder predict what a decoder of so many layers does."""
+    cfg = dict(type='RTDETRHead', num_classes=3, in_channels=[32] * 2, num_points=[2, 2])
+    cfg.update(embed_dims=32, ffn_channels=16, num_queries=7, query_position_channels=[32])
+    torch.manual_seed(0)
+    long = MODELS.build({**cfg, 'num_layers': layers, 'num_eval_layers': eval_layers}).eval()
+    short = MODELS.build({**cfg, 'num_layers': eval_layers}).eval()
+    for parameter in long.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    short.load_state_dict(
+        {k: v for k, v in long.state_dict().items() if k in short.state_dict()}, strict=True
+    )
+    feats = [torch.rand(2, 32, 4, 6), torch.rand(2, 32, 2, 3)]
+    with torch.no_grad():
+        torch.testing.assert_close(long(feats), short(feats), rtol=0, atol=0)
+
+
+def test_discrete_sampling_trains_all_but_the_offsets():
+    cfg = dict(type='RTDETRHead', num_classes=3, in_channels=[32] * 2, num_points=[2, 2])
+    cfg.update(embed_dims=32, ffn_channels=16, num_queries=7, num_layers=2, denoising=None)
+    head = MODELS.build(dict(cfg, sampling='discrete'))
+    feats = [torch.rand(1, 32, 4, 6), torch.rand(1, 32, 2, 3)]
+    batch = samples((2,))
+    batch[0].gt_instances.labels %= 3
+    sum(head.loss(feats, batch).values()).backward()
+    without = {n for n, p in head.named_parameters() if p.grad is None}
+    assert without == {
+        f'decoder.layers.{i}.cross_attn.sampling_offsets.{kind}'
+        for i in range(2)
+        for kind in ('weight', 'bias')
+    }
 
 
 def test_position_tells_the_axes_apart():
@@ -97,7 +168,7 @@ def test_any_size_and_shape_divisible_by_32(model):
     with torch.no_grad():
         for shape in ((64, 96), (32, 32), (160, 64)):
             logits, boxes = model.bbox_head(model.extract_feat(torch.rand(2, 3, *shape)))
-            tokens = sum(shape[0] * shape[1] // s**2 for s in (16, 32))
+            tokens = sum(shape[0] * shape[1] // s**2 for s in model.neck.feat_strides)
             assert logits.shape == (2, min(300, tokens), 80)
             assert boxes.isfinite().all()
 
@@ -159,6 +230,9 @@ def test_detections_in_pixels_of_input_and_original(model):
         (dict(num_points=[3, 6]), 'num_points of each level'),
         (dict(reg_max=31), 'even reg_max'),
         (dict(embed_dims=100), 'embed_dims divisible'),
+        (dict(type='RTDETRHead', num_points=[4]), 'RTDETRHead needs num_points of each level'),
+        (dict(type='RTDETRHead', num_layers=3, num_eval_layers=4), 'num_eval_layers=4'),
+        (dict(type='RTDETRHead', sampling='cubic'), r"one of .*'discrete'.*got 'cubic'"),
     ],
 )
 def test_head_refuses_arguments_that_disagree(change, message):

@@ -61,6 +61,31 @@ def test_gradients_equal_finite_differences():
     )
 
 
+def test_discrete_sampling_takes_one_pixel():
+    """The pixel at floor(x · W + 0.5), clamped to the level; weights and values get gradients."""
+    shapes, num_points = [(5, 7), (1, 1)], [3, 1]
+    value, locations, weights = random_inputs(2, 2, 3, shapes, num_points)
+    expected = np.zeros((2, 5, 2, 3))
+    for b, q, head, point in np.ndindex(2, 5, 2, 4):
+        start, (height, width) = (0, shapes[0]) if point < 3 else (35, shapes[1])
+        x, y = (locations[b, q, head, point] * torch.tensor([width, height]) + 0.5).floor().int()
+        x, y = min(max(int(x), 0), width - 1), min(max(int(y), 0), height - 1)
+        sample = value[b, start + y * width + x, head]
+        expected[b, q, head] += (weights[b, q, head, point] * sample).numpy()
+    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    out = deformable_attention(value, shapes, locations, weights, num_points, method='discrete')
+    np.testing.assert_allclose(out.detach(), expected.reshape(2, 5, 6), atol=1e-12)
+    out.square().sum().backward()
+    assert locations.grad is None
+    assert all(tensor.grad.abs().sum() > 0 for tensor in inputs if tensor is not locations)
+
+
+def test_unknown_method_is_refused():
+    inputs = random_inputs(1, 1, 4, [(3, 3)], [2])
+    with pytest.raises(ValueError, match=r"one of .*'discrete'.*got 'cubic'"):
+        deformable_attention(inputs[0], [(3, 3)], *inputs[1:], [2], method='cubic')
+
+
 @pytest.mark.parametrize('num_points', [[2, 2], [3], [1, 1, 1]])
 def test_numbers_that_disagree_are_refused(num_points):
     value, locations, weights = random_inputs(1, 1, 4, [(3, 3), (2, 2)], [2, 1])

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import FrozenBatchNorm2d
+from ..layers.basic import freeze_norms
 
 
 class StageSpec(NamedTuple):
@@ -225,7 +225,7 @@ class HGNetv2(BaseModule):
             HGStage(stage, use_lab) for stage in spec.stages[: max(out_indices) + 1]
         )
         if norm_frozen:
-            _freeze_norms(self)
+            freeze_norms(self)
         if frozen_stem:
             self.stem.requires_grad_(False)
 
@@ -238,11 +238,3 @@ class HGNetv2(BaseModule):
             if i in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
-
-
-def _freeze_norms(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
-        else:
-            _freeze_norms(child)

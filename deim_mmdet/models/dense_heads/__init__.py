@@ -1,3 +1,4 @@
 from .dfine_head import DFINEHead
+from .rtdetr_head import RTDETRHead
 
-__all__ = ['DFINEHead']
+__all__ = ['DFINEHead', 'RTDETRHead']

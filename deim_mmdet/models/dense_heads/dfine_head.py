@@ -1,27 +1,16 @@
-"""Dense head of D-FINE and DEIM-D-FINE: query selection, decoder, losses and detections."""
+"""Dense head of D-FINE and DEIM-D-FINE."""
 
-import math
 from collections.abc import Sequence
 
-import torch
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
-from mmdet.utils import InstanceList
-from mmengine.model import BaseModule
-from mmengine.structures import InstanceData
-from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm
-from ..layers.denoising import DenoisingQueries, DenoisingQueryGenerator
-from ..layers.dfine_decoder import DecoderPredictions, DFINEDecoder, full_precision
-from ..layers.query_selection import QuerySelection, SelectedQueries
+from ..layers.dfine_decoder import DFINEDecoder
 from ..losses import DFINECriterion
-from ..task_modules import Targets
+from .query_selection_head import SCORE_BIAS, QuerySelectionHead
 
 
 @MODELS.register_module()
-class DFINEHead(BaseModule):
+class DFINEHead(QuerySelectionHead):
     """Head of D-FINE (arXiv 2410.13842), with the losses of DEIM (arXiv 2412.04234) by default.
 
     Args:
@@ -72,33 +61,21 @@ class DFINEHead(BaseModule):
         test_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        if len(in_channels) != len(num_points):
-            raise ValueError(
-                'DFINEHead needs num_points of each level: got '
-                f'{len(in_channels)} in_channels and {len(num_points)} num_points'
-            )
-        if reg_max % 2 or embed_dims % (4 * num_heads):
-            raise ValueError(
-                'DFINEHead needs an even reg_max and an embed_dims divisible by 4 · num_heads, '
-                f'got reg_max={reg_max}, embed_dims={embed_dims}, num_heads={num_heads}'
-            )
-        # A score of 0.01 for everything at the start (focal loss, arXiv 1708.02002).
-        score_bias = -math.log((1 - 0.01) / 0.01)
-        self.num_classes = num_classes
-        self.num_queries = num_queries
-        self.max_per_img = (test_cfg or {}).get('max_per_img', 300)
-        self.input_proj = nn.ModuleList(
-            nn.Identity() if channels == embed_dims else ConvNorm(channels, embed_dims, 1)
-            for channels in in_channels
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            num_points=num_points,
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            num_queries=num_queries,
+            act=act,
+            denoising=denoising,
+            project_all=False,
+            test_cfg=test_cfg,
+            init_cfg=init_cfg,
         )
-        self.query_selection = QuerySelection(num_classes, embed_dims, num_queries, act)
-        nn.init.constant_(self.query_selection.score.bias, score_bias)
-        self.denoising = (
-            None
-            if denoising is None
-            else DenoisingQueryGenerator(num_classes, embed_dims, **denoising)
-        )
+        if reg_max % 2:
+            raise ValueError(f'DFINEHead needs an even reg_max, got {reg_max}')
         self.decoder = DFINEDecoder(
             num_classes=num_classes,
             embed_dims=embed_dims,
@@ -109,94 +86,10 @@ class DFINEHead(BaseModule):
             reg_max=reg_max,
             reg_scale=reg_scale,
             act=act,
-            score_bias=score_bias,
+            score_bias=SCORE_BIAS,
         )
         self.criterion = DFINECriterion(matcher, loss_cls, loss_bbox, loss_iou, loss_fgl, loss_ddf)
 
-    def _decode(
-        self, feats: Sequence[Tensor], denoising: DenoisingQueries | None = None
-    ) -> tuple[SelectedQueries, DecoderPredictions]:
-        """Selected queries, and the predictions for denoising (first) and matching queries."""
-        feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
-        spatial_shapes = [(int(feat.shape[2]), int(feat.shape[3])) for feat in feats]
-        memory = torch.cat([feat.flatten(2).transpose(1, 2) for feat in feats], dim=1)
-        selected = self.query_selection(memory, spatial_shapes)
-        content, references = selected.content.detach(), selected.box_logits.detach()
-        mask = None
-        if denoising is not None:
-            mask = denoising.attention_mask(content.shape[1])
-            content = torch.cat([denoising.content, content], dim=1)
-            references = torch.cat([denoising.reference_logits, references], dim=1)
-        return selected, self.decoder(content, references, memory, spatial_shapes, mask)
-
-    def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits (B, Q, C) and (cx, cy, w, h) boxes (B, Q, 4) in [0, 1] of the last layer."""
-        predictions = self._decode(feats)[1]
-        return predictions.scores[-1], predictions.boxes[-1]
-
-    def loss(self, feats: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms of a batch of levels (B, C_l, H_l, W_l); see :class:`DFINECriterion`."""
-        labels = [sample.gt_instances.labels for sample in batch_data_samples]
-        boxes = [_normalised_boxes(sample) for sample in batch_data_samples]
-        queries = None if self.denoising is None else self.denoising(labels, boxes)
-        selected, predictions = self._decode(feats, queries)
-        predictions = predictions.in_full_precision()
-        denoising, num_groups = None, 0
-        if queries is not None:
-            denoising, predictions = predictions.split(queries.content.shape[1])
-            num_groups = queries.num_groups
-        with torch.autocast(predictions.boxes.device.type, enabled=False):
-            losses = self.criterion(
-                matching=predictions,
-                encoder=(
-                    full_precision(selected.scores),
-                    full_precision(selected.box_logits).sigmoid(),
-                ),
-                denoising=denoising,
-                num_groups=num_groups,
-                targets=Targets.from_lists(labels, boxes),
-                bins=(self.decoder.reg_max, self.decoder.up, self.decoder.reg_scale),
-            )
-        if self.denoising is not None and queries is None:
-            # Every parameter takes part in the gradient exchange, objects or not.
-            losses['loss_cls'] = losses['loss_cls'] + self.denoising.embedding.weight.sum() * 0
-        return losses
-
-    def predict(
-        self, feats: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True
-    ) -> InstanceList:
-        """The ``max_per_img`` best (query, class) pairs of each image.
-
-        Args:
-            feats: Levels (B, C_l, H_l, W_l).
-            batch_data_samples: Their data samples.
-            rescale: Give boxes in pixels of the original image rather than of the input.
-
-        Returns:
-            Of each image ``bboxes`` (N, 4) as (x1, y1, x2, y2) in pixels, ``scores`` (N,) and
-            ``labels`` (N,), best first.
-        """
-        all_scores, all_boxes = self(feats)
-        results = []
-        for scores, boxes, sample in zip(all_scores, all_boxes, batch_data_samples, strict=True):
-            probabilities = scores.float().sigmoid().flatten()
-            top, index = probabilities.topk(min(self.max_per_img, len(probabilities)))
-            height, width = _input_shape(sample)
-            bboxes = bbox_cxcywh_to_xyxy(boxes[index // self.num_classes].float())
-            bboxes = bboxes * bboxes.new_tensor([width, height, width, height])
-            if rescale:
-                bboxes = bboxes / bboxes.new_tensor(sample.scale_factor).repeat(2)
-            results.append(InstanceData(bboxes=bboxes, scores=top, labels=index % self.num_classes))
-        return results
-
-
-def _input_shape(sample) -> tuple[int, int]:
-    """Height and width that the feature maps span: the batch's, padding included."""
-    return tuple(sample.metainfo.get('batch_input_shape', sample.img_shape))[:2]
-
-
-def _normalised_boxes(sample) -> Tensor:
-    """Boxes (n, 4) of a sample's objects as (cx, cy, w, h) in [0, 1]."""
-    height, width = _input_shape(sample)
-    boxes = sample.gt_instances.bboxes
-    return bbox_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
+    def _criterion_inputs(self) -> dict:
+        decoder = self.decoder
+        return dict(bins=(decoder.reg_max, decoder.up, decoder.reg_scale))

@@ -34,6 +34,15 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
+def freeze_norms(module: nn.Module) -> None:
+    """Replace every batch norm inside ``module`` by a frozen one, not yet loaded."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
+        else:
+            freeze_norms(child)
+
+
 class ConvNorm(nn.Module):
     """Convolution, batch norm and an optional activation; 'same' padding for odd kernels.
 

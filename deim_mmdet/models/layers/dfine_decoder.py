@@ -1,111 +1,31 @@
 """The decoder of D-FINE (arXiv 2410.13842): boxes refined as distributions, layer by layer."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ...ops import deformable_attention
-from .basic import MLP, build_activation, inverse_sigmoid
+from .basic import MLP, inverse_sigmoid
+from .decoder import DecoderLayer, DecoderPredictions, DeformableCrossAttention
 from .distribution import distances_to_boxes, expected_distances, weighting_function
 
 
 @dataclass
-class DecoderPredictions:
-    """What L decoder layers predict for Q queries, layers first.
+class DFINEPredictions(DecoderPredictions):
+    """What D-FINE's L decoder layers predict for Q queries, layers first.
 
     Attributes:
-        scores: (L, B, Q, C) class logits.
-        boxes: (L, B, Q, 4) as (cx, cy, w, h) in [0, 1].
         distributions: (L, B, Q, 4 · bins) logits of the sides' distributions.
         references: (B, Q, 4) reference boxes of all distributions, without gradient.
         initial_scores: (B, Q, C) class logits of the traditional head of the first layer.
         initial_boxes: (B, Q, 4) boxes of that head.
     """
 
-    scores: Tensor
-    boxes: Tensor
     distributions: Tensor
     references: Tensor
     initial_scores: Tensor
     initial_boxes: Tensor
-
-    def split(self, num_first: int) -> tuple['DecoderPredictions', 'DecoderPredictions']:
-        """Those of the first ``num_first`` queries, and those of the others."""
-        fields = [
-            tensor.split([num_first, tensor.shape[-2] - num_first], dim=-2)
-            for tensor in vars(self).values()
-        ]
-        first, second = zip(*fields, strict=True)
-        return DecoderPredictions(*first), DecoderPredictions(*second)
-
-    def in_full_precision(self) -> 'DecoderPredictions':
-        """The same in float32 at least, as losses need them under mixed precision."""
-        return DecoderPredictions(*map(full_precision, vars(self).values()))
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32, unless it is of a type with more digits."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-class DeformableCrossAttention(nn.Module):
-    """Deformable attention without value or output projection.
-
-    Args:
-        embed_dims: D.
-        num_heads: Attention heads.
-        num_points: n_l of each level.
-        offset_scale: Offsets of ±1 span this share of the reference box.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        num_points: Sequence[int],
-        offset_scale: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.num_points = tuple(num_points)
-        total = num_heads * sum(num_points)
-        self.sampling_offsets = nn.Linear(embed_dims, total * 2)
-        self.attention_weights = nn.Linear(embed_dims, total)
-        scales = torch.tensor([1 / n for n in num_points for _ in range(n)]) * offset_scale
-        self.register_buffer('point_scale', scales[:, None], persistent=False)
-        self._init_rays()
-
-    def _init_rays(self) -> None:
-        """Head k starts with points on the ray at the angle 2πk / heads, one step apart."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        rays = rays / rays.abs().amax(-1, keepdim=True)
-        steps = torch.cat([torch.arange(1, n + 1) for n in self.num_points])
-        offsets = rays[:, None] * steps[None, :, None]
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.flatten())
-        for parameter in (self.sampling_offsets.weight, *self.attention_weights.parameters()):
-            nn.init.zeros_(parameter)
-
-    def forward(
-        self,
-        query: Tensor,
-        references: Tensor,
-        value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-    ) -> Tensor:
-        """Query (B, Q, D) at boxes (B, Q, 4), value (B, Σ H_l W_l, heads, C) to (B, Q, D)."""
-        shape = (*query.shape[:2], self.num_heads, len(self.point_scale))
-        offsets = self.sampling_offsets(query).view(*shape, 2)
-        weights = self.attention_weights(query).view(shape)
-        centres, sizes = references[:, :, None, None].split(2, dim=-1)
-        locations = centres + offsets * self.point_scale * sizes
-        return deformable_attention(
-            value, spatial_shapes, locations, weights.softmax(-1), self.num_points
-        )
 
 
 class Gateway(nn.Module):
@@ -124,8 +44,8 @@ class Gateway(nn.Module):
         return self.norm(keep * query + take * update)
 
 
-class DFINEDecoderLayer(nn.Module):
-    """Self-attention, deformable cross-attention through a gateway, FFN; all post-norm."""
+class DFINEDecoderLayer(DecoderLayer):
+    """Decoder layer whose cross-attention joins the query through a gateway."""
 
     def __init__(
         self,
@@ -135,37 +55,12 @@ class DFINEDecoderLayer(nn.Module):
         num_points: Sequence[int],
         act: str,
     ) -> None:
-        super().__init__()
-        self.self_attn = nn.MultiheadAttention(embed_dims, num_heads, batch_first=True)
-        self.norm1 = nn.LayerNorm(embed_dims)
-        self.cross_attn = DeformableCrossAttention(embed_dims, num_heads, num_points)
+        cross_attn = DeformableCrossAttention(embed_dims, num_heads, num_points)
+        super().__init__(embed_dims, num_heads, ffn_channels, act, cross_attn)
         self.gateway = Gateway(embed_dims)
-        self.linear1 = nn.Linear(embed_dims, ffn_channels)
-        self.act = build_activation(act)
-        self.linear2 = nn.Linear(ffn_channels, embed_dims)
-        self.norm3 = nn.LayerNorm(embed_dims)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(
-        self,
-        query: Tensor,
-        position: Tensor,
-        references: Tensor,
-        value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        attn_mask: Tensor | None,
-    ) -> Tensor:
-        positioned = query + position
-        attended = self.self_attn(
-            positioned, positioned, query, attn_mask=attn_mask, need_weights=False
-        )[0]
-        query = self.norm1(query + attended)
-        update = self.cross_attn(query + position, references, value, spatial_shapes)
-        query = self.gateway(query, update)
-        update = self.linear2(self.act(self.linear1(query)))
-        # Half precision overflows beyond this bound.
-        return self.norm3((query + update).clamp(-65504, 65504))
+    def join(self, query: Tensor, update: Tensor) -> Tensor:
+        return self.gateway(query, update)
 
 
 class LocationQualityEstimator(nn.Module):
@@ -220,7 +115,6 @@ class DFINEDecoder(nn.Module):
         score_bias: float,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.reg_max = reg_max
         self.layers = nn.ModuleList(
             DFINEDecoderLayer(embed_dims, num_heads, ffn_channels, num_points, act)
@@ -256,7 +150,7 @@ class DFINEDecoder(nn.Module):
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None = None,
-    ) -> DecoderPredictions:
+    ) -> DFINEPredictions:
         """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
 
         Args:
@@ -269,14 +163,13 @@ class DFINEDecoder(nn.Module):
         Returns:
             In training the predictions of all layers, in evaluation (L = 1) of the last.
         """
-        value = memory.unflatten(-1, (self.num_heads, -1))
         bins = self.bin_distances()
         references = reference_logits.sigmoid()
         query, previous_query, distributions = content, 0, 0
         scores, boxes, all_distributions = [], [], []
         for i, layer in enumerate(self.layers):
             position = self.query_position(references).clamp(-10, 10)
-            query = layer(query, position, references, value, spatial_shapes, attn_mask)
+            query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             if i == 0:
                 initial_boxes = (
                     self.initial_box_head(query) + inverse_sigmoid(references)
@@ -293,7 +186,7 @@ class DFINEDecoder(nn.Module):
                 boxes.append(layer_boxes)
                 all_distributions.append(distributions)
             references, previous_query = layer_boxes.detach(), query.detach()
-        return DecoderPredictions(
+        return DFINEPredictions(
             scores=torch.stack(scores),
             boxes=torch.stack(boxes),
             distributions=torch.stack(all_distributions),

@@ -71,7 +71,19 @@ class _QualityLoss(QualityFocalLoss):
     a subclass in the config.
     """
 
-    def __init__(self, gamma: float, alpha: float | None, reduction: str, loss_weight: float):
+    def __init__(
+        self,
+        gamma: float,
+        alpha: float | None,
+        reduction: str,
+        loss_weight: float,
+        use_sigmoid: bool,
+    ) -> None:
+        if not use_sigmoid:
+            raise ValueError(
+                f'{type(self).__name__} needs scores by sigmoid: set use_sigmoid=True, or leave '
+                'it out'
+            )
         super().__init__(use_sigmoid=True, reduction=reduction, loss_weight=loss_weight)
         self.gamma = gamma
         self.alpha = alpha
@@ -114,6 +126,11 @@ class MatchabilityAwareLoss(_QualityLoss):
         alpha: Factor of the part of unmatched classes; ``None`` is 1.
         reduction: ``'none'``, ``'mean'`` or ``'sum'``.
         loss_weight: Factor of the whole.
+        use_sigmoid: Only True. mmdet's anchor heads (GFL, RTMDet) read it from the config, where
+            it has to be written for them.
+
+    Raises:
+        ValueError: ``use_sigmoid`` is False.
     """
 
     def __init__(
@@ -122,8 +139,9 @@ class MatchabilityAwareLoss(_QualityLoss):
         alpha: float | None = None,
         reduction: str = 'mean',
         loss_weight: float = 1.0,
+        use_sigmoid: bool = True,
     ) -> None:
-        super().__init__(gamma, alpha, reduction, loss_weight)
+        super().__init__(gamma, alpha, reduction, loss_weight, use_sigmoid)
 
     def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         return matchability_aware_loss(pred, labels, quality, self.gamma, self.alpha)
@@ -138,6 +156,11 @@ class VarifocalQualityLoss(_QualityLoss):
         alpha: Factor α of the part of unmatched classes.
         reduction: ``'none'``, ``'mean'`` or ``'sum'``.
         loss_weight: Factor of the whole.
+        use_sigmoid: Only True. mmdet's anchor heads (GFL, RTMDet) read it from the config, where
+            it has to be written for them.
+
+    Raises:
+        ValueError: ``use_sigmoid`` is False.
     """
 
     def __init__(
@@ -146,8 +169,9 @@ class VarifocalQualityLoss(_QualityLoss):
         alpha: float = 0.75,
         reduction: str = 'mean',
         loss_weight: float = 1.0,
+        use_sigmoid: bool = True,
     ) -> None:
-        super().__init__(gamma, alpha, reduction, loss_weight)
+        super().__init__(gamma, alpha, reduction, loss_weight, use_sigmoid)
 
     def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         return varifocal_quality_loss(pred, labels, quality, self.gamma, self.alpha)

@@ -1,6 +1,6 @@
-"""Hybrid encoder of RT-DETR (arXiv 2304.08069) in the form that D-FINE gives it."""
+"""Hybrid encoder of RT-DETR (arXiv 2304.08069), also in the form that D-FINE gives it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +25,34 @@ class RepVGGBlock(nn.Module):
 
 
 class RepCSPLayer(nn.Module):
-    """Two 1×1 paths, one of them through ``num_blocks`` RepVGG-like blocks, summed."""
+    """Two 1×1 paths, one of them through ``num_blocks`` RepVGG-like blocks, summed.
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        num_blocks: Blocks of the one path.
+        hidden_channels: Width of the paths; a 1×1 convolution follows the sum where it isn't that
+            of the output. Default: ``out_channels``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        hidden_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, out_channels, 1, act='SiLU')
-        self.conv2 = ConvNorm(in_channels, out_channels, 1, act='SiLU')
-        self.bottlenecks = nn.Sequential(*(RepVGGBlock(out_channels) for _ in range(num_blocks)))
+        width = hidden_channels or out_channels
+        self.conv1 = ConvNorm(in_channels, width, 1, act='SiLU')
+        self.conv2 = ConvNorm(in_channels, width, 1, act='SiLU')
+        self.bottlenecks = nn.Sequential(*(RepVGGBlock(width) for _ in range(num_blocks)))
+        self.conv3 = (
+            nn.Identity() if width == out_channels else ConvNorm(width, out_channels, 1, act='SiLU')
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bottlenecks(self.conv1(x)) + self.conv2(x)
+        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
 
 
 class RepCSPELANBlock(nn.Module):
@@ -113,6 +131,27 @@ def sine_cosine_position(
     return torch.cat([rows, columns], dim=2).reshape(1, height * width, channels).to(dtype)
 
 
+def _dfine_parts(dims: int, expansion: float, num_blocks: int) -> tuple[Callable, ...]:
+    """Builders of D-FINE's lateral convolution, fusion block and downsampling."""
+    branch_channels = round(expansion * dims // 2)
+    return (
+        lambda: ConvNorm(dims, dims, 1),
+        lambda: RepCSPELANBlock(2 * dims, dims, branch_channels, num_blocks),
+        lambda: nn.Sequential(
+            ConvNorm(dims, dims, 1), ConvNorm(dims, dims, 3, stride=2, groups=dims)
+        ),
+    )
+
+
+def _rtdetr_parts(dims: int, expansion: float, num_blocks: int) -> tuple[Callable, ...]:
+    """Builders of RT-DETR's lateral convolution, fusion block and downsampling."""
+    return (
+        lambda: ConvNorm(dims, dims, 1, act='SiLU'),
+        lambda: RepCSPLayer(2 * dims, dims, num_blocks, int(expansion * dims)),
+        lambda: ConvNorm(dims, dims, 3, stride=2, act='SiLU'),
+    )
+
+
 @MODELS.register_module()
 class HybridEncoder(BaseModule):
     """Attention on the coarsest level, then top-down and bottom-up fusion (RT-DETR, D-FINE).
@@ -123,8 +162,15 @@ class HybridEncoder(BaseModule):
         out_channels: Channels D of all outputs.
         ffn_channels: Width of the FFN of the transformer layer.
         num_heads: Attention heads.
-        expansion: Width of the fusion blocks' branches relative to D / 2.
+        expansion: Width of the fusion blocks' branches: relative to D / 2 in D-FINE's kind, to D
+            in RT-DETR's.
         depth: Multiplier of the 3 blocks of each branch.
+        kind: 'dfine' fuses by CSP-ELAN blocks and downsamples by a 1×1 and a depthwise
+            convolution; 'rtdetr' fuses by one CSP layer and downsamples by a 3×3 convolution.
+        init_cfg: See :class:`mmengine.model.BaseModule`.
+
+    Raises:
+        ValueError: There is no such kind, or not one stride a level.
     """
 
     def __init__(
@@ -136,9 +182,12 @@ class HybridEncoder(BaseModule):
         num_heads: int = 8,
         expansion: float = 1.0,
         depth: float = 1.0,
+        kind: str = 'dfine',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if kind not in ('dfine', 'rtdetr'):
+            raise ValueError(f"HybridEncoder has no kind {kind!r}: choose 'dfine' or 'rtdetr'")
         if len(in_channels) != len(feat_strides):
             raise ValueError(
                 f'HybridEncoder needs one stride a level: got {len(in_channels)} in_channels '
@@ -149,19 +198,16 @@ class HybridEncoder(BaseModule):
         self.input_proj = nn.ModuleList(ConvNorm(c, dims, 1) for c in in_channels)
         self.encoder = TransformerEncoderLayer(dims, num_heads, ffn_channels)
         steps = len(in_channels) - 1
-        branch_channels = round(expansion * dims // 2)
         num_blocks = round(3 * depth)
-        self.lateral_convs = nn.ModuleList(ConvNorm(dims, dims, 1) for _ in range(steps))
-        self.fpn_blocks, self.pan_blocks = (
-            nn.ModuleList(
-                RepCSPELANBlock(2 * dims, dims, branch_channels, num_blocks) for _ in range(steps)
-            )
-            for _ in range(2)
+        lateral, block, downsample = (
+            _dfine_parts(dims, expansion, num_blocks)
+            if kind == 'dfine'
+            else _rtdetr_parts(dims, expansion, num_blocks)
         )
-        self.downsample_convs = nn.ModuleList(
-            nn.Sequential(ConvNorm(dims, dims, 1), ConvNorm(dims, dims, 3, stride=2, groups=dims))
-            for _ in range(steps)
-        )
+        self.lateral_convs = nn.ModuleList(lateral() for _ in range(steps))
+        self.fpn_blocks = nn.ModuleList(block() for _ in range(steps))
+        self.pan_blocks = nn.ModuleList(block() for _ in range(steps))
+        self.downsample_convs = nn.ModuleList(downsample() for _ in range(steps))
         self._positions: dict[tuple, Tensor] = {}
 
     def _position(self, feature: Tensor) -> Tensor:

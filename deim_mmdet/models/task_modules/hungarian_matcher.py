@@ -31,6 +31,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def queries_in_sets(self) -> tuple[Tensor | slice, Tensor, Tensor]:
+        """Index of the paired queries in a stack (S, B, Q, ...) of sets."""
+        return slice(None) if self.sets is None else self.sets, self.images, self.queries
+
 
 @TASK_UTILS.register_module()
 class HungarianMatcher:
@@ -97,7 +102,7 @@ class HungarianMatcher:
 
 
 def pairs_of_sets(matched: np.ndarray, device: torch.device) -> Pairs:
-    """The pairs of every set, from :meth:`HungarianMatcher.match`."""
+    """The pairs of every set, from :meth:`HungarianMatcher.match`; set after set, equally many."""
     sets, images, objects = (matched >= 0).nonzero()
     indices = np.stack([sets, images, objects, matched[sets, images, objects]])
     sets, images, objects, queries = torch.from_numpy(indices).to(device)

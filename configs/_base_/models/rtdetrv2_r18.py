@@ -1,0 +1,13 @@
+_base_ = './rtdetrv2_r50.py'
+
+model = dict(
+    backbone=dict(
+        depth=18,
+        init_cfg=dict(
+            checkpoint='https://github.com/lyuwenyu/storage/releases/download/v0.1/'
+            'ResNet18_vd_pretrained_from_paddle.pth'
+        ),
+    ),
+    neck=dict(in_channels=[128, 256, 512], expansion=0.5),
+    bbox_head=dict(num_layers=3),
+)

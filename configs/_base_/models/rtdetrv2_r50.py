@@ -1,0 +1,44 @@
+# DEIM-RT-DETRv2 R50. The other sizes inherit it and state what differs.
+model = dict(
+    type='SingleStageDetector',
+    data_preprocessor=dict(
+        type='DetDataPreprocessor',
+        mean=[0, 0, 0],
+        std=[255, 255, 255],
+        bgr_to_rgb=True,
+        pad_size_divisor=1,
+    ),
+    backbone=dict(
+        type='ResNetVd',
+        depth=50,
+        out_indices=(1, 2, 3),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/lyuwenyu/storage/releases/download/v0.1/'
+            'ResNet50_vd_ssld_v2_pretrained_from_paddle.pth',
+        ),
+    ),
+    neck=dict(
+        type='HybridEncoder',
+        kind='rtdetr',
+        in_channels=[512, 1024, 2048],
+        feat_strides=[8, 16, 32],
+        out_channels=256,
+        ffn_channels=1024,
+        expansion=1.0,
+    ),
+    bbox_head=dict(
+        type='RTDETRHead',
+        num_classes=80,
+        in_channels=[256, 256, 256],
+        num_points=[4, 4, 4],
+        embed_dims=256,
+        num_layers=6,
+        ffn_channels=1024,
+        num_queries=300,
+        query_position_channels=[256, 256],
+        act='SiLU',
+        loss_cls=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0),
+    ),
+    test_cfg=dict(max_per_img=300),
+)

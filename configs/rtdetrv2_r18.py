@@ -1,0 +1,13 @@
+_base_ = [
+    './_base_/models/rtdetrv2_r18.py',
+    './_base_/datasets/coco_detection.py',
+    './_base_/schedules/rtdetrv2.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(bbox_head=_base_.baseline_head)
+
+recipe = dict(epochs=120, stages=(0, 0, 117))
+train_cfg = dict(max_epochs=120)
+optim_wrapper = dict(paramwise_cfg=dict(rules=[dict(kind='norm', decay_mult=0.0)]))
+train_dataloader = dict(batch_size=4)

@@ -1,0 +1,69 @@
+"""ResNet-vd, the backbone of RT-DETR (arXiv 2304.08069)."""
+
+from mmcv.cnn import build_norm_layer
+from mmdet.models.backbones.resnet import BasicBlock, ResNetV1d
+from mmdet.registry import MODELS
+from torch import nn
+
+from deim_mmdet.checkpoints import rename_resnet_vd
+
+from ..layers.basic import freeze_norms
+
+
+@MODELS.register_module()
+class ResNetVd(ResNetV1d):
+    """ResNet-vd as RT-DETR has it ("Bag of Tricks", arXiv 1812.01187).
+
+    It computes what :class:`mmdet.models.ResNetV1d` does, but for one convolution: in the nets of
+    basic blocks (18 and 34 layers) the first block of the first stage has a 1×1 convolution in its
+    shortcut as well. Weights by the names of the published files (``ResNet18_vd_pretrained_…``,
+    ``ResNet50_vd_ssld_v2_…``) are renamed while they are loaded.
+
+    Args:
+        depth: Number of layers: 18, 34, 50, 101 or 152.
+        out_indices: Stages, from 0, whose features are returned.
+        frozen_stem: Don't train the stem.
+        norm_frozen: Keep statistics and affine of all norms as loaded.
+        init_cfg: See :class:`mmengine.model.BaseModule`.
+        kwargs: Arguments of :class:`mmdet.models.ResNetV1d`, such as ``with_cp``.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        out_indices: tuple[int, ...] = (1, 2, 3),
+        frozen_stem: bool = False,
+        norm_frozen: bool = False,
+        init_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            depth=depth,
+            out_indices=out_indices,
+            frozen_stages=0 if frozen_stem else -1,
+            norm_eval=False,
+            init_cfg=init_cfg,
+            **kwargs,
+        )
+        if norm_frozen:
+            freeze_norms(self)
+        self.register_load_state_dict_pre_hook(_rename_published_weights)
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """A stage; see the class for what differs from mmdet's."""
+        layer = super().make_res_layer(**kwargs)
+        first = layer[0]
+        if isinstance(first, BasicBlock) and first.downsample is None:
+            channels = kwargs['planes']
+            first.downsample = nn.Sequential(
+                # In the place of the average pool that the other stages have.
+                nn.Identity(),
+                nn.Conv2d(kwargs['inplanes'], channels, 1, bias=False),
+                build_norm_layer(kwargs['norm_cfg'], channels)[1],
+            )
+        return layer
+
+
+def _rename_published_weights(module, state_dict, prefix, *_) -> None:
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[prefix + rename_resnet_vd(name[len(prefix) :])] = state_dict.pop(name)
