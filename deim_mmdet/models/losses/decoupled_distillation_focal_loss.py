@@ -51,9 +51,8 @@ class DecoupledDistillationFocalLoss(nn.Module):
             (*).
         """
         t = self.temperature
-        teacher = F.softmax(soft_label.detach() / t, dim=-1).expand(pred.shape)
-        divergence = F.kl_div(F.log_softmax(pred / t, dim=-1), teacher, reduction='none').sum(-1)
-        divergence = divergence * t**2
+        teacher = F.log_softmax(soft_label.detach() / t, dim=-1)
+        divergence = (teacher.exp() * (teacher - F.log_softmax(pred / t, dim=-1))).sum(-1) * t**2
         if weight is not None:
             divergence = divergence * weight.detach()
         if matched is None:

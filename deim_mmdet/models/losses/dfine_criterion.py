@@ -136,7 +136,7 @@ class DFINECriterion(SetCriterion):
 
         matched = torch.zeros(batch, num_queries, dtype=torch.bool, device=logits.device)
         matched[pairs.images, pairs.queries] = True
-        confidence = predictions.scores[-1].detach().sigmoid().amax(-1)
+        confidence = predictions.scores[-1].detach().amax(-1).sigmoid()
         weight = confidence.repeat(num_layers, 1, 1)
         weight[place] = iou
         sides = matched[..., None].expand(-1, -1, 4).flatten()

@@ -31,13 +31,10 @@ def matchability_aware_loss(
     Returns:
         (N,) summed over classes.
     """
-    positive = F.one_hot(labels, pred.shape[1] + 1)[:, :-1].to(pred.dtype)
-    target = positive * quality.to(pred.dtype)[:, None] ** gamma
-    weight = pred.detach().sigmoid() ** gamma
-    if alpha is not None:
-        weight = alpha * weight
-    weight = torch.where(positive > 0, torch.ones_like(weight), weight)
-    return F.binary_cross_entropy_with_logits(pred, target, weight, reduction='none').sum(-1)
+    matched = _power(quality.to(pred.dtype), gamma)
+    return _matched_and_other_classes(
+        pred, labels, matched, torch.ones_like(matched), gamma, 1.0 if alpha is None else alpha
+    )
 
 
 def varifocal_quality_loss(
@@ -58,10 +55,32 @@ def varifocal_quality_loss(
     Returns:
         (N,) summed over classes.
     """
-    positive = F.one_hot(labels, pred.shape[1] + 1)[:, :-1].to(pred.dtype)
-    target = positive * quality.to(pred.dtype)[:, None]
-    weight = torch.where(positive > 0, target, alpha * pred.detach().sigmoid() ** gamma)
-    return F.binary_cross_entropy_with_logits(pred, target, weight, reduction='none').sum(-1)
+    quality = quality.to(pred.dtype)
+    return _matched_and_other_classes(pred, labels, quality, quality, gamma, alpha)
+
+
+def _matched_and_other_classes(
+    pred: Tensor, labels: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
+) -> Tensor:
+    """weight · BCE(p, target) for the matched class, -α p^γ log(1 - p) for the others, summed.
+
+    Nearly all of the (N, C) scores belong to other classes: that part is computed for all of them,
+    and replaced for the matched ones.
+    """
+
+    def of_others(logits: Tensor) -> Tensor:
+        return F.softplus(logits) * (alpha * _power(logits.detach().sigmoid(), gamma))
+
+    num_classes = pred.shape[1]
+    at_label = pred.gather(1, labels.clamp(max=num_classes - 1)[:, None])[:, 0]
+    of_matched = F.binary_cross_entropy_with_logits(at_label, target, weight, reduction='none')
+    change = (of_matched - of_others(at_label)).masked_fill(labels == num_classes, 0)
+    return of_others(pred).sum(-1) + change
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """``base ** exponent``; of the default 1.5 by a square root, several times faster."""
+    return base * base.sqrt() if exponent == 1.5 else base**exponent
 
 
 class _QualityLoss(QualityFocalLoss):

@@ -31,6 +31,12 @@ class Targets:
             [len(image_labels) for image_labels in labels],
         )
 
+    def of_images(self, images: slice) -> 'Targets':
+        """Those of some images, padded to the largest number among these."""
+        counts = self.counts[images]
+        most = max(counts, default=0)
+        return Targets(self.labels[images, :most], self.boxes[images, :most], counts)
+
     @property
     def total(self) -> int:
         """Number of objects of the batch."""

@@ -1,0 +1,106 @@
+"""The stacked criteria against the same losses written down step by step."""
+
+import pytest
+import torch
+from plain_criterion import PlainCriterion
+
+from deim_mmdet.models.layers.decoder import DecoderPredictions
+from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
+from deim_mmdet.models.layers.distribution import (
+    distances_to_boxes,
+    expected_distances,
+    weighting_function,
+)
+from deim_mmdet.models.losses import DFINECriterion, SetCriterion
+from deim_mmdet.models.task_modules import Targets
+
+REG_MAX, UP, REG_SCALE = 32, torch.tensor([0.5]).double(), torch.tensor([4.0]).double()
+TABLE = weighting_function(REG_MAX, UP, REG_SCALE)
+LOSSES = dict(
+    mal=dict(type='MatchabilityAwareLoss', gamma=1.5),
+    vfl=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0),
+)
+COMMON = dict(
+    matcher=dict(type='HungarianMatcher'),
+    loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+    loss_iou=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0),
+)
+
+
+def random_boxes(*shape: int) -> torch.Tensor:
+    centre = torch.rand(*shape, 2, dtype=torch.float64) * 0.8 + 0.1
+    return torch.cat([centre, torch.rand(*shape, 2, dtype=torch.float64) * 0.3 + 0.02], -1)
+
+
+def random_predictions(dfine: bool, layers: int, batch: int, queries: int, classes: int):
+    """Predictions and the leaves that they depend on."""
+    scores = torch.randn(layers, batch, queries, classes, dtype=torch.float64)
+    boxes = random_boxes(layers, batch, queries)
+    if not dfine:
+        leaves = [scores.requires_grad_(), boxes.requires_grad_()]
+        return DecoderPredictions(*leaves), leaves
+    distributions = torch.randn(layers, batch, queries, 4 * (REG_MAX + 1), dtype=torch.float64)
+    references = random_boxes(batch, queries)
+    leaves = [scores, distributions, scores[0] + 1, random_boxes(batch, queries)]
+    scores, distributions, initial_scores, initial_boxes = (x.requires_grad_() for x in leaves)
+    boxes = distances_to_boxes(references, expected_distances(distributions, TABLE), REG_SCALE)
+    leaves = [scores, distributions, initial_scores, initial_boxes]
+    return DFINEPredictions(
+        scores, boxes, distributions, references, initial_scores, initial_boxes
+    ), leaves
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('loss', ['mal', 'vfl'])
+@pytest.mark.parametrize('dfine', [True, False], ids=['dfine', 'rtdetr'])
+@pytest.mark.parametrize(
+    ('counts', 'groups'), [((4, 0, 7), 3), ((1,), 2), ((0, 0), 0), ((12, 3), 1)]
+)
+def test_values_and_gradients(dfine, loss, counts, groups, seed):
+    """Also of images without objects, and with more objects than queries (12 for 10)."""
+    torch.manual_seed(seed)
+    batch, queries, classes, layers = len(counts), 10, 5, 3
+    targets = [dict(labels=torch.randint(classes, (n,)), boxes=random_boxes(n)) for n in counts]
+    matching, leaves = random_predictions(dfine, layers, batch, queries, classes)
+    encoder = (
+        torch.randn(batch, queries, classes, dtype=torch.float64).requires_grad_(),
+        random_boxes(batch, queries).requires_grad_(),
+    )
+    leaves += encoder
+    denoising = None
+    if groups:
+        denoising, more = random_predictions(
+            dfine, layers, batch, groups * 2 * max(counts), classes
+        )
+        leaves += more
+    if dfine:
+        criterion = DFINECriterion(
+            loss_cls=LOSSES[loss],
+            loss_fgl=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15),
+            loss_ddf=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5),
+            **COMMON,
+        )
+        extra = dict(bins=(REG_MAX, UP, REG_SCALE))
+    else:
+        criterion, extra = SetCriterion(loss_cls=LOSSES[loss], **COMMON), {}
+    ours = criterion(
+        matching=matching,
+        encoder=encoder,
+        denoising=denoising,
+        num_groups=groups,
+        targets=Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets]),
+        **extra,
+    )
+    plain = PlainCriterion(loss, (TABLE, float(REG_SCALE)) if dfine else None)(
+        matching, encoder, denoising, groups, targets
+    )
+    assert ours.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12, msg=name)
+    expected = torch.autograd.grad(
+        sum(plain.values()), leaves, retain_graph=True, allow_unused=True
+    )
+    actual = torch.autograd.grad(sum(ours.values()), leaves, allow_unused=True)
+    for a, e in zip(actual, expected, strict=True):
+        e = torch.zeros_like(a) if e is None else e
+        torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-10)
