@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Tests run side by side, each process on one core.
 JOBS ?= 2
-LINTED := deim_mmdet configs tools tests setup.py
+LINTED := deim_mmdet configs tools benchmarks tests setup.py
 
 .PHONY: env demo test lint clean
 

@@ -1,4 +1,4 @@
-"""Trainings of DEIM-D-FINE N itself, at a size that a CPU can bear."""
+"""Trainings of the smallest models themselves, at a size that a CPU can bear."""
 
 import json
 import math
@@ -40,11 +40,18 @@ def losses(work_dir):
     return [entry for entry in entries if 'loss' in entry]
 
 
-def test_mixed_precision_stays_finite(tmp_path):
+@pytest.mark.parametrize(
+    ('model', 'terms'),
+    [
+        ('deim_dfine_n', {'loss_cls', 'loss_fgl', 'd0.loss_ddf', 'dn.loss_iou'}),
+        ('deim_rtdetrv2_r18', {'loss_cls', 'enc.loss_bbox', 'd0.loss_iou', 'dn.loss_iou'}),
+    ],
+)
+def test_mixed_precision_stays_finite(model, terms, tmp_path):
     toy.write_data_set(tmp_path, images=10)
     work_dir = tmp_path / 'work'
     log = train(
-        MODEL,
+        toy.ROOT / 'configs' / f'{model}.py',
         *('--amp', '--work-dir', work_dir, '--cfg-options', *SMALL, *data_options(tmp_path)),
         *('train_dataloader.batch_size=2', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
     )
@@ -53,7 +60,7 @@ def test_mixed_precision_stays_finite(tmp_path):
     assert len(entries) == 20
     for entry in entries:
         assert all(math.isfinite(value) for value in entry.values()), entry
-        assert {'loss_cls', 'loss_fgl', 'd0.loss_ddf', 'dn.loss_iou'} < entry.keys()
+        assert terms < entry.keys()
 
 
 def test_two_processes_with_images_without_objects(tmp_path):
