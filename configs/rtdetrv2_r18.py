@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/rtdetrv2_r18.py',
+    './_base_/models/rtdetrv2_resnetvd_r18.py',
     './_base_/datasets/coco_detection.py',
     './_base_/schedules/rtdetrv2.py',
     './_base_/default_runtime.py',

@@ -3,6 +3,8 @@ import json
 import cv2
 import pytest
 
+from deim_mmdet.visualization.figures import STAGE_COLOURS
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):
@@ -56,7 +58,7 @@ def test_plots_with_and_without_stages(tool, tmp_path):
     plain, deim = (cv2.imread(str(tmp_path / f'{name}.png')) for name in ('plain', 'deim'))
     assert plain.shape == deim.shape
     # The stages' colours are in the one plot and not in the other.
-    for colour in tool.STAGE_COLOURS.values():
+    for colour in STAGE_COLOURS.values():
         bgr = tuple(int(colour[i : i + 2], 16) for i in (5, 3, 1))
         assert (deim == bgr).all(axis=2).sum() > 1000
         assert (plain == bgr).all(axis=2).sum() < 100

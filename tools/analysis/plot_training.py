@@ -13,21 +13,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
-from deim_mmdet.utils import Stage
-
-STAGE_COLOURS = {
-    Stage.WARM_UP: '#f2e6c9',
-    Stage.DENSE: '#d5e8d4',
-    Stage.FLAT: '#dae8fc',
-    Stage.NO_AUG: '#eeeeee',
-}
+from deim_mmdet.visualization.figures import save_figure, shade_stages
 
 
 @dataclass
@@ -90,16 +80,6 @@ def read_boundaries(work_dir: Path) -> tuple[int, int, int] | None:
     return None
 
 
-def shade_stages(axes, boundaries: tuple[int, int, int], end: float) -> None:
-    """Shade the stages of a training of ``end`` epochs on an axis of epochs."""
-    edges = (0, *boundaries, end)
-    for stage, start, stop in zip(Stage, edges[:-1], edges[1:], strict=True):
-        if start < min(stop, end):
-            axes.axvspan(
-                start, min(stop, end), color=STAGE_COLOURS[stage], zorder=0, label=stage.label
-            )
-
-
 def plot_training(work_dir: Path, out: Path) -> None:
     """Plot the training in ``work_dir`` to the image ``out``."""
     history = read_history(work_dir)
@@ -109,9 +89,8 @@ def plot_training(work_dir: Path, out: Path) -> None:
     epochs = [step / per_epoch for step in steps]
     end = max(history.train[steps[-1]]['epoch'], *history.val, 1)
 
-    figure, (loss, rate, precision) = plt.subplots(
-        3, 1, figsize=(9, 9), sharex=True, gridspec_kw={'height_ratios': [3, 1.3, 3]}
-    )
+    figure = Figure(figsize=(9, 9))
+    loss, rate, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 3])
 
     def draw(axes, key: str, label: str, **style) -> None:
         points = [
@@ -161,8 +140,7 @@ def plot_training(work_dir: Path, out: Path) -> None:
         patches, labels = rate.get_legend_handles_labels()
         figure.legend(patches[1:], labels[1:], loc='upper center', ncols=4, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.97))
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def main() -> None:
@@ -173,7 +151,7 @@ def main() -> None:
     out = args.out or args.work_dir / 'training.png'
     try:
         plot_training(args.work_dir, out)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     print(out)
 

@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
 from deim_mmdet.utils import Stage
 from deim_mmdet.visualization import contact_sheet, draw_tile
 
@@ -53,11 +53,10 @@ def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) 
     init_default_scope(config.get('default_scope', 'mmdet'))
     dataset = DATASETS.build(config.train_dataloader.dataset)
     preprocessor = MODELS.build(config.model.data_preprocessor)
-    augments = getattr(preprocessor, 'batch_augments', None) or []
     sheet, captions = [], []
     for stage in Stage:
         set_random_seed(seed)
-        for part in [*staged_parts(dataset), *staged_parts([*augments])]:
+        for part in staged_augmentations(dataset, preprocessor):
             part.set_stage(stage)
         for _ in range(rows):
             indices = np.random.randint(len(dataset), size=columns).tolist()

@@ -34,6 +34,17 @@ def staged_parts(root: Any) -> Iterator[Any]:
         pending.extend(attributes[name] for name in CHILDREN if name in attributes)
 
 
+def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
+    """All augmentations of a training that have ``set_stage``.
+
+    Args:
+        dataset: The training data set; its transforms, through wrappers.
+        preprocessor: The model's data preprocessor; its batch augments.
+    """
+    augments = getattr(preprocessor, 'batch_augments', None) or []
+    return [*staged_parts(dataset), *staged_parts([*augments])]
+
+
 @HOOKS.register_module()
 class DenseO2OScheduleHook(Hook):
     """Sets the :class:`Stage` of all augmentations before every training epoch.
@@ -88,9 +99,10 @@ class DenseO2OScheduleHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         stage = Stage.at_epoch(runner.epoch, self.stages)
-        preprocessor = bare_model(runner.model).data_preprocessor
-        augments = getattr(preprocessor, 'batch_augments', None) or []
-        for part in [*staged_parts(runner.train_dataloader.dataset), *staged_parts([*augments])]:
+        parts = staged_augmentations(
+            runner.train_dataloader.dataset, bare_model(runner.model).data_preprocessor
+        )
+        for part in parts:
             part.set_stage(stage)
         if stage != self._stage:
             self._stage = stage

@@ -129,7 +129,15 @@ class _QualityLoss(QualityFocalLoss):
 
         Returns:
             Scalar, or (N,) without reduction.
+
+        Raises:
+            TypeError: ``target`` is a tensor: the head knows no quality.
         """
+        if isinstance(target, Tensor):
+            raise TypeError(
+                f'{type(self).__name__} needs targets (labels, IoU), but this head computes no '
+                'IoU for its classification loss: leave the head its own'
+            )
         labels, quality = target
         loss = self._unreduced(pred, labels, quality)
         reduction = reduction_override or self.reduction

@@ -1,4 +1,4 @@
-_base_ = './rtdetrv2_r50.py'
+_base_ = './rtdetrv2_resnetvd_r50.py'
 
 model = dict(
     backbone=dict(

@@ -1,0 +1,20 @@
+# Deformable DETR with MAL and Dense O2O.
+_base_ = ['mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', './_base_/dense_o2o.py']
+
+model = dict(
+    data_preprocessor=dict(batch_augments=[dict(type='DenseO2OMixUp')]),
+    bbox_head=dict(
+        loss_cls=dict(_delete_=True, type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0)
+    ),
+)
+train_pipeline = [_base_.dense_o2o, *_base_.train_pipeline[2:]]
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='MultiImageMixDataset',
+        dataset=dict(_base_.train_dataloader.dataset, pipeline=[]),
+        pipeline=train_pipeline,
+    )
+)
+# Dense from the 4th to the 24th of 50 epochs; then Deformable DETR's own augmentation.
+custom_hooks = [dict(type='DenseO2OScheduleHook', stages=(3, 24, 50))]

@@ -1,0 +1,25 @@
+# RTMDet with Dense O2O in place of its own mosaic and mixup, in the same 280 epochs.
+_base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', './_base_/dense_o2o.py']
+
+model = dict(data_preprocessor=dict(batch_augments=[dict(type='DenseO2OMixUp')]))
+# The pipeline that RTMDet ends with. A mosaic may be left without objects, which a crop must bear.
+train_pipeline = [
+    _base_.dense_o2o,
+    *[
+        dict(transform, allow_negative_crop=True) if transform.type == 'RandomCrop' else transform
+        for transform in _base_.train_pipeline_stage2[2:]
+    ],
+]
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='MultiImageMixDataset',
+        dataset=dict(_base_.train_dataloader.dataset, pipeline=[]),
+        pipeline=train_pipeline,
+    )
+)
+# RTMDet's EMA stays; the schedule takes the place of its PipelineSwitchHook.
+custom_hooks = [
+    _base_.custom_hooks[0],
+    dict(type='DenseO2OScheduleHook', stages=(0, 280, 300)),
+]

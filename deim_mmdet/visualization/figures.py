@@ -1,0 +1,39 @@
+"""Plots: colours of the stages, and figures as files."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deim_mmdet.utils import Stage
+from deim_mmdet.utils.files import replaced_when_complete
+
+STAGE_COLOURS = {
+    Stage.WARM_UP: '#f2e6c9',
+    Stage.DENSE: '#d5e8d4',
+    Stage.FLAT: '#dae8fc',
+    Stage.NO_AUG: '#eeeeee',
+}
+
+
+def shade_stages(axes: Axes, boundaries: tuple[int, int, int], end: float) -> None:
+    """Shade the stages of a training of ``end`` epochs on an axis of epochs."""
+    edges = (0, *boundaries, end)
+    for stage, start, stop in zip(Stage, edges[:-1], edges[1:], strict=True):
+        if start < min(stop, end):
+            axes.axvspan(
+                start, min(stop, end), color=STAGE_COLOURS[stage], zorder=0, label=stage.label
+            )
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to an image file of the kind that its suffix names; folders are made.
+
+    Raises:
+        ValueError: The suffix names no format that matplotlib writes.
+    """
+    formats = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in formats:
+        raise ValueError(f'{path}: give it a suffix of an image format, e.g. .png')
+    with replaced_when_complete(path) as temporary:
+        figure.savefig(temporary, dpi=110)
