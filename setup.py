@@ -103,6 +103,7 @@ setup(
     extras_require={
         'mim': ['openmim>=0.3.9', 'setuptools<81'],
         'demo': ['matplotlib', 'scikit-learn'],
+        'huggingface': ['safetensors'],
         'tensorboard': ['tensorboard'],
         'test': ['pytest', 'matplotlib', 'scikit-learn'],
     },

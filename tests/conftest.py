@@ -1,7 +1,10 @@
 """Fixtures for all tests: one thread, mmdet's scope, and data beside the repository."""
 
+import functools
+import http.server
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,30 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f'{path} is absent: set DEIM_MMDET_SHARED to the folder with data/bccd')
     return path
+
+
+@pytest.fixture
+def file_server(tmp_path_factory):
+    """Address of a local file server, the folder that it serves, and the list of its requests."""
+    folder, requests = tmp_path_factory.mktemp('served'), []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            requests.append(self.path)
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}', folder, requests
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    """An empty folder for downloads, in place of torch's."""
+    old, folder = torch.hub.get_dir(), tmp_path / 'hub'
+    torch.hub.set_dir(str(folder))
+    yield folder
+    torch.hub.set_dir(old)

@@ -8,6 +8,7 @@ from mmengine.optim import build_optim_wrapper
 from schedules import MODELS as PUBLISHED
 from schedules import published_numbers, schedule
 
+from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
 from deim_mmdet.engine import PublishedRecipe, derive_recipe
 from deim_mmdet.engine.config import load_config
@@ -39,6 +40,10 @@ def test_every_config_builds(name):
         assert HOOKS.build(hook) is not None
     assert cfg.runner_type == 'DEIMRunner'
     assert cfg.val_evaluator.ann_file.startswith(cfg.data_root)
+    # Loaded by this package, which lets no file run code; mmengine's own downloads may.
+    assert cfg.model.backbone.init_cfg is None or (
+        cfg.model.backbone.init_cfg.checkpoint.startswith(f'{SCHEME}https://')
+    )
     head = build_model(cfg).bbox_head
     if cfg.get('classes'):
         assert head.num_classes == len(cfg.classes)

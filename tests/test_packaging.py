@@ -10,8 +10,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import schedules
+import torch
 import yaml
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
+from reference_checkpoints import reference_state_dict
+
+from deim_mmdet.checkpoints.loading import SCHEME
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('deim_mmdet', 'configs', 'tools', 'setup.py', 'pyproject.toml', 'MANIFEST.in')
@@ -137,16 +144,62 @@ def test_mim_search_shows_the_published_models(installed_wheel, tmp_path):
     arguments = ('search', 'deim_mmdet', '--json', str(out))
     run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(installed_wheel))
     found = json.loads(out.read_text())
-    assert json.dumps(found).count('deim_dfine_') >= 5
-    assert 'deim_dfine_x' in json.dumps(found)
-    assert '56.5' in json.dumps(found)
-
-
-def test_published_models_have_configs():
-    assert len(published_models()) == 10
+    assert len(found['weight']) == 20
     for model in published_models():
+        name = model['Name']
+        assert found['coco/box_ap'][name] == model['Results'][0]['Metrics']['box AP']
+        assert found['config'][name] == model['Config']
+        assert found['weight'][name] == model['Weights']
+
+
+def test_mim_download_fetches_weights_and_config(installed_wheel, tmp_path, file_server):
+    """From a server of this test's, which the index of a copy of the installed package names."""
+    address, folder, requests = file_server
+    torch.save(dict(model=reference_state_dict('deim_dfine_n')), folder / 'download')
+    site = tmp_path / 'site'
+    shutil.copytree(installed_wheel, site)
+    index = site / 'deim_mmdet/.mim/model-index.yml'
+    text, drive = index.read_text(), 'https://drive.usercontent.google.com/'
+    assert text.count(drive) == 10
+    index.write_text(text.replace(drive, f'{address}/'))
+    arguments = ('download', 'deim_mmdet', '--config', 'deim_dfine_n', '--dest', 'weights')
+    run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(site))
+    (request,) = requests
+    assert request.startswith('/download?id=')
+    weights = tmp_path / 'weights'
+    assert sorted(path.name for path in weights.iterdir()) == [
+        'deim_dfine_n.pth',
+        'deim_dfine_n.py',
+    ]
+    cfg = Config.fromfile(weights / 'deim_dfine_n.py').model
+    cfg.backbone.init_cfg = None
+    model = MODELS.build(cfg)
+    load_checkpoint(model, f'{SCHEME}{weights}/deim_dfine_n.pth', strict=True)
+
+
+def test_published_models_have_configs_and_the_recipes_epochs():
+    models = published_models()
+    assert sorted(model['Name'] for model in models) == schedules.MODELS
+    for model in models:
         assert (ROOT / model['Config']).exists(), model['Config']
         assert model['Name'] == Path(model['Config']).stem
+        assert model['Metadata']['Epochs'] == schedules.schedule(model['Name'])['epochs']
+
+
+def test_weights_come_from_the_authors_under_names_that_tell_the_model():
+    hosts = dict(
+        deim='https://drive.usercontent.google.com/download?id=',
+        dfine='https://github.com/Peterande/storage/releases/download/dfinev1.0/',
+        rtdetrv2='https://github.com/lyuwenyu/storage/releases/download/v0.1/',
+    )
+    addresses = {model['Name']: model['Weights'] for model in published_models()}
+    assert len(set(addresses.values())) == 20
+    for name, address in addresses.items():
+        family = name.split('_')[0]
+        assert address.startswith(hosts[family])
+        # What MIM saves it as, and what the converter goes by.
+        assert address.split('/')[-1].startswith(name if family == 'deim' else family)
+        assert address.endswith('.pth')
 
 
 def test_config_names_are_unique():
@@ -155,7 +208,8 @@ def test_config_names_are_unique():
     names += [path.name for path in (ROOT / 'deim_mmdet').rglob('*.py') if '.mim' not in path.parts]
     names += [path.name for path in (ROOT / 'tools').rglob('*.py')]
     runnable = [path.name for path in (ROOT / 'configs').glob('*.py')]
-    runnable += [path.name for path in (ROOT / 'configs/demo').glob('*.py')]
+    for folder in ('demo', 'plugins'):
+        runnable += [path.name for path in (ROOT / 'configs' / folder).glob('*.py')]
     assert [name for name in runnable if names.count(name) > 1] == []
 
 

@@ -23,7 +23,11 @@ from deim_mmdet.engine.config import load_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test (and evaluate) a detector')
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint of this package, of the reference or of transformers: a path or an '
+        'https:// address',
+    )
     parser.add_argument('--work-dir', help='folder for logs; default work_dirs/<config name>')
     parser.add_argument('--out', help='write predictions to this .pkl file')
     parser.add_argument('--show', action='store_true', help='show pictures with detections')
@@ -47,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+    if not Path(args.checkpoint).exists() and '://' not in args.checkpoint:
         parser.error(f'there is no checkpoint {args.checkpoint}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args

@@ -1,4 +1,3 @@
-from . import safe_globals
 from .hooks import (
     AtomicCheckpointHook,
     CheckpointCheckHook,
@@ -28,5 +27,4 @@ __all__ = [
     'Recipe',
     'RuleOptimWrapperConstructor',
     'derive_recipe',
-    'safe_globals',
 ]

@@ -68,6 +68,19 @@ def check_object_counts(model: nn.Module, dataset) -> None:
                 )
 
 
+def check_resumable(checkpoint: dict) -> None:
+    """Look for the progress of a training run in a checkpoint.
+
+    Raises:
+        ValueError: It holds weights alone.
+    """
+    if 'epoch' not in (checkpoint.get('meta') or {}):
+        raise ValueError(
+            'the checkpoint holds weights alone, without the progress of a training run, and '
+            'cannot be resumed: start a new run from it by load_from, without resume'
+        )
+
+
 def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     """Compare the shapes of a checkpoint's parameters with the model's.
 
@@ -81,8 +94,8 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     if not own:
         raise ValueError(
             'the checkpoint holds no parameter of this model (its names begin with '
-            f'{sorted({name.split(".")[0] for name in source})[:5]}): convert published weights '
-            'first, or take the config that the checkpoint was trained with'
+            f'{sorted({name.split(".")[0] for name in source})[:5]}): take the config that the '
+            'checkpoint was trained with'
         )
     differing = [
         (name, tuple(source[name].shape), tuple(value.shape))
@@ -96,9 +109,8 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
         if name.startswith('bbox_head') and ours[:1] == (num_classes,) and ours[1:] == theirs[1:]:
             raise ValueError(
                 f'the checkpoint was trained for {theirs[0]} classes, but '
-                f'model.bbox_head.num_classes={num_classes}: test it with a config for its '
-                f'{theirs[0]} classes, or leave the class layers out of the file before you '
-                f'train from it (e.g. {name})'
+                f'model.bbox_head.num_classes={num_classes}, e.g. in {name}: take a config for its '
+                f'{theirs[0]} classes, or train on from it first (load_from)'
             )
     name, theirs, ours = differing[0]
     raise ValueError(

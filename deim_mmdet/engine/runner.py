@@ -14,10 +14,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from ..checkpoints.loading import SCHEME
 from .checks import bare_model, check_classes, check_object_counts
 from .hooks import DenseO2OScheduleHook, ExpWarmupEMAHook
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
-from .safe_globals import explain_load_errors
 
 
 # In mmengine's own registry, where both its tools and mmdet's find it.
@@ -34,8 +34,9 @@ class DEIMRunner(Runner):
     nothing is derived.
 
     It refuses, before the first iteration, images with more objects than queries and a number of
-    classes other than the data set's; names the reason why a checkpoint can't be loaded; and writes
-    checkpoints so that a killed run leaves no half-written one. On a machine without CUDA it trains
+    classes other than the data set's; loads checkpoints of the reference and of transformers as its
+    own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
+    leaves no half-written one. On a machine without CUDA it trains
     with ``--launcher pytorch`` over gloo, with ``--amp`` in bfloat16, and without SyncBN.
     """
 
@@ -153,13 +154,20 @@ class DEIMRunner(Runner):
                 hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """Load a checkpoint as mmengine does.
+        """Load a checkpoint as mmengine does; one of the reference or transformers is converted.
+
+        Args:
+            filename: Path or ``https://`` address.
+            args: Further arguments of mmengine's method.
+            kwargs: Likewise.
 
         Raises:
-            RuntimeError: The file holds a type that isn't allowed, or is damaged.
+            FileNotFoundError: There is no such file.
+            RuntimeError: The file can't be downloaded, is damaged, or holds a type that isn't
+                allowed.
+            ValueError: Its parameters are not the model's.
         """
-        with explain_load_errors(filename):
-            return super().load_checkpoint(filename, *args, **kwargs)
+        return super().load_checkpoint(f'{SCHEME}{filename}', *args, **kwargs)
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:

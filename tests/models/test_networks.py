@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
+from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import reference_name
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
 from deim_mmdet.models.backbones.resnet_vd import ResNetVd
@@ -86,7 +87,7 @@ def test_resnet_vd_of_bottlenecks_is_resnet_v1d(depth):
 
 
 def test_published_resnet_vd_weights_load_as_pretrained(tmp_path):
-    """Files named as the published ones are; the stem's place tells that they were renamed."""
+    """Named as the published files are, and loaded as the configs do."""
     torch.manual_seed(0)
     source = ResNetVd(18).state_dict()
     published = {
@@ -96,7 +97,7 @@ def test_published_resnet_vd_weights_load_as_pretrained(tmp_path):
     assert 'conv1.conv1_1.conv.weight' in published
     path = tmp_path / 'ResNet18_vd_pretrained_from_paddle.pth'
     torch.save(published, path)
-    model = ResNetVd(18, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model = ResNetVd(18, init_cfg=dict(type='Pretrained', checkpoint=f'{SCHEME}{path}'))
     model.init_weights()
     for name, value in model.state_dict().items():
         assert torch.equal(value, source[name]), name

@@ -14,7 +14,7 @@ model = dict(
         out_indices=(1, 2, 3),
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/Peterande/storage/releases/download/dfinev1.0/'
+            checkpoint='deim-mmdet://https://github.com/Peterande/storage/releases/download/dfinev1.0/'
             'PPHGNetV2_B4_stage1.pth',
         ),
     ),

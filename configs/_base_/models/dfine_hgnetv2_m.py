@@ -5,7 +5,7 @@ model = dict(
         arch='B2',
         use_lab=True,
         init_cfg=dict(
-            checkpoint='https://github.com/Peterande/storage/releases/download/dfinev1.0/'
+            checkpoint='deim-mmdet://https://github.com/Peterande/storage/releases/download/dfinev1.0/'
             'PPHGNetV2_B2_stage1.pth'
         ),
     ),

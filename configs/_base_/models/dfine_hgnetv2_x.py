@@ -4,7 +4,7 @@ model = dict(
     backbone=dict(
         arch='B5',
         init_cfg=dict(
-            checkpoint='https://github.com/Peterande/storage/releases/download/dfinev1.0/'
+            checkpoint='deim-mmdet://https://github.com/Peterande/storage/releases/download/dfinev1.0/'
             'PPHGNetV2_B5_stage1.pth'
         ),
     ),

@@ -4,7 +4,7 @@ model = dict(
     backbone=dict(
         depth=101,
         init_cfg=dict(
-            checkpoint='https://github.com/lyuwenyu/storage/releases/download/v0.1/'
+            checkpoint='deim-mmdet://https://github.com/lyuwenyu/storage/releases/download/v0.1/'
             'ResNet101_vd_ssld_pretrained_from_paddle.pth'
         ),
     ),

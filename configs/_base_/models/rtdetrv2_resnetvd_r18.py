@@ -4,7 +4,7 @@ model = dict(
     backbone=dict(
         depth=18,
         init_cfg=dict(
-            checkpoint='https://github.com/lyuwenyu/storage/releases/download/v0.1/'
+            checkpoint='deim-mmdet://https://github.com/lyuwenyu/storage/releases/download/v0.1/'
             'ResNet18_vd_pretrained_from_paddle.pth'
         ),
     ),

@@ -14,7 +14,7 @@ model = dict(
         out_indices=(1, 2, 3),
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://github.com/lyuwenyu/storage/releases/download/v0.1/'
+            checkpoint='deim-mmdet://https://github.com/lyuwenyu/storage/releases/download/v0.1/'
             'ResNet50_vd_ssld_v2_pretrained_from_paddle.pth',
         ),
     ),

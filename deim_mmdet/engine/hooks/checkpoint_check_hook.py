@@ -1,22 +1,37 @@
-"""Refuses a checkpoint that belongs to another model."""
+"""Fits a checkpoint's class layers to the model, and refuses a checkpoint of another model."""
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop
 
-from ..checks import bare_model, check_checkpoint
+from ...checkpoints.classes import adapt_class_layers
+from ..checks import bare_model, check_checkpoint, check_resumable
 
 
 @HOOKS.register_module()
 class CheckpointCheckHook(Hook):
-    """Compares parameter shapes when a checkpoint is loaded, before any hook or the model sees it.
+    """Compares parameters when a checkpoint is loaded, before any hook or the model sees it.
 
-    mmengine itself only logs parameters that don't fit and goes on without them.
+    mmengine itself only logs parameters that don't fit and goes on without them. Where training
+    starts from a checkpoint with other classes, its class layers are replaced by the model's new
+    ones, but for the rows of classes with the same name, and a line is logged. For testing and
+    for resuming, such a checkpoint is refused.
 
     Raises:
-        ValueError: See :func:`~deim_mmdet.engine.checks.check_checkpoint`.
+        ValueError: See :func:`~deim_mmdet.engine.checks.check_checkpoint` and
+            :func:`~deim_mmdet.engine.checks.check_resumable`.
     """
 
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        check_checkpoint(bare_model(runner.model), checkpoint)
+        model = bare_model(runner.model)
+        # mmengine builds the loop when training starts; until then it is a config.
+        if runner._resume:
+            check_resumable(checkpoint)
+        elif isinstance(runner._train_loop, BaseLoop):
+            metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
+            message = adapt_class_layers(model, checkpoint, metainfo.get('classes'))
+            if message is not None:
+                runner.logger.info(message)
+        check_checkpoint(model, checkpoint)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from deim_mmdet.engine.safe_globals import explain_load_errors
+from deim_mmdet.checkpoints.safe_globals import explain_load_errors
 
 
 class Foreign:

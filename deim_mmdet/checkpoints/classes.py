@@ -1,0 +1,84 @@
+"""Class layers of a checkpoint in a model with other classes."""
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+#: The parameters with one row a class; the embedding's last row stands for no class.
+CLASS_LAYERS = re.compile(
+    r'bbox_head\.(query_selection\.score|decoder\.score_heads\.\d+|denoising\.embedding)\.'
+    r'(weight|bias)'
+)
+_EMBEDDING = 'bbox_head.denoising.embedding.'
+
+
+def adapt_class_layers(
+    model: nn.Module, checkpoint: dict, classes: Sequence[str] | None
+) -> str | None:
+    """Replace the class layers of a checkpoint by the model's, where their classes differ.
+
+    Rows of classes that have the same name in both are kept, if both lists are known; without
+    them class layers are replaced only if their numbers of classes differ.
+
+    Args:
+        model: Detector with freshly initialised class layers.
+        checkpoint: As mmengine loads it, with names as in ``model``; changed in place.
+        classes: Class names of the training set, where known.
+
+    Returns:
+        What was done, for the log; ``None`` if nothing.
+    """
+    source = checkpoint.get('state_dict', checkpoint)
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if CLASS_LAYERS.fullmatch(name) and name in source
+    }
+    if not own:
+        return None
+    theirs, ours = _known_classes(checkpoint, _count(source)), list(classes or ())
+    if theirs and len(ours) == _count(own):
+        same = theirs == ours
+        shared = [(ours.index(name), theirs.index(name)) for name in ours if name in theirs]
+    else:
+        same = _count(source) == _count(own)
+        shared = []
+    if same:
+        return None
+    message = (
+        f'the checkpoint has {_count(source)} classes, the model {_count(own)}: its class layers '
+        'start anew, all other parameters are kept'
+    )
+    for name, fresh in own.items():
+        source[name] = _with_shared_rows(name, fresh, source[name], shared)
+    if shared:
+        names = [ours[i] for i, _ in shared]
+        shown = ', '.join(names[:8]) + (', …' if len(names) > 8 else '')
+        message += f', and so are the rows of {len(names)} classes with the same name: {shown}'
+    return message
+
+
+def _count(state_dict: dict[str, Tensor]) -> int:
+    """Number of classes, from any one of the class layers."""
+    name = next(name for name in state_dict if CLASS_LAYERS.fullmatch(name))
+    return len(state_dict[name]) - name.startswith(_EMBEDDING)
+
+
+def _known_classes(checkpoint: dict, count: int) -> list[str]:
+    """Class names that the checkpoint states; none if they aren't as many as its classes."""
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    classes = list(meta.get('classes') or ())
+    return classes if len(classes) == count else []
+
+
+def _with_shared_rows(
+    name: str, fresh: Tensor, source: Tensor, shared: list[tuple[int, int]]
+) -> Tensor:
+    """``fresh`` with the rows ``shared`` (ours, theirs), and the padding, of ``source``."""
+    rows = fresh.detach().to(source, copy=True)
+    for ours, theirs in shared:
+        rows[ours] = source[theirs]
+    if name.startswith(_EMBEDDING):
+        rows[-1] = source[-1]
+    return rows

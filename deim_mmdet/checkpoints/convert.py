@@ -1,0 +1,146 @@
+"""Foreign checkpoints as checkpoints of this package."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdet.datasets import CocoDataset
+from torch import Tensor
+
+from .huggingface import to_reference_names
+from .reference import convert_reference_state_dict, rename_resnet_vd
+
+#: Whose naming a state dict follows.
+OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transformers', 'backbone'
+
+# Marks of a naming; the first that some name begins with holds.
+_MARKS = [
+    ('bbox_head.', OURS),
+    ('model.backbone.model.', HUGGING_FACE),
+    ('decoder.', REFERENCE),
+    ('backbone.', REFERENCE),
+    # ImageNet weights: HGNetv2's (named alike here), ResNet-vd's, and ours of the latter.
+    *((mark, BACKBONE) for mark in ('stem.', 'conv1.conv1_')),
+]
+
+
+class Weights(NamedTuple):
+    """The parameters of a checkpoint.
+
+    Attributes:
+        state_dict: Tensors by name, without the prefix ``module.`` of distributed training.
+        part: Where the checkpoint holds them, e.g. ``ema.module``.
+        naming: Whose names they are, one of the constants above, or ``None`` if unknown.
+    """
+
+    state_dict: dict[str, Tensor]
+    part: str
+    naming: str | None
+
+
+def find_weights(checkpoint: Mapping[str, Any]) -> Weights:
+    """The parameters of a checkpoint, of the moving average where it has one.
+
+    Args:
+        checkpoint: As the reference writes it (``{'ema': {'module': …}}``, ``{'model': …}``), as
+            mmengine does (``{'state_dict': …}``), or parameters alone.
+
+    Raises:
+        ValueError: There are none; names what there is.
+    """
+    parts = {
+        'ema.module': (checkpoint.get('ema') or {}).get('module'),
+        'model': checkpoint.get('model'),
+        'state_dict': checkpoint.get('state_dict'),
+        'the file itself': checkpoint,
+    }
+    for part, state_dict in parts.items():
+        if isinstance(state_dict, Mapping) and _holds_tensors(state_dict):
+            state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+            return Weights(state_dict, part, _naming(state_dict))
+    raise ValueError(f'there are no parameters, only {sorted(map(str, checkpoint))[:5]}')
+
+
+def _holds_tensors(state_dict: Mapping) -> bool:
+    return bool(state_dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state_dict.items()
+    )
+
+
+def _naming(state_dict: Mapping[str, Tensor]) -> str | None:
+    for mark, naming in _MARKS:
+        if any(name.startswith(mark) for name in state_dict):
+            return naming
+    return None
+
+
+def to_our_names(weights: Weights) -> dict[str, Tensor]:
+    """The parameters by the names of this package.
+
+    Raises:
+        ValueError: Names are unknown; they are listed.
+    """
+    if weights.naming == OURS:
+        return weights.state_dict
+    if weights.naming == HUGGING_FACE:
+        return convert_reference_state_dict(to_reference_names(weights.state_dict))
+    if weights.naming == REFERENCE:
+        return convert_reference_state_dict(weights.state_dict)
+    if weights.naming == BACKBONE:
+        return {rename_resnet_vd(name): value for name, value in weights.state_dict.items()}
+    raise ValueError(
+        f'its {len(weights.state_dict)} names are of no model known here, e.g. '
+        f'{sorted(weights.state_dict)[:5]}'
+    )
+
+
+def default_classes(num_classes: int) -> Sequence[str] | None:
+    """COCO's classes for a published model's 80; ``None`` for any other number."""
+    classes = CocoDataset.METAINFO['classes']
+    return classes if num_classes == len(classes) else None
+
+
+def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Classes that a detector's parameters (by our names) tell apart; ``None`` without a head."""
+    bias = state_dict.get('bbox_head.query_selection.score.bias')
+    return None if bias is None else len(bias)
+
+
+def make_checkpoint(
+    state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, **meta: Any
+) -> dict:
+    """A checkpoint as mmengine writes it, of weights alone.
+
+    Args:
+        state_dict: Parameters by our names.
+        classes: Class names, ``None`` where they aren't known.
+        meta: Further entries of ``meta``.
+    """
+    if classes is not None:
+        meta['dataset_meta'] = dict(classes=tuple(classes))
+    return dict(meta=meta, state_dict=dict(state_dict))
+
+
+def classes_of_annotations(path: str | Path, num_classes: int) -> list[str]:
+    """Class names of annotations in COCO format, in the order of a reference model's scores.
+
+    The reference numbers the classes of its own data sets by category id: ids from 1 on leave
+    score 0 without a class.
+
+    Args:
+        path: Annotation file.
+        num_classes: Number of scores.
+
+    Raises:
+        ValueError: The categories don't fit the number of scores.
+    """
+    names = {c['id']: c['name'] for c in json.loads(Path(path).read_text())['categories']}
+    if len(names) == num_classes:
+        return [names[index] for index in sorted(names)]
+    if len(names) < num_classes and max(names) < num_classes and min(names) >= 0:
+        return [names.get(index, f'unused_{index}') for index in range(num_classes)]
+    raise ValueError(
+        f'{path} has {len(names)} categories, with ids up to {max(names)}, but the checkpoint '
+        f'{num_classes} classes'
+    )

@@ -1,0 +1,125 @@
+"""Reading and writing of checkpoint files, none of which gets to run code."""
+
+import hashlib
+import os
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_local_rank
+
+from .safe_globals import explain_load_errors
+
+SAFETENSORS = '.safetensors'
+
+
+def is_url(filename: str | Path) -> bool:
+    """Whether ``filename`` is an address that can be downloaded."""
+    return str(filename).startswith(('https://', 'http://'))
+
+
+def file_name(filename: str | Path) -> str:
+    """Last part of a path or an address; of an address' fragment where it has one.
+
+    Addresses that end in a query (``…/download?id=…#/name.pth``) state the name there: a fragment
+    isn't sent to the server.
+    """
+    if not is_url(filename):
+        return Path(filename).name
+    address = urlparse(str(filename))
+    return Path(address.fragment or address.path).name
+
+
+def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
+    """Content of a checkpoint file.
+
+    Args:
+        filename: Path of a file that ``torch.save`` wrote (only tensors, plain containers and what
+            :mod:`.safe_globals` lists are accepted), path of a ``.safetensors`` file, folder that
+            ``save_pretrained`` of transformers wrote, or ``https://`` address of a file, which is
+            downloaded once to torch's hub folder.
+        map_location: See ``torch.load``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        RuntimeError: The file can't be downloaded, is damaged, or holds a type that isn't allowed.
+    """
+    path = download(str(filename)) if is_url(filename) else Path(filename).expanduser()
+    if path.is_dir():
+        path = path / f'model{SAFETENSORS}'
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path, map_location)
+    with explain_load_errors(str(filename)):
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    if not isinstance(checkpoint, dict):
+        raise RuntimeError(f'{filename} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint
+
+
+def _read_safetensors(path: Path, map_location) -> dict:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise RuntimeError(
+            f'reading {path} needs the package safetensors: pip install safetensors, or '
+            'deim_mmdet[huggingface]'
+        ) from None
+    try:
+        return load_file(path, device=str(map_location))
+    except SafetensorError as error:
+        raise RuntimeError(
+            f'checkpoint {path} is damaged or was not written completely: {error}'
+        ) from error
+
+
+def download(url: str) -> Path:
+    """Local copy of the file at ``url``; the first process of each machine fetches it, once.
+
+    Raises:
+        RuntimeError: The server can't be reached, refuses, or answers with a web page.
+    """
+    # Files of different models share a name (model.safetensors); the address tells them apart.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / f'{digest}-{file_name(url)}'
+    if get_local_rank() == 0 and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except (URLError, OSError) as error:
+            raise RuntimeError(
+                f'{url} cannot be downloaded ({error}): fetch the file yourself and give its path'
+            ) from error
+        _refuse_web_page(path, url)
+    barrier()
+    return path
+
+
+def _refuse_web_page(path: Path, url: str) -> None:
+    """Remove and refuse a download that is HTML, which servers send instead of a missing file."""
+    with open(path, 'rb') as file:
+        start = file.read(64)
+    if start.lstrip().startswith(b'<'):
+        path.unlink()
+        raise RuntimeError(
+            f'{url} gave a web page instead of a file: open it in a browser, save the file and '
+            'give its path'
+        )
+
+
+def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
+    """Save a checkpoint; under its name there is either nothing new or all of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

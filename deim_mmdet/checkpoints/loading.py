@@ -1,0 +1,61 @@
+"""Loading of checkpoints of any origin, by one more scheme of mmengine's loader.
+
+``deim-mmdet://FILE`` is what :class:`~deim_mmdet.engine.DEIMRunner` loads for every ``load_from``;
+it works in any place that mmengine's ``CheckpointLoader`` serves, such as ``init_detector``.
+"""
+
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+
+from .convert import (
+    HUGGING_FACE,
+    REFERENCE,
+    count_classes,
+    default_classes,
+    find_weights,
+    make_checkpoint,
+    to_our_names,
+)
+from .files import file_name, is_url, read_checkpoint
+from .huggingface import saved_classes
+
+SCHEME = 'deim-mmdet://'
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME)
+def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
+    """Load a checkpoint; one of the reference or of transformers is converted, and a line logged.
+
+    Args:
+        filename: ``deim-mmdet://`` and a path or address; of another scheme of mmengine's loader
+            as well.
+        map_location: See ``torch.load``.
+
+    Raises:
+        ValueError: The names are nearly, but not all, those of a model that can be converted.
+        FileNotFoundError, RuntimeError: See :func:`~deim_mmdet.checkpoints.files.read_checkpoint`.
+    """
+    filename = filename.removeprefix(SCHEME)
+    if '://' in filename and not is_url(filename):
+        return CheckpointLoader.load_checkpoint(filename, map_location)
+    checkpoint = read_checkpoint(filename, map_location or 'cpu')
+    return checkpoint if 'state_dict' in checkpoint else _converted(checkpoint, filename)
+
+
+def _converted(checkpoint: dict, filename: str) -> dict:
+    """A checkpoint of foreign naming, converted; any other as it is."""
+    name = file_name(filename)
+    try:
+        weights = find_weights(checkpoint)
+        if weights.naming not in (REFERENCE, HUGGING_FACE):
+            return checkpoint
+        state_dict = to_our_names(weights)
+    except ValueError as error:
+        raise ValueError(f'{name}: {error}') from None
+    print_log(
+        f'{name}: converted {len(state_dict)} parameters while loading, {weights.naming} weights '
+        f'from {weights.part}',
+        logger='current',
+    )
+    classes = saved_classes(filename) or default_classes(count_classes(state_dict) or 0)
+    return make_checkpoint(state_dict, classes)

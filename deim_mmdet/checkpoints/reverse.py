@@ -1,0 +1,82 @@
+"""Checkpoints of this package in the naming of the reference implementations."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .reference import DFINE, decoder_kind, reference_name
+
+#: Side of the square input in pixels, and the margin of valid anchors, that the reference stores
+#: anchors for.
+INPUT_SIZE, ANCHOR_MARGIN = 640, 0.01
+
+
+def to_reference_state_dict(
+    state_dict: Mapping[str, Tensor], strides: Sequence[int], num_points: Sequence[int]
+) -> dict[str, Tensor]:
+    """State dict of a detector in the naming of the reference, with what the latter derives.
+
+    Args:
+        state_dict: Parameters by our names.
+        strides: Strides of the levels in pixels, finest first.
+        num_points: Sampling points of the cross-attention on each level.
+
+    Returns:
+        The same tensors by reference name, and the buffers that the reference's strict loading
+        wants: anchors of a 640×640 input and their validity, point scales, and in D-FINE's case
+        second names of ``up`` and ``reg_scale``.
+
+    Raises:
+        ValueError: There are names that this package doesn't have; they are listed.
+    """
+    kind = decoder_kind(state_dict)
+    renamed = _renamed(state_dict, kind)
+    if kind == DFINE:
+        for name in ('up', 'reg_scale'):
+            renamed[f'decoder.decoder.{name}'] = renamed[f'decoder.{name}']
+    renamed['decoder.anchors'], renamed['decoder.valid_mask'] = _anchors(strides)
+    scales = torch.tensor([1 / count for count in num_points for _ in range(count)])
+    for name in list(renamed):
+        if name.endswith('.cross_attn.sampling_offsets.weight'):
+            renamed[name.replace('sampling_offsets.weight', 'num_points_scale')] = scales.clone()
+    return renamed
+
+
+def to_reference_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a backbone alone in the naming of the reference's ImageNet weights.
+
+    Raises:
+        ValueError: There are names that this package doesn't have; they are listed.
+    """
+    renamed = _renamed({f'backbone.{name}': value for name, value in state_dict.items()}, DFINE)
+    return {name.removeprefix('backbone.'): value for name, value in renamed.items()}
+
+
+def _renamed(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    renamed, unknown = {}, []
+    for name, tensor in state_dict.items():
+        try:
+            renamed[reference_name(name, kind)] = tensor
+        except KeyError:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f'{len(unknown)} names are not of this package, e.g. {unknown[:5]}')
+    return renamed
+
+
+def _anchors(strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Anchors (1, N, 4) before the sigmoid, +∞ where invalid, and their validity (1, N, 1).
+
+    They are this package's own (``make_anchors``) but for rounding: here it is the reference's.
+    """
+    levels = []
+    for level, stride in enumerate(strides):
+        side = INPUT_SIZE // stride
+        centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+        y, x = torch.meshgrid(centres, centres, indexing='ij')
+        size = torch.full_like(x, 0.05 * 2.0**level)
+        levels.append(torch.stack([x, y, size, size], dim=-1).reshape(1, -1, 4))
+    boxes = torch.cat(levels, dim=1)
+    valid = ((boxes > ANCHOR_MARGIN) & (boxes < 1 - ANCHOR_MARGIN)).all(-1, keepdim=True)
+    return torch.log(boxes / (1 - boxes)).masked_fill(~valid, torch.inf), valid

@@ -1,0 +1,112 @@
+"""Class layers of a checkpoint in a model with other classes."""
+
+import golden
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+from deim_mmdet.checkpoints.classes import CLASS_LAYERS, adapt_class_layers
+
+
+def build(num_classes):
+    cfg = Config.fromfile(golden.CONFIGS / 'deim_dfine_n.py').model
+    cfg.backbone.init_cfg = None
+    cfg.bbox_head.num_classes = num_classes
+    return MODELS.build(cfg)
+
+
+def make_checkpoint(num_classes, classes=None):
+    """Every class' row holds the class' index, the embedding's padding -1, all else 7."""
+    state_dict = {
+        name: torch.full_like(v, 7) for name, v in build(num_classes).state_dict().items()
+    }
+    for name, value in state_dict.items():
+        if CLASS_LAYERS.fullmatch(name):
+            for row in range(len(value)):
+                value[row] = row if row < num_classes else -1
+    meta = {} if classes is None else dict(dataset_meta=dict(classes=classes))
+    return dict(state_dict=state_dict, meta=meta)
+
+
+@pytest.fixture(scope='module')
+def model():
+    """A model of the classes a, b, c; all class layers hold 100, the padding too."""
+    model = build(3)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if CLASS_LAYERS.fullmatch(name):
+                value.fill_(100)
+    return model
+
+
+def rows(state_dict, name):
+    value = state_dict[name]
+    value = value if value.dim() == 1 else value[:, 0]
+    return value.int().tolist()
+
+
+def test_class_layers_are_all_of_those_whose_shape_depends_on_classes():
+    two, three = build(2).state_dict(), build(3).state_dict()
+    depend = {name for name in two if two[name].shape != three[name].shape}
+    assert depend == {name for name in two if CLASS_LAYERS.fullmatch(name)}
+    assert len(depend) == 2 * (1 + 3) + 1
+
+
+def test_rows_of_equal_names_are_kept(model):
+    checkpoint = make_checkpoint(4, ['x', 'c', 'y', 'a'])
+    message = adapt_class_layers(model, checkpoint, ['a', 'b', 'c'])
+    state_dict = checkpoint['state_dict']
+    expected = [3, 100, 1]  # a is the checkpoint's class 3, c its class 1
+    assert rows(state_dict, 'bbox_head.query_selection.score.bias') == expected
+    for layer in range(3):
+        for leaf in ('weight', 'bias'):
+            assert rows(state_dict, f'bbox_head.decoder.score_heads.{layer}.{leaf}') == expected
+    assert rows(state_dict, 'bbox_head.denoising.embedding.weight') == [*expected, -1]
+    for word in ('has 4 classes', 'the model 3', '2 classes with the same name: a, c'):
+        assert word in message
+    others = [name for name in state_dict if not CLASS_LAYERS.fullmatch(name)]
+    assert all((state_dict[name] == 7).all() for name in others)
+    model.load_state_dict(state_dict, strict=True)
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours'),
+    [(None, ['a', 'b', 'c']), (['a', 'b', 'c', 'd'], None), (['a'], ['a', 'b', 'c'])],
+    ids=['checkpoint without names', 'data set without names', 'names of another number'],
+)
+def test_without_both_lists_all_class_layers_start_anew(model, theirs, ours):
+    model = build(3)
+    expected = {k: v.clone() for k, v in model.state_dict().items() if CLASS_LAYERS.fullmatch(k)}
+    checkpoint = make_checkpoint(4, theirs)
+    message = adapt_class_layers(model, checkpoint, ours)
+    assert 'has 4 classes' in message
+    assert 'same name' not in message
+    for name, value in expected.items():
+        if 'embedding' in name:
+            assert rows(checkpoint['state_dict'], name)[-1] == -1
+            value, found = value[:-1], checkpoint['state_dict'][name][:-1]
+        else:
+            found = checkpoint['state_dict'][name]
+        assert torch.equal(found, value), name
+
+
+def test_rows_follow_their_names_where_the_order_differs(model):
+    checkpoint = make_checkpoint(3, ('c', 'a', 'b'))
+    assert '3 classes with the same name' in adapt_class_layers(model, checkpoint, ('a', 'b', 'c'))
+    assert rows(checkpoint['state_dict'], 'bbox_head.decoder.score_heads.1.bias') == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours'), [(('a', 'b', 'c'), ['a', 'b', 'c']), (None, ['a', 'b', 'c'])]
+)
+def test_equal_classes_are_left_alone(model, theirs, ours):
+    checkpoint = make_checkpoint(3, theirs)
+    before = dict(checkpoint['state_dict'])
+    assert adapt_class_layers(model, checkpoint, ours) is None
+    assert all(checkpoint['state_dict'][name] is value for name, value in before.items())
+
+
+def test_other_models_are_left_alone():
+    checkpoint = dict(state_dict={'backbone.weight': torch.ones(1)})
+    assert adapt_class_layers(torch.nn.Linear(1, 1), checkpoint, ['a']) is None

@@ -1,0 +1,190 @@
+"""Unconverted checkpoints where configs and commands name a checkpoint."""
+
+import json
+from pathlib import Path
+
+import cv2
+import golden
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from reference_checkpoints import reference_state_dict
+
+from deim_mmdet.checkpoints import convert_reference_state_dict
+from deim_mmdet.checkpoints.classes import CLASS_LAYERS
+from deim_mmdet.checkpoints.loading import SCHEME
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine.config import load_config
+
+CLASSES = ('dog', 'ring', 'person')
+# Of our classes, those of COCO and their rows there.
+SHARED = {0: 16, 2: 0}
+
+
+class ReadyToTrain(Exception):
+    """Training would start now."""
+
+
+@HOOKS.register_module()
+class StopBeforeTrainingHook(Hook):
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner):
+        raise ReadyToTrain
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A data set of three classes, a config for it, and reference checkpoints of 3 and 80."""
+    folder = tmp_path_factory.mktemp('loading')
+    images, annotations = [], []
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{i}.png'), pixels)
+        images.append(dict(id=i, file_name=f'{i}.png', width=64, height=64))
+        annotations.append(
+            dict(id=i + 1, image_id=i, category_id=1, bbox=[8, 8, 24, 24], area=576, iscrowd=0)
+        )
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    (folder / 'all.json').write_text(json.dumps(content))
+    for count in (3, 80):
+        averaged = reference_state_dict('deim_dfine_n', count)
+        raw = {name: value + 1 for name, value in averaged.items()}
+        content = dict(model=raw, ema=dict(module=averaged), last_epoch=7)
+        torch.save(content, folder / f'{count}_classes.pth')
+    text = (golden.CONFIGS / 'deim_dfine_custom.py').read_text()
+    for old, new in {
+        "'./deim_dfine_s.py'": f"'{golden.CONFIGS}/deim_dfine_n.py'",
+        "('cat', 'dog')": str(CLASSES),
+        'data/custom/': f'{folder}/',
+        'annotations/train.json': 'all.json',
+        'annotations/val.json': 'all.json',
+        'images/train/': '',
+        'images/val/': '',
+        'image_size = 640': 'image_size = 64',
+        'batch_size = 8': 'batch_size = 2',
+        'num_workers = 4': 'num_workers = 0',
+        'max_epochs = 60': 'max_epochs = 4',
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / 'mine.py').write_text(text)
+    return folder
+
+
+@pytest.fixture
+def make_runner(folder, tmp_path, request):
+    def make(**options):
+        options = {
+            'work_dir': str(tmp_path),
+            'launcher': 'none',
+            'experiment_name': f'{request.node.name}_{len(made)}',
+            'model.backbone.init_cfg': None,
+            'train_dataloader.persistent_workers': False,
+            'val_dataloader.persistent_workers': False,
+            'test_dataloader.persistent_workers': False,
+            **options,
+        }
+        cfg = load_config(str(folder / 'mine.py'), options)
+        made.append(DEIMRunner.from_cfg(cfg))
+        return made[-1]
+
+    made = []
+    return make
+
+
+def log_of(runner):
+    return '\n'.join(path.read_text() for path in Path(runner._log_dir).glob('*.log'))
+
+
+def converted(count):
+    return convert_reference_state_dict(reference_state_dict('deim_dfine_n', count))
+
+
+@pytest.mark.parametrize('place', ['path', 'address'])
+def test_testing_takes_an_unconverted_checkpoint(
+    make_runner, folder, file_server, hub_folder, place
+):
+    address, served, _ = file_server
+    (served / '3_classes.pth').symlink_to(folder / '3_classes.pth')
+    runner = make_runner(load_from=f'{folder if place == "path" else address}/3_classes.pth')
+    metrics = runner.test()
+    assert 'coco/bbox_mAP' in metrics
+    expected = converted(3)
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert '3_classes.pth: converted 667 parameters while loading' in log_of(runner)
+    assert 'reference weights from ema.module' in log_of(runner)
+
+
+def test_training_keeps_all_but_the_class_layers(make_runner, folder):
+    hooks = [
+        dict(type='ExpWarmupEMAHook'),
+        dict(type='CheckpointCheckHook'),
+        dict(type='StopBeforeTrainingHook'),
+    ]
+    runner = make_runner(load_from=str(folder / '80_classes.pth'), custom_hooks=hooks)
+    with pytest.raises(ReadyToTrain):
+        runner.train()
+    source = converted(80)
+    (ema,) = (hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
+    for model in (runner.model, ema.module):
+        for name, value in model.state_dict().items():
+            if not CLASS_LAYERS.fullmatch(name):
+                assert torch.equal(value, source[name]), name
+                continue
+            for ours, theirs in SHARED.items():
+                assert torch.equal(value[ours], source[name][theirs]), name
+            assert not any(torch.equal(value[1], row) for row in source[name]), name
+    log = log_of(runner)
+    assert 'the checkpoint has 80 classes, the model 3' in log
+    assert 'the rows of 2 classes with the same name: dog, person' in log
+
+
+def test_testing_refuses_other_classes(make_runner, folder):
+    runner = make_runner(load_from=str(folder / '80_classes.pth'))
+    with pytest.raises(ValueError, match=r'trained for 80 classes, but .*num_classes=3'):
+        runner.test()
+
+
+def test_resuming_from_weights_alone_is_refused(make_runner, folder):
+    runner = make_runner(load_from=str(folder / '3_classes.pth'), resume=True)
+    with pytest.raises(ValueError, match=r'weights alone.*load_from, without resume'):
+        runner.train()
+
+
+def test_another_model_of_the_reference_is_refused(make_runner, tmp_path):
+    path = tmp_path / 'dfine_s.pth'
+    torch.save(dict(model=reference_state_dict('deim_dfine_s', 3)), path)
+    runner = make_runner(load_from=str(path))
+    with pytest.raises(ValueError, match=r'have other shapes than the model'):
+        runner.test()
+
+
+def test_unknown_names_are_refused_with_the_file(tmp_path):
+    path = tmp_path / 'odd.pth'
+    odd = {'decoder.odd': torch.ones(1), 'backbone.stem.stem1.conv.weight': torch.ones(1)}
+    torch.save(dict(model=odd), path)
+    with pytest.raises(ValueError, match=r'odd\.pth: 1 of 2 names .*decoder\.odd'):
+        CheckpointLoader.load_checkpoint(f'{SCHEME}{path}')
+
+
+def test_the_scheme_serves_mmengine_wherever_it_loads(folder):
+    model = golden.build_model('deim_dfine_n')
+    loaded = load_checkpoint(model, f'{SCHEME}{folder}/80_classes.pth', strict=True)
+    assert loaded['meta']['dataset_meta']['classes'][16] == 'dog'
+    expected = converted(80)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_checkpoints_of_this_package_and_of_other_schemes_pass_unchanged(tmp_path):
+    content = dict(state_dict={'w': torch.ones(1)}, meta=dict(epoch=3))
+    torch.save(content, tmp_path / 'own.pth')
+    assert CheckpointLoader.load_checkpoint(f'{SCHEME}{tmp_path}/own.pth') == content
+    CheckpointLoader.register_scheme('test-only://', lambda name, map_location: dict(name=name))
+    loaded = CheckpointLoader.load_checkpoint(f'{SCHEME}test-only://x')
+    assert loaded == dict(name='test-only://x')

@@ -1,0 +1,98 @@
+"""Names of the reference and of this package, both ways, for every model with shared shapes."""
+
+import golden
+import numpy as np
+import pytest
+import torch
+from reference_checkpoints import MODELS, anchors, reference_state_dict
+
+from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict, rename_resnet_vd
+from deim_mmdet.checkpoints.reference import decoder_kind, reference_name
+from deim_mmdet.checkpoints.reverse import to_reference_state_dict
+
+DERIVED = {'anchors', 'valid_mask', 'num_points_scale', 'up', 'reg_scale'}
+
+
+# Module scope: pytest runs all tests of one model before it takes the next.
+@pytest.fixture(scope='module', params=MODELS)
+def name(request):
+    return request.param
+
+
+def meta_model(name):
+    with torch.device('meta'):
+        return golden.build_model(name)
+
+
+def test_every_shared_model_fits_strictly(name):
+    """No name is missing or unexpected here, and only derived buffers are left out."""
+    state_dict = reference_state_dict(name)
+    converted = convert_reference_state_dict(state_dict)
+    expected = {key: value.shape for key, value in meta_model(name).state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == expected
+    kind = decoder_kind(state_dict)
+    dropped = {key for key in state_dict if convert_name(key, kind) is None}
+    assert {key.rsplit('.', 1)[-1] for key in dropped} <= DERIVED
+    assert len(dropped) == len(state_dict) - len(converted)
+
+
+def test_round_trip_is_bit_for_bit(name):
+    state_dict = reference_state_dict(name)
+    cfg = golden.Config.fromfile(golden.CONFIGS / f'{name}.py').model
+    converted = convert_reference_state_dict(state_dict)
+    back = to_reference_state_dict(converted, cfg.neck.feat_strides, cfg.bbox_head.num_points)
+    assert back.keys() == state_dict.keys()
+    for key, value in state_dict.items():
+        assert back[key].dtype == value.dtype, key
+        assert torch.equal(back[key], value), key
+
+
+def test_stored_anchors_are_logits_of_cell_boxes():
+    boxes, valid = (array[0].numpy() for array in anchors((16, 32)))
+    assert boxes.shape == (40 * 40 + 20 * 20, 4)
+    row, column = 20, 25
+    expected = np.array([25.5 / 40, 20.5 / 40, 0.05, 0.05])
+    logits = np.log(expected / (1 - expected))
+    np.testing.assert_allclose(boxes[40 * row + column], logits, rtol=1e-5)
+    assert valid.all()
+    # A cell of 8 pixels at the border has its centre at 4 / 640 < 0.01.
+    boxes, valid = (array[0].numpy() for array in anchors((8,)))
+    assert (boxes[:80] == np.inf).all()
+    assert not valid[:80].any()
+    assert valid.sum() == 78 * 78
+
+
+def test_names_of_the_other_side_are_refused_by_name():
+    state_dict = dict(reference_state_dict('dfine_n'), **{'decoder.extra.weight': torch.ones(1)})
+    with pytest.raises(ValueError, match=r'1 of 675 names .*decoder\.extra\.weight'):
+        convert_reference_state_dict(state_dict)
+    converted = convert_reference_state_dict(reference_state_dict('dfine_n'))
+    with pytest.raises(ValueError, match=r'1 names are not.*neck\.extra'):
+        to_reference_state_dict({**converted, 'neck.extra': torch.ones(1)}, (16, 32), (6, 6))
+
+
+@pytest.mark.parametrize(
+    'unknown', ['decoder.unknown', 'encoder.fpn_blocks.0.mystery', 'head.weight']
+)
+def test_unknown_name(unknown):
+    with pytest.raises(KeyError, match=unknown):
+        convert_name(unknown)
+
+
+def test_the_kind_of_decoder_decides_what_a_box_head_is():
+    name = 'decoder.dec_bbox_head.2.layers.0.weight'
+    distributions = 'bbox_head.decoder.distribution_heads.2.layers.0.weight'
+    boxes = 'bbox_head.decoder.box_heads.2.layers.0.weight'
+    assert (convert_name(name), convert_name(name, 'rtdetrv2')) == (distributions, boxes)
+    assert reference_name(distributions) == reference_name(boxes, 'rtdetrv2') == name
+
+
+def test_names_of_resnet_vd_files():
+    assert rename_resnet_vd('conv1.conv1_2.norm.running_var') == 'stem.4.running_var'
+    assert rename_resnet_vd('res_layers.0.blocks.0.short.conv.weight') == (
+        'layer1.0.downsample.1.weight'
+    )
+    assert rename_resnet_vd('res_layers.3.blocks.1.branch2c.norm.bias') == 'layer4.1.bn3.bias'
+    # Ours, and what a backbone doesn't have, stay.
+    assert rename_resnet_vd('layer4.1.bn3.bias') == 'layer4.1.bn3.bias'
+    assert rename_resnet_vd('fc.weight') == 'fc.weight'

@@ -1,0 +1,157 @@
+"""Convert a checkpoint of the reference or of transformers to this package, or back.
+
+    python tools/convert_checkpoint.py SRC OUT [--config NAME] [--classes A B ... | --ann-file FILE]
+    python tools/convert_checkpoint.py SRC OUT --reverse
+
+SRC is a checkpoint of the reference implementations of DEIM, D-FINE or RT-DETRv2, ImageNet weights
+of their backbones, or a safetensors file or folder of transformers; a path or an https:// address.
+Which model it is follows from its parameters. With --reverse, SRC is a checkpoint of this package
+and OUT one that the reference loads.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from deim_mmdet.checkpoints.architectures import Architecture, complete, identify
+from deim_mmdet.checkpoints.convert import (
+    BACKBONE,
+    HUGGING_FACE,
+    OURS,
+    Weights,
+    classes_of_annotations,
+    count_classes,
+    default_classes,
+    find_weights,
+    make_checkpoint,
+    to_our_names,
+)
+from deim_mmdet.checkpoints.files import file_name, read_checkpoint, write_checkpoint
+from deim_mmdet.checkpoints.huggingface import saved_classes
+from deim_mmdet.checkpoints.reverse import to_reference_backbone, to_reference_state_dict
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('src', help='checkpoint to convert: a path or an https:// address')
+    parser.add_argument('out', type=Path, help='checkpoint to write')
+    parser.add_argument(
+        '--reverse', action='store_true', help="from this package's naming to the reference's"
+    )
+    parser.add_argument(
+        '--config',
+        help='config of the model, a path or a name such as deim_dfine_l; needed where the '
+        'parameters alone do not tell',
+    )
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument(
+        '--classes', nargs='+', help="class names in the order of the scores; COCO's for 80 classes"
+    )
+    names.add_argument('--ann-file', type=Path, help='take them from annotations in COCO format')
+    args = parser.parse_args(arguments)
+    if Path(args.src).resolve() == args.out.resolve():
+        parser.error('SRC and OUT are the same file')
+    if args.reverse and (args.classes or args.ann_file):
+        parser.error("--classes and --ann-file: the reference's checkpoints hold no class names")
+    return args
+
+
+def class_names(args: argparse.Namespace, num_classes: int) -> Sequence[str] | None:
+    """Names given on the command line, saved beside the checkpoint, or COCO's.
+
+    Raises:
+        ValueError: There are more or fewer than the checkpoint's classes.
+    """
+    if args.ann_file:
+        return classes_of_annotations(args.ann_file, num_classes)
+    classes = args.classes or saved_classes(args.src) or default_classes(num_classes)
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f'{len(classes)} class names for a checkpoint of {num_classes} classes')
+    return classes
+
+
+def convert(args: argparse.Namespace, source: dict) -> dict:
+    """The checkpoint of this package."""
+    weights = find_weights(source)
+    if weights.naming == OURS:
+        raise ValueError('it is a checkpoint of this package already; --reverse converts it back')
+    state_dict = to_our_names(weights)
+    model = identify(
+        state_dict,
+        config=args.config,
+        file_name=file_name(args.src),
+        baseline=weights.naming == HUGGING_FACE,
+    )
+    report(weights, state_dict, model)
+    state_dict = complete(state_dict, model.shapes)
+    num_classes = count_classes(state_dict)
+    if num_classes is None:
+        return make_checkpoint(state_dict, None)
+    classes = class_names(args, num_classes)
+    print(f'classes: {num_classes}, {", ".join(classes[:5]) if classes else "names unknown"}')
+    return make_checkpoint(
+        state_dict, classes, experiment_name=model.name, cfg=model.config.pretty_text
+    )
+
+
+def convert_back(args: argparse.Namespace, source: dict) -> dict:
+    """The checkpoint of the reference; of a backbone, its parameters alone."""
+    weights = find_weights(source)
+    if weights.naming not in (OURS, BACKBONE):
+        raise ValueError(
+            f'--reverse needs a checkpoint of this package, but the naming is {weights.naming}'
+        )
+    # DEIM and its baseline, where they have the same parameters, have the same names as well.
+    name = (source.get('meta') or {}).get('experiment_name') or 'deim'
+    model = identify(weights.state_dict, config=args.config, file_name=name)
+    if model.config is None:
+        state_dict = to_reference_backbone(weights.state_dict)
+    else:
+        state_dict = to_reference_state_dict(
+            weights.state_dict,
+            strides=model.config.model.neck.feat_strides,
+            num_points=model.config.model.bbox_head.num_points,
+        )
+    report(weights, state_dict, model)
+    return state_dict if model.config is None else dict(model=state_dict)
+
+
+def report(weights: Weights, converted: Mapping[str, Tensor], model: Architecture) -> None:
+    """Print what was found, and how many entries of each module go where."""
+    print(f'found: {len(weights.state_dict)} entries, {weights.naming} names, in {weights.part}')
+    print(f'model: {model.name}')
+    new_names = {id(tensor): name for name, tensor in converted.items()}
+    modules, others = Counter(), []
+    for name, tensor in weights.state_dict.items():
+        if id(tensor) in new_names:
+            modules[module_of(name), module_of(new_names[id(tensor)])] += 1
+        else:
+            others.append(name)
+    for (theirs, ours), count in modules.items():
+        print(f'  {count:4} {theirs} → {ours}')
+    if others:
+        print(f'  {len(others):4} joined or derived: {", ".join(others[:4])}, …')
+
+
+def module_of(name: str) -> str:
+    """The part of a parameter's name that stands for a module of the model."""
+    return '.'.join(name.split('.')[:2])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    try:
+        source = read_checkpoint(args.src)
+        checkpoint = convert_back(args, source) if args.reverse else convert(args, source)
+        write_checkpoint(checkpoint, args.out)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'{args.src} was not converted: {error}')
+    print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
