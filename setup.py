@@ -3,10 +3,15 @@
 ``mim train deim_mmdet …`` looks for ``configs``, ``tools`` and ``model-index.yml`` in the folder
 ``.mim`` of the installed package. A wheel holds copies of them; an editable install holds links
 to the checkout, so that edits count at once.
+
+The operators of ``deim_mmdet/ops/csrc`` are compiled where that is possible: for the CPU with a C++
+compiler, for GPUs with nvcc and a torch for CUDA. The package works without them, only slower.
 """
 
 import os
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -66,11 +71,70 @@ class EditableWheelForMim(editable_wheel):
         (Path(self.dist_info_dir) / 'top_level.txt').write_text(f'{ROOT / PACKAGE}\n')
 
 
+def compiled_operators() -> dict:
+    """Arguments of ``setup`` that compile the operators; none where it can't be tried.
+
+    ``DEIM_MMDET_WITH_OPS=0`` in the environment leaves them out, as for a wheel for all platforms.
+    """
+    if os.environ.get('DEIM_MMDET_WITH_OPS') == '0':
+        return {}
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        say_uncompiled(f'{error} while building: install torch, then use --no-build-isolation')
+        return {}
+    sources = 'deim_mmdet/ops/csrc'
+    tag = runpy.run_path(ROOT / PACKAGE / 'ops/library.py')['build_tag'](torch.__version__)
+    # No debugging symbols: they would be most of the library.
+    flags = ['-O3', '-g0', f'-DDEIM_BUILD_TAG={tag}']
+    host_flags = [*flags, '-fopenmp', '-Wno-psabi']
+    operators = cpp_extension.CppExtension(
+        f'{PACKAGE}.ops._C',
+        [f'{sources}/operator.cpp', f'{sources}/cpu_kernels.cpp'],
+        extra_compile_args={'cxx': host_flags, 'nvcc': flags},
+        extra_link_args=['-fopenmp'],
+    )
+    without_cuda = {}
+    if torch.version.cuda and cpp_extension.CUDA_HOME:
+        cuda = cpp_extension.CUDAExtension(
+            operators.name,
+            [*operators.sources, f'{sources}/operator_cuda.cpp', f'{sources}/cuda_kernels.cu'],
+        )
+        for part in ('sources', 'include_dirs', 'libraries', 'library_dirs'):
+            without_cuda[part] = getattr(operators, part)
+            setattr(operators, part, getattr(cuda, part))
+
+    class BuildWhatCompiles(cpp_extension.BuildExtension):
+        """With CUDA, else without, else nothing; says which and why."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if without_cuda:
+                    say_uncompiled(f'for GPUs: {error}')
+                    vars(operators).update(without_cuda)
+                    without_cuda.clear()
+                    self.run()
+                else:
+                    say_uncompiled(str(error))
+                    self.extensions = []
+
+    build = BuildWhatCompiles.with_options(no_python_abi_suffix=True)
+    return {'ext_modules': [operators], 'cmdclass': {'build_ext': build}}
+
+
+def say_uncompiled(reason: str) -> None:
+    print(f'{PACKAGE}: operators not compiled, it will be slower: {reason}', file=sys.stderr)
+
+
 def read_long_description() -> str:
     readme = ROOT / 'README.md'
     return readme.read_text(encoding='utf-8') if readme.exists() else ''
 
 
+operators = compiled_operators()
 setup(
     name=PACKAGE,
     version=read_version(),
@@ -90,6 +154,8 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={f'{PACKAGE}.ops': ['csrc/*']},
+    ext_modules=operators.get('ext_modules', []),
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.6',
@@ -107,6 +173,10 @@ setup(
         'tensorboard': ['tensorboard'],
         'test': ['pytest', 'matplotlib', 'scikit-learn'],
     },
-    cmdclass={'build_py': BuildPyWithMim, 'editable_wheel': EditableWheelForMim},
+    cmdclass={
+        'build_py': BuildPyWithMim,
+        'editable_wheel': EditableWheelForMim,
+        **operators.get('cmdclass', {}),
+    },
     zip_safe=False,
 )

@@ -1,3 +1,3 @@
-from .deformable_attention import SAMPLING_METHODS, deformable_attention
+from .deformable_attention import SAMPLING_METHODS, deformable_attention, pure_pytorch
 
-__all__ = ['SAMPLING_METHODS', 'deformable_attention']
+__all__ = ['SAMPLING_METHODS', 'deformable_attention', 'pure_pytorch']

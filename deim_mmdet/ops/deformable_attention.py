@@ -1,12 +1,33 @@
 """Multi-scale deformable attention with a number of points of its own on every level."""
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .compiled import compiled_deformable_attention, reason_against
+
 SAMPLING_METHODS = ('default', 'discrete')
+_only_pytorch = False
+
+
+@contextmanager
+def pure_pytorch() -> Iterator[None]:
+    """Within it, :func:`deformable_attention` is made of PyTorch's own operators.
+
+    For exporters and programs that don't know the compiled operator, for second derivatives and
+    for comparison; an export to ONNX takes this form by itself. It holds for all threads.
+    """
+    global _only_pytorch
+    before, _only_pytorch = _only_pytorch, True
+    try:
+        yield
+    finally:
+        _only_pytorch = before
 
 
 def deformable_attention(
@@ -25,6 +46,8 @@ def deformable_attention(
     the pixel floor(x · W + 0.5), clamped to the level, which needs no ``grid_sample``; locations
     get no gradient.
 
+    Runs as a compiled operator (docs/operators.md), or in PyTorch where there is none.
+
     Args:
         value: (B, Σ H_l W_l, heads, C), levels one after another, rows first.
         spatial_shapes: (H_l, W_l) of each level.
@@ -42,8 +65,7 @@ def deformable_attention(
     """
     if method not in SAMPLING_METHODS:
         raise ValueError(f'method must be one of {SAMPLING_METHODS}, got {method!r}')
-    batch, num_tokens, heads, channels = value.shape
-    num_queries, total_points = sampling_locations.shape[1], sampling_locations.shape[3]
+    num_tokens, total_points = value.shape[1], sampling_locations.shape[3]
     sizes = [height * width for height, width in spatial_shapes]
     if sum(sizes) != num_tokens:
         raise ValueError(f'value has {num_tokens} tokens, but {spatial_shapes} need {sum(sizes)}')
@@ -52,12 +74,44 @@ def deformable_attention(
             f'num_points {tuple(num_points)} must hold one number a level ({len(sizes)} levels) '
             f'with the sum {total_points} of the sampling locations'
         )
+    arguments = (value, spatial_shapes, sampling_locations, attention_weights, num_points)
+    if _only_pytorch or torch.onnx.is_in_onnx_export():
+        return _pure_deformable_attention(*arguments, method)
+    reason = reason_against(value, len(num_points))
+    if not reason:
+        return compiled_deformable_attention(*arguments, nearest=method == 'discrete')
+    if not torch.compiler.is_compiling():
+        _warn_of_pure_form(reason)
+    return _pure_deformable_attention(*arguments, method)
+
+
+@functools.cache
+def _warn_of_pure_form(reason: str) -> None:
+    """Said once for each reason."""
+    warnings.warn(
+        'Deformable attention runs in pure PyTorch, which is slower and takes more memory, because '
+        f'the compiled operators cannot be used: {reason}. docs/operators.md tells how to get them.',
+        stacklevel=3,
+    )
+
+
+def _pure_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int],
+    method: str,
+) -> Tensor:
+    batch, _, heads, channels = value.shape
+    num_queries = sampling_locations.shape[1]
+    sizes = [height * width for height, width in spatial_shapes]
+    sample = _sample_bilinearly if method == 'default' else _sample_nearest
     # Half precision has too few digits for a place in a large level.
     value = value.to(torch.promote_types(value.dtype, sampling_locations.dtype))
     # One image a (sample, head), and the points of each level.
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split(sizes, dim=-1)
     points = sampling_locations.transpose(1, 2).flatten(0, 1).split(list(num_points), dim=2)
-    sample = _sample_bilinearly if method == 'default' else _sample_nearest
     sampled = [
         sample(level.unflatten(-1, shape), locations)
         for level, shape, locations in zip(levels, spatial_shapes, points, strict=True)

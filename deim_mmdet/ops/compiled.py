@@ -1,0 +1,107 @@
+"""The compiled operator: loaded here, and described to autograd, ``torch.compile`` and export."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import library
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# What the kernels have room for: see kMaxLevels and kThreads in csrc/.
+MAX_LEVELS = 8
+MAX_CUDA_CHANNELS = 128
+NAME = 'deim_mmdet::deformable_attention'
+
+# Why there is no compiled operator; empty where there is one.
+MISSING = library.load()
+DEVICES = [
+    device
+    for device, key in (('cpu', 'CPU'), ('cuda', 'CUDA'))
+    if not MISSING and torch._C._dispatch_has_kernel_for_dispatch_key(NAME, key)
+]
+
+
+def reason_against(value: Tensor, num_levels: int) -> str:
+    """Why the compiled operator can't take a value (B, tokens, heads, C); empty where it can."""
+    if MISSING:
+        return MISSING
+    if value.device.type not in DEVICES:
+        return f'they were compiled without kernels for {value.device.type}'
+    if value.dtype not in FLOATS:
+        return f'they have no kernel for {value.dtype}'
+    if num_levels > MAX_LEVELS:
+        return f'they take at most {MAX_LEVELS} levels'
+    if value.device.type == 'cuda' and value.shape[3] > MAX_CUDA_CHANNELS:
+        return f'they take at most {MAX_CUDA_CHANNELS} channels a head on a GPU'
+    return ''
+
+
+def compiled_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int],
+    nearest: bool,
+) -> Tensor:
+    """As :func:`deformable_attention`, for arguments that it has checked.
+
+    Samples are computed and summed in float32, or float64 where one of the tensors is; a value of
+    half precision is read as it is.
+    """
+    result = torch.promote_types(
+        torch.promote_types(value.dtype, sampling_locations.dtype), attention_weights.dtype
+    )
+    computed = torch.float64 if result == torch.float64 else torch.float32
+    out = torch.ops.deim_mmdet.deformable_attention(
+        value.to(computed) if computed == torch.float64 else value,
+        sampling_locations.to(computed),
+        attention_weights.to(computed),
+        [side for shape in spatial_shapes for side in shape],
+        list(num_points),
+        nearest,
+    )
+    return out.to(result)
+
+
+def _register() -> None:
+    def fake_forward(value, locations, attention, spatial_shapes, num_points, nearest):
+        batch, queries, heads = locations.shape[:3]
+        return locations.new_empty(batch, queries, heads * value.shape[3])
+
+    def fake_backward(grad_out, value, locations, attention, spatial_shapes, num_points, nearest):
+        return (
+            value.new_empty(value.shape),
+            locations.new_empty(0 if nearest else locations.shape),
+            attention.new_empty(attention.shape),
+        )
+
+    def remember(ctx, inputs, output):
+        value, locations, attention, *ctx.settings = inputs
+        ctx.save_for_backward(value, locations, attention)
+
+    def backward(ctx, grad_out):
+        grad_value, grad_locations, grad_attention = (
+            torch.ops.deim_mmdet.deformable_attention_backward(
+                grad_out, *ctx.saved_tensors, *ctx.settings
+            )
+        )
+        nearest = ctx.settings[-1]
+        settings = (None,) * len(ctx.settings)
+        return grad_value, None if nearest else grad_locations, grad_attention, *settings
+
+    def refuse(ctx, *gradients):
+        raise NotImplementedError(
+            'deformable_attention has no second derivative: compute it within '
+            'deim_mmdet.ops.pure_pytorch()'
+        )
+
+    torch.library.register_fake(NAME, fake_forward)
+    torch.library.register_fake(f'{NAME}_backward', fake_backward)
+    torch.library.register_autograd(NAME, backward, setup_context=remember)
+    torch.library.register_autograd(f'{NAME}_backward', refuse)
+
+
+if not MISSING:
+    _register()
