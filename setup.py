@@ -88,7 +88,8 @@ def compiled_operators() -> dict:
     tag = runpy.run_path(ROOT / PACKAGE / 'ops/library.py')['build_tag'](torch.__version__)
     # No debugging symbols: they would be most of the library.
     flags = ['-O3', '-g0', f'-DDEIM_BUILD_TAG={tag}']
-    host_flags = [*flags, '-fopenmp', '-Wno-psabi']
+    # Comparisons and roundings may be done for several numbers at once: no result depends on it.
+    host_flags = [*flags, '-fno-trapping-math', '-fno-math-errno', '-fopenmp', '-Wno-psabi']
     operators = cpp_extension.CppExtension(
         f'{PACKAGE}.ops._C',
         [f'{sources}/operator.cpp', f'{sources}/cpu_kernels.cpp'],

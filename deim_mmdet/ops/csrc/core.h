@@ -127,67 +127,79 @@ DEIM_INLINE Sample<T> no_sample() {
   return {{-1, -1, -1, -1}, {0, 0, 0, 0}};
 }
 
-// A cell of the pixel grid, and the place in it: both shares in [0, 1).
+// All that follows is free of branches, so that a compiler can work on many points at once.
+
+// A cell of the pixel grid by its top left pixel, and the place in it: both shares in [0, 1). What
+// lies outside of the level by a pixel or more, or nowhere, ends in a cell without any pixel.
 template <class T>
 struct Cell {
   int row;
   int column;
   T down;
   T right;
-  bool inside;
-  bool nan;
 };
 
 template <class T>
 DEIM_INLINE Cell<T> cell_of(T x, T y, const Level& level) {
-  x = x * T(level.width) - T(0.5);
-  y = y * T(level.height) - T(0.5);
-  Cell<T> cell{0, 0, 0, 0, false, x != x || y != y};
-  // Compared before the conversion to int, which is defined for small numbers only.
-  cell.inside = x > T(-1) && x < T(level.width) && y > T(-1) && y < T(level.height);
-  if (cell.inside) {
-    const T left = floor_of(x), top = floor_of(y);
-    cell.row = int(top);
-    cell.column = int(left);
-    cell.down = y - top;
-    cell.right = x - left;
-  }
-  return cell;
+  const T width = T(level.width), height = T(level.height);
+  x = x * width - T(0.5);
+  y = y * height - T(0.5);
+  // Bounded before the conversion to int, which is defined for small numbers only. NaN gives -2.
+  x = x > T(-2) ? x : T(-2);
+  y = y > T(-2) ? y : T(-2);
+  x = x < width ? x : width;
+  y = y < height ? y : height;
+  const T left = floor_of(x), top = floor_of(y);
+  return {int(top), int(left), y - top, x - left};
+}
+
+// A model that breaks has to show it: NaN in a location makes NaN of output and gradients.
+template <class T>
+DEIM_INLINE T nan_or_zero(const T* location) {
+  const T sum = location[0] + location[1];
+  return sum != sum ? sum : T(0);
+}
+
+template <class T>
+DEIM_INLINE Sample<T> locate_bilinear(const T* location, T attention, const Level& level) {
+  const Cell<T> cell = cell_of(location[0], location[1], level);
+  const T nan = nan_or_zero(location);
+  // Not &&, which is a branch.
+  const bool top = (cell.row >= 0) & (cell.row < level.height);
+  const bool bottom = (cell.row >= -1) & (cell.row + 1 < level.height);
+  const bool left = (cell.column >= 0) & (cell.column < level.width);
+  const bool right = (cell.column >= -1) & (cell.column + 1 < level.width);
+  const int token = level.first_token + cell.row * level.width + cell.column;
+  Sample<T> sample;
+  const int outside = nan != nan ? level.first_token : -1;
+  sample.token[0] = top & left ? token : outside;
+  sample.token[1] = top & right ? token + 1 : -1;
+  sample.token[2] = bottom & left ? token + level.width : -1;
+  sample.token[3] = bottom & right ? token + level.width + 1 : -1;
+  const T below = attention * cell.down, above = attention - below;
+  sample.weight[1] = above * cell.right;
+  sample.weight[0] = above - sample.weight[1] + nan;
+  sample.weight[3] = below * cell.right;
+  sample.weight[2] = below - sample.weight[3];
+  return sample;
 }
 
 // The pixel floor(x · W + 0.5), clamped to the level; NaN gives pixel 0.
 template <class T>
 DEIM_INLINE int nearest_pixel(T x, int width) {
-  const T pixel = floor_of(x * T(width) + T(0.5));
-  return pixel >= T(width) ? width - 1 : pixel >= T(0) ? int(pixel) : 0;
+  x = x * T(width) + T(0.5);
+  x = x > T(0) ? x : T(0);
+  x = x < T(width - 1) ? x : T(width - 1);
+  return int(x);
 }
 
 template <class T>
-DEIM_INLINE Sample<T> locate(bool nearest, const T* location, T attention, const Level& level) {
-  const T x = location[0], y = location[1];
+DEIM_INLINE Sample<T> locate_nearest(const T* location, T attention, const Level& level) {
+  const int row = nearest_pixel(location[1], level.height);
+  const int column = nearest_pixel(location[0], level.width);
   Sample<T> sample = no_sample<T>();
-  if (nearest) {
-    const int row = nearest_pixel(y, level.height), column = nearest_pixel(x, level.width);
-    sample.token[0] = level.first_token + row * level.width + column;
-    sample.weight[0] = attention;
-    return sample;
-  }
-  const Cell<T> cell = cell_of(x, y, level);
-  if (cell.nan) {
-    // A model that breaks has to show it: the output becomes NaN, too.
-    sample.token[0] = level.first_token;
-    sample.weight[0] = x + y;
-  }
-  if (!cell.inside) return sample;
-  for (int corner = 0; corner < 4; ++corner) {
-    const int below = corner / 2, beside = corner % 2;
-    const int row = cell.row + below, column = cell.column + beside;
-    if (row >= 0 && row < level.height && column >= 0 && column < level.width) {
-      sample.token[corner] = level.first_token + row * level.width + column;
-    }
-    const T share = (below ? cell.down : 1 - cell.down) * (beside ? cell.right : 1 - cell.right);
-    sample.weight[corner] = share * attention;
-  }
+  sample.token[0] = level.first_token + row * level.width + column;
+  sample.weight[0] = attention + nan_or_zero(location);
   return sample;
 }
 
@@ -201,20 +213,17 @@ struct PointGradient {
 // From each corner's dot product with the row's output gradient (0 outside of the level).
 template <class T>
 DEIM_INLINE PointGradient<T> point_gradient(
-    bool nearest, const T* location, T attention, const Level& level, const T* dot) {
-  if (nearest) return {0, 0, dot[0]};
+    const T* location, T attention, const Level& level, const T (&dot)[4]) {
   const Cell<T> cell = cell_of(location[0], location[1], level);
-  if (cell.nan) {
-    const T nan = location[0] + location[1];
-    return {nan, nan, nan};
-  }
-  if (!cell.inside) return {0, 0, 0};
-  const T up = 1 - cell.down, left = 1 - cell.right;
+  const T nan = nan_or_zero(location);
+  const T above = dot[1] - dot[0], below = dot[3] - dot[2];
+  const T left = dot[2] - dot[0];
+  const T across = above + cell.down * (below - above);
+  const T down = left + cell.right * (below - above);
   return {
-      attention * T(level.width) * (up * (dot[1] - dot[0]) + cell.down * (dot[3] - dot[2])),
-      attention * T(level.height) * (left * (dot[2] - dot[0]) + cell.right * (dot[3] - dot[1])),
-      up * (left * dot[0] + cell.right * dot[1]) + cell.down * (left * dot[2] + cell.right * dot[3]),
-  };
+      attention * T(level.width) * across + nan,
+      attention * T(level.height) * down + nan,
+      dot[0] + cell.down * left + cell.right * across + nan};
 }
 
 // Neighbouring points of a row often lie in one cell. As they share the row's output gradient,
