@@ -1,0 +1,242 @@
+"""The CUDA kernels without a GPU: compiled by nvcc, and run on the CPU as they are.
+
+On a GPU they are tested by test_deformable_attention.py.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attention_cases import LEVELS, away_from_kinks, random_inputs
+
+from deim_mmdet.ops import deformable_attention, pure_pytorch
+from deim_mmdet.ops.library import SOURCES
+
+HERE = Path(__file__).parent
+ARCHITECTURES = (75, 80, 86, 89, 90)
+# As ValueType in core.h, with the type of locations, weights, output and gradients.
+TYPES = {
+    torch.float32: (0, torch.float32),
+    torch.float64: (1, torch.float64),
+    torch.float16: (2, torch.float32),
+    torch.bfloat16: (3, torch.float32),
+}
+
+
+@pytest.fixture(scope='module')
+def kernels(tmp_path_factory):
+    """The kernels' source, compiled by a C++ compiler; see cuda_on_host/cuda_runtime_api.h."""
+    compiler = shutil.which('g++')
+    if compiler is None:
+        pytest.skip('there is no g++')
+    library = tmp_path_factory.mktemp('kernels') / 'kernels.so'
+    folder = HERE / 'cuda_on_host'
+    command = (compiler, '-std=c++17', '-O1', '-shared', '-fPIC', '-Wall', '-Wno-unknown-pragmas')
+    includes = (f'-I{folder}', f'-I{SOURCES}')
+    sources = (str(SOURCES / 'cuda_kernels.cu'), str(folder / 'entry.cpp'))
+    done = subprocess.run(
+        [*command, '-Werror', *includes, '-x', 'c++', *sources, '-o', str(library)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(library))
+    loaded.atomic_additions.restype = ctypes.c_longlong
+    return loaded
+
+
+def run(function, shapes, num_points, method, backwards, *tensors):
+    """Call a launch function; returns its error code."""
+    value, locations = tensors[:2]
+    batch, _, heads, channels = value.shape
+    levels = [side for (h, w), n in zip(shapes, num_points, strict=True) for side in (h, w, n)]
+    sizes = (batch, locations.shape[1], heads, channels, len(shapes), method == 'discrete', *levels)
+    return function(
+        (ctypes.c_int * len(sizes))(*sizes),
+        TYPES[value.dtype][0],
+        int(backwards),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+    )
+
+
+def between_nans(tensor):
+    """A copy with NaN before and behind it, so that a read outside of it shows in the result."""
+    size = tensor.numel()
+    memory = torch.full((size + 128,), torch.nan, dtype=tensor.dtype)
+    return memory[64 : 64 + size].view(tensor.shape).copy_(tensor)
+
+
+def kernel_results(kernels, inputs, shapes, num_points, method, grad_out, backwards):
+    """Output and gradients of value, locations and weights."""
+    inputs = [between_nans(tensor) for tensor in inputs]
+    value, locations, weights = inputs
+    computed = TYPES[value.dtype][1]
+    out = torch.full(grad_out.shape, torch.nan, dtype=computed)
+    settings = (shapes, num_points, method, backwards)
+    assert run(kernels.run_forward, *settings, *inputs, out) == 0
+    grads = [
+        torch.zeros(value.shape, dtype=computed),
+        torch.full_like(locations, torch.nan),
+        torch.full_like(weights, torch.nan),
+    ]
+    assert run(kernels.run_backward, *settings, *inputs, grad_out.to(computed), *grads) == 0
+    return [out, *grads]
+
+
+def pytorch_results(inputs, shapes, num_points, method, grad_out):
+    inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    with pure_pytorch():
+        out = deformable_attention(inputs[0], shapes, *inputs[1:], num_points, method)
+    grads = torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
+    return [out.detach(), *grads]
+
+
+@pytest.mark.parametrize('method', ['default', 'discrete'])
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('channels', [1, 16, 32, 48])
+@pytest.mark.parametrize(('shapes', 'num_points'), LEVELS)
+def test_equal_pytorch(kernels, shapes, num_points, channels, batch, method):
+    inputs = random_inputs(batch, 2, channels, shapes, num_points, queries=3)
+    grad_out = torch.randn(batch, 3, 2 * channels, dtype=torch.float64)
+    expected = pytorch_results(inputs, shapes, num_points, method, grad_out)
+    # In both orders of the threads: without a barrier where one is needed they differ.
+    for backwards in (False, True):
+        found = kernel_results(
+            kernels, inputs, shapes, num_points, method, grad_out, backwards
+        )
+        for name, ours, theirs in zip(
+            ('output', 'value', 'locations', 'weights'), found, expected, strict=True
+        ):
+            if theirs is None:
+                assert ours.isnan().all(), 'the nearest method writes no gradient of locations'
+            else:
+                torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('channels', [6, 16])
+def test_types(kernels, dtype, channels):
+    shapes, num_points = LEVELS[0]
+    value, locations, weights = random_inputs(2, 2, channels, shapes, num_points)
+    # Beside the pixel grid, where rounding to float32 doesn't move a point into another cell.
+    locations = away_from_kinks(locations).float()
+    inputs = value.to(dtype), locations, weights.float()
+    grad_out = torch.randn(2, 5, 2 * channels)
+    found = kernel_results(kernels, inputs, shapes, num_points, 'default', grad_out, False)
+    expected = pytorch_results(inputs, shapes, num_points, 'default', grad_out.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_equal_finite_differences(kernels):
+    shapes, num_points = [(3, 4), (1, 1)], [2, 1]
+    value, locations, weights = random_inputs(1, 2, 3, shapes, num_points, queries=2)
+    inputs = value, away_from_kinks(locations), weights
+    grad_out = torch.randn(1, 2, 6, dtype=torch.float64)
+    arguments = (shapes, num_points, 'default', grad_out, False)
+    grads = kernel_results(kernels, inputs, *arguments)[1:]
+    step = 1e-6
+    for tensor, grad in zip(inputs, grads, strict=True):
+        flat = tensor.view(-1)
+        for i in range(0, len(flat), 5):
+            ends = []
+            for change in (step, -2 * step):
+                flat[i] += change
+                ends.append((kernel_results(kernels, inputs, *arguments)[0] * grad_out).sum())
+            flat[i] += step
+            slope = (ends[0] - ends[1]) / (2 * step)
+            assert grad.view(-1)[i] == pytest.approx(slope, abs=1e-7)
+
+
+def test_value_that_is_not_aligned(kernels):
+    """A view into other memory, whose channels can't be read 16 bytes at once."""
+    shapes, num_points = LEVELS[0]
+    value, locations, weights = (t.float() for t in random_inputs(1, 2, 16, shapes, num_points))
+    shifted = torch.empty(value.numel() + 1)[1:].view(value.shape).copy_(value)
+    assert value.data_ptr() % 16 == 0
+    assert shifted.data_ptr() % 16 != 0
+    outputs = []
+    for tensor in (value, shifted):
+        out = torch.empty(1, 5, 32)
+        assert (
+            run(
+                kernels.run_forward, shapes, num_points, 'default', False,
+                tensor, locations, weights, out,
+            ) == 0
+        )  # fmt: skip
+        outputs.append(out)
+    torch.testing.assert_close(*outputs)
+
+
+def test_points_of_one_cell_are_added_at_once(kernels):
+    """Of neighbouring points: all points of a query in one cell need its four corners once."""
+    shapes, num_points, channels = [(4, 5)], [12], 16
+    value, locations, weights = random_inputs(1, 2, channels, shapes, num_points)
+    locations = 0.45 + 0.01 * locations.clamp(0, 1)
+    grad_out = torch.randn(1, 5, 2 * channels, dtype=torch.float64)
+    kernels.atomic_additions()
+    kernel_results(
+        kernels, (value, locations, weights), shapes, num_points, 'default', grad_out, False
+    )
+    rows = 5 * 2
+    assert kernels.atomic_additions() == rows * 4 * channels
+
+
+def test_more_channels_than_threads_are_refused(kernels):
+    inputs = random_inputs(1, 1, 129, [(2, 2)], [1])
+    out = torch.empty(1, 5, 129, dtype=torch.float64)
+    assert run(kernels.run_forward, [(2, 2)], [1], 'default', False, *inputs, out) != 0
+
+
+@pytest.fixture(scope='module')
+def nvcc():
+    found = shutil.which('nvcc')
+    if found is None:
+        pytest.skip('there is no nvcc')
+    return found
+
+
+def test_compiles_for_all_architectures_without_spills(nvcc, tmp_path):
+    known = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True)
+    targets = [arch for arch in ARCHITECTURES if f'compute_{arch}' in known.stdout.split()]
+    assert len(targets) >= 3, known.stdout
+    codes = [f'-gencode=arch=compute_{arch},code=sm_{arch}' for arch in targets]
+    done = subprocess.run(
+        [
+            nvcc, '-std=c++17', '-O3', *codes, '--resource-usage',
+            '-c', str(SOURCES / 'cuda_kernels.cu'), '-o', str(tmp_path / 'kernels.o'),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    spills = np.array(re.findall(r'(\d+) bytes spill stores, (\d+) bytes spill loads', text), int)
+    registers = np.array(re.findall(r'Used (\d+) registers', text), int)
+    print(f'sm_{targets}: {len(registers)} kernels, {min(registers)} to {max(registers)} registers')
+    assert len(spills) == len(registers) == 12 * len(targets)
+    assert spills.sum() == 0
+    # Eight blocks of 128 threads share a multiprocessor's 65536.
+    assert registers.max() <= 64
+
+
+def test_values_are_read_16_bytes_at_once(nvcc, tmp_path):
+    target = tmp_path / 'kernels.ptx'
+    source = str(SOURCES / 'cuda_kernels.cu')
+    subprocess.run(
+        [nvcc, '-std=c++17', '-O3', '-arch=compute_80', '-ptx', source, '-o', str(target)],
+        check=True,
+    )
+    entries = re.split(r'\.entry ', target.read_text())[1:]
+    bodies = {name: body for name, body in (entry.split('(', 1) for entry in entries)}
+    vectorised = [body for name, body in bodies.items() if re.search(r'forward_kernel.*[248]EE', name)]
+    assert len(vectorised) == 4
+    for body in vectorised:
+        assert len(re.findall(r'ld\.global\.nc\.(?:v4\.[uf]32|v2\.f64)', body)) >= 4
