@@ -89,8 +89,9 @@ def deformable_attention(
 def _warn_of_pure_form(reason: str) -> None:
     """Said once for each reason."""
     warnings.warn(
-        'Deformable attention runs in pure PyTorch, which is slower and takes more memory, because '
-        f'the compiled operators cannot be used: {reason}. docs/operators.md tells how to get them.',
+        'Deformable attention runs in pure PyTorch, which is slower and takes more memory: the '
+        f'compiled operators cannot be used, since {reason}. docs/operators.md tells how to get '
+        'them.',
         stacklevel=3,
     )
 

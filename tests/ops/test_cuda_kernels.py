@@ -107,9 +107,7 @@ def test_equal_pytorch(kernels, shapes, num_points, channels, batch, method):
     expected = pytorch_results(inputs, shapes, num_points, method, grad_out)
     # In both orders of the threads: without a barrier where one is needed they differ.
     for backwards in (False, True):
-        found = kernel_results(
-            kernels, inputs, shapes, num_points, method, grad_out, backwards
-        )
+        found = kernel_results(kernels, inputs, shapes, num_points, method, grad_out, backwards)
         for name, ours, theirs in zip(
             ('output', 'value', 'locations', 'weights'), found, expected, strict=True
         ):
@@ -234,9 +232,8 @@ def test_values_are_read_16_bytes_at_once(nvcc, tmp_path):
         [nvcc, '-std=c++17', '-O3', '-arch=compute_80', '-ptx', source, '-o', str(target)],
         check=True,
     )
-    entries = re.split(r'\.entry ', target.read_text())[1:]
-    bodies = {name: body for name, body in (entry.split('(', 1) for entry in entries)}
-    vectorised = [body for name, body in bodies.items() if re.search(r'forward_kernel.*[248]EE', name)]
+    entries = [entry.split('(', 1) for entry in target.read_text().split('.entry ')[1:]]
+    vectorised = [body for name, body in entries if re.search(r'forward_kernel.*[248]EE', name)]
     assert len(vectorised) == 4
     for body in vectorised:
         assert len(re.findall(r'ld\.global\.nc\.(?:v4\.[uf]32|v2\.f64)', body)) >= 4
