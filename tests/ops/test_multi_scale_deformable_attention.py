@@ -119,9 +119,9 @@ class Transformer(nn.Module):
         )
         memory = self.encoder(memory, query_pos=torch.zeros_like(memory), **common)
         return self.decoder(
-            query,
-            memory,
-            torch.zeros_like(query),
+            query=query,
+            query_pos=torch.zeros_like(query),
+            value=memory,
             reference_points=query[..., :2].sigmoid(),
             **common,
         )[0]
