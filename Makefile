@@ -11,7 +11,7 @@ LINTED := deim_mmdet configs tools benchmarks tests setup.py
 env: $(READY)
 
 # Rebuilt when what it was made from changes; otherwise every run reuses it.
-$(READY): tools/dev/setup_env.sh $(wildcard requirements/*.txt) setup.py
+$(READY): tools/dev/setup_env.sh $(wildcard requirements/*.txt) setup.py $(wildcard deim_mmdet/ops/csrc/*)
 	@PYTHON="$(PYTHON)" bash tools/dev/setup_env.sh
 	@touch $@
 
@@ -25,7 +25,8 @@ lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
 	@$(BIN)/ruff format --check $(LINTED)
 
-# Not the compiled operators: they lie outside the clone, for the next one.
+# Not MMCV's compiled operators: they lie outside the clone, for the next one.
 clean:
 	rm -rf .venv build dist work_dirs *.egg-info deim_mmdet/.mim .pytest_cache .ruff_cache
+	rm -f deim_mmdet/ops/_C.so
 	find deim_mmdet configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -72,12 +72,16 @@ if ! ls "$wheels/mmcv-$mmcv_version"-*.whl >/dev/null 2>&1; then
     mv "$wheels/.$$.part" "$wheels/$built"
 fi
 
-begin "installing mmcv $mmcv_version from $wheels, openmim and deim_mmdet (editable)"
+begin "installing mmcv $mmcv_version from $wheels, openmim and deim_mmdet (editable)" \
+    'half a minute on two cores: its own operators are compiled'
 pip install --no-compile --no-deps --no-build-isolation \
     "$wheels/mmcv-$mmcv_version"-*.whl "openmim==$openmim_version" -e "$root"
 
 begin 'checking the environment'
-"$python" -c 'import deim_mmdet, mmcv.ops, mmdet'
+"$python" -c '
+import deim_mmdet, mmcv.ops, mmdet
+from deim_mmdet.ops import compiled
+print("[setup] operators of deim_mmdet:", ", ".join(compiled.DEVICES) or compiled.MISSING)'
 "$venv/bin/mim" search deim_mmdet --to-dict >/dev/null
 touch "$venv/.ready"
 printf '[setup] environment ready\n'
