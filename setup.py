@@ -86,10 +86,10 @@ def compiled_operators() -> dict:
         return {}
     sources = 'deim_mmdet/ops/csrc'
     tag = runpy.run_path(ROOT / PACKAGE / 'ops/library.py')['build_tag'](torch.__version__)
-    # No debugging symbols: they would be most of the library.
-    flags = ['-O3', '-g0', f'-DDEIM_BUILD_TAG={tag}']
+    flags = ['-O3', f'-DDEIM_BUILD_TAG={tag}']
     # Comparisons and roundings may be done for several numbers at once: no result depends on it.
-    host_flags = [*flags, '-fno-trapping-math', '-fno-math-errno', '-fopenmp', '-Wno-psabi']
+    # And no debugging symbols, which would be most of the library.
+    host_flags = [*flags, '-fno-trapping-math', '-fno-math-errno', '-fopenmp', '-Wno-psabi', '-g0']
     operators = cpp_extension.CppExtension(
         f'{PACKAGE}.ops._C',
         [f'{sources}/operator.cpp', f'{sources}/cpu_kernels.cpp'],
@@ -110,6 +110,7 @@ def compiled_operators() -> dict:
         """With CUDA, else without, else nothing; says which and why."""
 
         def run(self) -> None:
+            state = dict(vars(self))
             try:
                 super().run()
             except Exception as error:
@@ -117,6 +118,7 @@ def compiled_operators() -> dict:
                     say_uncompiled(f'for GPUs: {error}')
                     vars(operators).update(without_cuda)
                     without_cuda.clear()
+                    vars(self).update(state)
                     self.run()
                 else:
                     say_uncompiled(str(error))
