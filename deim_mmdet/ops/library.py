@@ -14,10 +14,10 @@ MARK = b'deim_mmdet operators '
 
 
 def build_tag(torch_version: str) -> str:
-    """Tag of a library compiled from these sources for this torch, as both make it one of a kind.
+    """What a library compiled from these sources for a version of torch is known by.
 
-    C++ libraries fit the torch that they were compiled for only: another one may crash the process
-    that loads it.
+    A C++ library fits only the torch that it was compiled for: with another one it may crash the
+    process that loads it.
     """
     digest = hashlib.sha256(torch_version.encode())
     for path in sorted(SOURCES.iterdir()):

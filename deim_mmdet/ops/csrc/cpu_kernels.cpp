@@ -313,13 +313,21 @@ void forward(const Problem& problem, const ForwardTensors& tensors, int64_t begi
 
 template <class V>
 DEIM_AVX2 void backward_avx2(
-    const Problem& problem, const BackwardTensors& tensors, void* scratch, int64_t begin, int64_t end) {
+    const Problem& problem,
+    const BackwardTensors& tensors,
+    void* scratch,
+    int64_t begin,
+    int64_t end) {
   backward_heads<V>(problem, tensors, static_cast<compute_t<V>*>(scratch), begin, end);
 }
 
 template <class V>
 void backward(
-    const Problem& problem, const BackwardTensors& tensors, void* scratch, int64_t begin, int64_t end) {
+    const Problem& problem,
+    const BackwardTensors& tensors,
+    void* scratch,
+    int64_t begin,
+    int64_t end) {
   if (has_avx2()) return backward_avx2<V>(problem, tensors, scratch, begin, end);
   backward_heads<V>(problem, tensors, static_cast<compute_t<V>*>(scratch), begin, end);
 }
@@ -327,7 +335,11 @@ void backward(
 }  // namespace
 
 void forward_on_cpu(
-    const Problem& problem, ValueType type, const ForwardTensors& tensors, int64_t begin, int64_t end) {
+    const Problem& problem,
+    ValueType type,
+    const ForwardTensors& tensors,
+    int64_t begin,
+    int64_t end) {
   switch (type) {
     case ValueType::kFloat:
       return forward<float>(problem, tensors, begin, end);

@@ -25,7 +25,11 @@ struct BackwardTensors {
 
 // Rows [begin, end).
 void forward_on_cpu(
-    const Problem& problem, ValueType type, const ForwardTensors& tensors, int64_t begin, int64_t end);
+    const Problem& problem,
+    ValueType type,
+    const ForwardTensors& tensors,
+    int64_t begin,
+    int64_t end);
 
 // Heads [begin, end) of all batch · heads. A head's share of value's gradient belongs to it alone:
 // no two threads write to one place, and sums are formed in one order whatever their number.
