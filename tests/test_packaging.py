@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -74,8 +73,7 @@ def source(tmp_path_factory) -> Path:
 def installed_wheel(source, tmp_path_factory) -> Path:
     """Folder with the wheel installed; built as PyPI's users get it, from the sdist."""
     folder = tmp_path_factory.mktemp('wheel')
-    with tarfile.open(build('sdist', source, folder / 'sdist')) as sdist:
-        sdist.extractall(folder / 'unpacked', filter='data')
+    shutil.unpack_archive(build('sdist', source, folder / 'sdist'), folder / 'unpacked')
     (unpacked,) = (folder / 'unpacked').iterdir()
     wheel = build('wheel', unpacked, folder / 'dist')
     options = ('--no-deps', '--no-index', '--no-compile', '--target', str(folder / 'site'))

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -57,8 +56,7 @@ def unpacked_sdist(tmp_path_factory):
     for name in files:
         shutil.copy2(ROOT / name, folder / 'checkout')
     sdist, _ = build('sdist', folder / 'checkout', folder / 'dist', DEIM_MMDET_WITH_OPS='0')
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / 'unpacked', filter='data')
+    shutil.unpack_archive(sdist, folder / 'unpacked')
     (unpacked,) = (folder / 'unpacked').iterdir()
     return unpacked
 

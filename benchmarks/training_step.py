@@ -1,0 +1,198 @@
+"""Time and memory of a training step against transformers' D-FINE with the same weights.
+
+    python benchmarks/training_step.py [--models dfine_n dfine_l] [--repeats 7] [--threads 2]
+
+Both train the D-FINE baseline on the same images and objects: N at batch 8 and 320×320 with 30
+objects an image, L at batch 2 and 640×640. A step is forward, losses and backward, denoising
+included; the optimiser is the same for both and left out. The two take turns in one process, the
+times are medians, with one thread of the process's CPU time, which other processes disturb less; memory is the growth of the peak over the resident memory before the first step,
+each in a process of its own.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.checkpoints.convert import find_weights, to_our_names
+from deim_mmdet.checkpoints.files import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+OBJECTS = 30
+
+
+def hgnet(
+    stem: int, first: int, mid: list[int], out: list[int], blocks: list[int], layers: int, **kw
+):
+    """Config of transformers' HGNetv2."""
+    return dict(
+        model_type='hgnet_v2',
+        hidden_sizes=out,
+        stem_channels=[3, stem, first],
+        stage_in_channels=[first, *out[:-1]],
+        stage_mid_channels=mid,
+        stage_out_channels=out,
+        stage_num_blocks=blocks,
+        stage_downsample=[False, True, True, True],
+        stage_light_block=[False, False, True, True],
+        stage_kernel_size=[3, 3, 5, 5],
+        stage_numb_of_layers=[layers] * 4,
+        **kw,
+    )
+
+
+# Batch, side of the images, and what transformers' config states.
+MODELS_OF = dict(
+    dfine_n=(
+        8,
+        320,
+        dict(
+            backbone_config=hgnet(
+                16, 16, [16, 32, 64, 128], [64, 256, 512, 1024], [1, 1, 2, 1], 3,
+                use_learnable_affine_block=True, out_indices=[3, 4],
+            ),
+            d_model=128,
+            encoder_hidden_dim=128,
+            encoder_in_channels=[512, 1024],
+            encoder_ffn_dim=512,
+            encode_proj_layers=[1],
+            feat_strides=[16, 32],
+            hidden_expansion=0.34,
+            depth_mult=0.5,
+            num_feature_levels=2,
+            decoder_in_channels=[128, 128],
+            decoder_ffn_dim=512,
+            decoder_layers=3,
+            decoder_n_points=[6, 6],
+        ),
+    ),
+    dfine_l=(
+        2,
+        640,
+        dict(
+            backbone_config=hgnet(
+                32, 48, [48, 96, 192, 384], [128, 512, 1024, 2048], [1, 1, 3, 1], 6,
+                use_learnable_affine_block=False, out_indices=[2, 3, 4],
+            ),
+            freeze_backbone_norms=True,
+            decoder_n_points=[3, 6, 3],
+        ),
+    ),
+)  # fmt: skip
+
+
+def build(name: str) -> dict:
+    """Both models in training mode with the same weights, as functions that return the loss."""
+    torch.manual_seed(0)
+    batch, side, options = MODELS_OF[name]
+    labels = {i: f'class {i}' for i in range(80)}
+    theirs = transformers.DFineForObjectDetection(
+        transformers.DFineConfig(id2label=labels, **options)
+    )
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py').model
+    cfg.backbone.init_cfg = None
+    # transformers doesn't freeze the stem.
+    cfg.backbone.frozen_stem = False
+    ours = MODELS.build(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        weights = find_weights(read_checkpoint(Path(folder) / 'model.safetensors'))
+    ours.load_state_dict(to_our_names(weights), strict=False)
+    ours.train()
+    theirs.train()
+    images = torch.rand(batch, 3, side, side)
+    boxes = torch.rand(batch, OBJECTS, 4) * 0.15 + 0.02
+    boxes[..., :2] = torch.rand(batch, OBJECTS, 2) * 0.8 + 0.1
+    classes = torch.randint(80, (batch, OBJECTS))
+    samples = []
+    for b, c in zip(boxes, classes, strict=True):
+        sample = DetDataSample(metainfo=dict(img_shape=(side, side)))
+        sample.gt_instances = InstanceData(bboxes=bbox_cxcywh_to_xyxy(b) * side, labels=c)
+        samples.append(sample)
+    targets = [dict(class_labels=c, boxes=b) for b, c in zip(boxes, classes, strict=True)]
+    return dict(
+        ours=lambda: sum(ours.loss(images, samples).values()),
+        transformers=lambda: theirs(pixel_values=images, labels=targets).loss,
+    )
+
+
+def measure_time(name: str, repeats: int) -> dict:
+    """Median seconds of forward with losses, and of the whole step, of both."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    steps = build(name)
+    forward, whole = ({key: [] for key in steps} for _ in range(2))
+    for repeat in range(repeats + 1):
+        for key, step in steps.items():
+            start = clock()
+            loss = step()
+            middle = clock()
+            loss.backward()
+            if repeat:
+                forward[key].append(middle - start)
+                whole[key].append(clock() - start)
+    row = dict(model=name)
+    for part, times in dict(forward=forward, step=whole).items():
+        medians = {key: statistics.median(values) for key, values in times.items()}
+        row |= {f'{part}_{key}_s': round(value, 3) for key, value in medians.items()}
+        row[f'{part}_ratio'] = round(medians['transformers'] / medians['ours'], 2)
+    return row
+
+
+def memory(field: str) -> int:
+    """Resident memory (``VmRSS``) or its peak (``VmHWM``) in KiB."""
+    status = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in status if line.startswith(field)).split()[1])
+
+
+def measure_memory(name: str, key: str) -> None:
+    """Print by how many MiB two steps raise the peak of this process."""
+    step = build(name)[key]
+    before = memory('VmRSS')
+    for _ in range(2):
+        step().backward()
+    print(round((memory('VmHWM') - before) / 1024))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--models', nargs='+', default=list(MODELS_OF), choices=list(MODELS_OF))
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--out', type=Path, help='JSON file for the figures')
+    parser.add_argument('--memory-of', choices=['ours', 'transformers'], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    init_default_scope('mmdet')
+    if args.memory_of:
+        measure_memory(args.models[0], args.memory_of)
+        return
+    rows = []
+    for name in args.models:
+        row = measure_time(name, args.repeats)
+        for key in ('ours', 'transformers'):
+            command = [sys.executable, __file__, '--models', name, '--memory-of', key]
+            output = subprocess.check_output([*command, '--threads', str(args.threads)], text=True)
+            row[f'memory_{key}_mib'] = int(output.split()[-1])
+        row['memory_ratio'] = round(row['memory_ours_mib'] / row['memory_transformers_mib'], 2)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
