@@ -9,7 +9,8 @@ from mmdet.registry import TRANSFORMS
 
 from deim_mmdet.utils.arguments import check_probability, check_range
 
-LEVELS = np.arange(256, dtype=np.float32)
+# Share of blue, green and red in the grey of a pixel (ITU-R BT.601).
+GREY = np.array([0.114, 0.587, 0.299])
 
 
 @TRANSFORMS.register_module()
@@ -73,8 +74,7 @@ class DenseO2OPhotometricDistort(BaseTransform):
         if contrast and not contrast_first:
             img = adjust_contrast(img, np.random.uniform(*self.contrast))
         if permutation:
-            channels = cv2.split(img)
-            img = cv2.merge([channels[channel] for channel in np.random.permutation(3)])
+            img = permute_channels(img, np.random.permutation(3))
         results['img'] = img
         return results
 
@@ -87,28 +87,32 @@ class DenseO2OPhotometricDistort(BaseTransform):
 
 def adjust_brightness(img: np.ndarray, factor: float) -> np.ndarray:
     """``factor`` x image, for (H, W, 3) uint8."""
-    return cv2.LUT(img, _to_levels(LEVELS * factor))
+    return cv2.convertScaleAbs(img, alpha=factor)
 
 
 def adjust_contrast(img: np.ndarray, factor: float) -> np.ndarray:
     """``factor`` x image + (1 - ``factor``) x mean grey of the image, for (H, W, 3) uint8 BGR."""
-    mean = cv2.mean(cv2.cvtColor(img, cv2.COLOR_BGR2GRAY))[0]
-    return cv2.LUT(img, _to_levels(factor * LEVELS + (1 - factor) * mean))
+    mean = np.dot(cv2.mean(img)[:3], GREY)
+    # The only function of OpenCV that scales, adds a number and saturates at both ends at once.
+    return cv2.addWeighted(img, factor, img, 0, (1 - factor) * mean)
 
 
 def adjust_saturation(img: np.ndarray, factor: float) -> np.ndarray:
     """``factor`` x image + (1 - ``factor``) x grey image, for (H, W, 3) uint8 BGR."""
-    grey = cv2.cvtColor(cv2.cvtColor(img, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return cv2.addWeighted(img, factor, grey, 1 - factor, 0)
+    return cv2.transform(img, factor * np.eye(3) + (1 - factor) * GREY)
 
 
 def adjust_hue(img: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue by a fraction of the circle, to 1/256 of it, for (H, W, 3) uint8 BGR."""
     hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV_FULL)
-    table = np.repeat(np.arange(256)[None, :, None], 3, axis=2)
-    table[..., 0] = (table[..., 0] + round(turn * 256)) % 256
-    return cv2.cvtColor(cv2.LUT(hsv, table.astype(np.uint8)), cv2.COLOR_HSV2BGR_FULL)
+    height, width = hsv.shape[:2]
+    # uint8 wraps around, as the circle does. Whole rows: numpy is slow on rows of three.
+    row = np.tile(np.array([round(turn * 256) % 256, 0, 0], dtype=np.uint8), width)
+    rows = hsv.reshape(height, 3 * width)
+    np.add(rows, row, out=rows)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
 
 
-def _to_levels(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def permute_channels(img: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Channel ``order[k]`` as channel k, for (H, W, 3) uint8."""
+    return cv2.transform(img, np.eye(3)[list(order)])
