@@ -18,10 +18,10 @@ train_pipeline = [
             dict(type='DenseO2OIoUCrop'),
         ],
     ),
-    dict(type='RandomFlip', prob=0.5),
+    dict(type='ContiguousRandomFlip', prob=0.5),
     dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
     dict(type='DropTinyBoxes'),
-    dict(type='PackDetInputs'),
+    dict(type='PackDetPlanes'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -40,7 +40,7 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='MultiImageMixDataset',
+        type='DenseO2ODataset',
         dataset=dict(
             type='CheckedCocoDataset',
             data_root=data_root,

@@ -2,12 +2,14 @@
 
 from .crops import DenseO2OIoUCrop, DenseO2OZoomOut
 from .dense_o2o import DenseO2O
+from .formatting import ContiguousRandomFlip, PackDetPlanes
 from .loading import LoadImageChecked
 from .mosaic import DenseO2OMosaic
 from .objects import DropTinyBoxes
 from .photometric import DenseO2OPhotometricDistort
 
 __all__ = [
+    'ContiguousRandomFlip',
     'DenseO2O',
     'DenseO2OIoUCrop',
     'DenseO2OMosaic',
@@ -15,4 +17,5 @@ __all__ = [
     'DenseO2OZoomOut',
     'DropTinyBoxes',
     'LoadImageChecked',
+    'PackDetPlanes',
 ]

@@ -1,0 +1,57 @@
+"""The data set that gives Dense O2O its partners."""
+
+from mmdet.datasets import MultiImageMixDataset
+from mmdet.registry import DATASETS
+
+
+@DATASETS.register_module()
+class DenseO2ODataset(MultiImageMixDataset):
+    """mmdet's ``MultiImageMixDataset`` without its copies of the sample before each transform.
+
+    Those copies, of pixels too, take about as long as the transforms of a single image. Here a
+    transform gets a new dictionary with the values themselves, so that it may replace them; what
+    it changes in place is changed for the transforms after it only. Hence ``dataset`` must give a
+    new sample at each access, as every ``BaseDataset`` does. Where a transform gives None its
+    partners are drawn anew.
+
+    Args:
+        dataset: Data set of single images, or its config; with an empty pipeline for ``DenseO2O``.
+        pipeline: Configs of the transforms. Those with ``get_indexes(dataset)`` get the samples of
+            these indexes in ``mix_results``.
+        skip_type_keys: Types of transforms to leave out. Default None.
+        max_refetch: Tries of a transform until it gives a sample. Default 15.
+
+    Raises:
+        RuntimeError: If a transform gives no sample in ``max_refetch`` tries; names it.
+
+    Example:
+        >>> train_dataset = dict(
+        ...     type='DenseO2ODataset', pipeline=[dict(type='DenseO2O', ...), ...],
+        ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))
+    """
+
+    def __getitem__(self, idx: int) -> dict:
+        results = self.dataset[idx]
+        for transform, kind in zip(self.pipeline, self.pipeline_types, strict=True):
+            if kind not in (self._skip_type_keys or ()):
+                results = self._transformed(results, transform)
+        return results
+
+    def _transformed(self, results: dict, transform) -> dict:
+        draw_partners = getattr(transform, 'get_indexes', None)
+        for _ in range(self.max_refetch):
+            sample = dict(results)
+            if draw_partners is not None:
+                indexes = draw_partners(self.dataset)
+                partners = [self.dataset[index] for index in indexes]
+                if any(partner is None for partner in partners):
+                    continue
+                sample['mix_results'] = partners
+            sample = transform(sample)
+            if sample is not None:
+                sample.pop('mix_results', None)
+                return sample
+        raise RuntimeError(
+            f'{type(transform).__name__} gave no sample in {self.max_refetch} tries for '
+            f'{results.get("img_path")}: check the annotations, or raise max_refetch'
+        )
