@@ -17,7 +17,14 @@ SIZE_STEP = 32
 
 
 class StagedBatchAugment(nn.Module):
-    """A batch augment that acts in some stages only; dense until :meth:`set_stage` is called."""
+    """A batch augment that acts in some stages only; dense until :meth:`set_stage` is called.
+
+    One that only picks pixels, whatever their values, says so by ``picks_pixels``: it may act
+    before the images are normalised, and on any type. The others treat all pixels alike, and may
+    write over the images where they are called with ``overwrite=True``.
+    """
+
+    picks_pixels = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,13 +57,14 @@ class DenseO2OMixUp(StagedBatchAugment):
         self.ratio = check_range(self, 'ratio', ratio, 0, 1)
 
     def forward(
-        self, inputs: Tensor, data_samples: list[DetDataSample]
+        self, inputs: Tensor, data_samples: list[DetDataSample], overwrite: bool = False
     ) -> tuple[Tensor, list[DetDataSample]]:
         """Mix images and objects.
 
         Args:
             inputs: Images (B, 3, H, W), float.
             data_samples: B samples with boxes in pixels of the images.
+            overwrite: Whether the new images may take the place of ``inputs`` in memory.
 
         Returns:
             New images and the samples, changed in place.
@@ -64,7 +72,9 @@ class DenseO2OMixUp(StagedBatchAugment):
         if self.stage is not Stage.DENSE or np.random.rand() >= self.prob:
             return inputs, data_samples
         share = np.random.uniform(*self.ratio)
-        inputs = inputs * share + inputs.roll(1, dims=0) * (1 - share)
+        if not overwrite:
+            inputs = inputs.clone()
+        _blend_with_previous(inputs, 1 - share)
         mixed = [
             _objects_of_both(sample, previous)
             for sample, previous in zip(
@@ -100,6 +110,8 @@ class DenseO2OMultiScale(StagedBatchAugment):
         ...     batch_augments=[dict(type='DenseO2OMultiScale', base_size=320)])
     """
 
+    picks_pixels = True
+
     def __init__(self, base_size: int = 640, base_size_repeat: int | None = 4) -> None:
         super().__init__()
         self.base_size = check_count(self, 'base_size', base_size)
@@ -119,7 +131,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
         """Resize images and objects.
 
         Args:
-            inputs: Images (B, 3, H, W), float.
+            inputs: Images (B, 3, H, W), float or uint8.
             data_samples: B samples with boxes in pixels of the images.
 
         Returns:
@@ -165,6 +177,18 @@ def training_sizes(base_size: int, base_size_repeat: int | None) -> list[int]:
     lowest, highest = (int(base_size * factor) // SIZE_STEP * SIZE_STEP for factor in (0.75, 1.25))
     others = [s for s in range(lowest, highest + 1, SIZE_STEP) if s != base_size]
     return sorted([*others, *[base_size] * base_size_repeat])
+
+
+def _blend_with_previous(images: Tensor, share: float) -> None:
+    """Move each image (B, 3, H, W) by ``share`` towards the one before it, in place.
+
+    From the last one on, so that each finds the one before it unchanged: a second batch in memory
+    would cost more time than the arithmetic.
+    """
+    last = images[-1].clone()
+    for index in range(len(images) - 1, 0, -1):
+        images[index].lerp_(images[index - 1], share)
+    images[0].lerp_(last, share)
 
 
 def _objects_of_both(sample: DetDataSample, previous: DetDataSample) -> dict[str, InstanceData]:

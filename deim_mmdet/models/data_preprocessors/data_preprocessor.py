@@ -1,0 +1,76 @@
+"""mmdet's data preprocessor with fewer passes over the pixels of a batch."""
+
+import torch
+from mmdet.models import DetDataPreprocessor
+from mmdet.models.utils.misc import samplelist_boxtype2tensor
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from .batch_augments import StagedBatchAugment
+
+
+@MODELS.register_module()
+class DenseO2ODataPreprocessor(DetDataPreprocessor):
+    """mmdet's ``DetDataPreprocessor``: the same batch, several times as fast on a CPU.
+
+    Images are stacked while they are uint8, and batch augments that only pick pixels
+    (``DenseO2OMultiScale``) act on them in that form. Then they become floats, once, in one piece
+    of memory, which is normalised and mixed in place. Picking pixels commutes with everything that
+    treats all pixels alike, so the order makes no difference to the batch.
+
+    What does not fit that, e.g. images of different sizes or batch augments of other packages,
+    takes mmdet's way. Arguments are those of ``DetDataPreprocessor``.
+
+    Example:
+        >>> data_preprocessor = dict(
+        ...     type='DenseO2ODataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255],
+        ...     bgr_to_rgb=True, batch_augments=[dict(type='DenseO2OMultiScale')])
+    """
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Make a batch of samples.
+
+        Args:
+            data: ``inputs``, B images (3, H, W) uint8, and ``data_samples``, B samples or None.
+            training: Whether to apply the batch augments.
+
+        Returns:
+            ``inputs`` (B, 3, H', W') float32, normalised, and ``data_samples``.
+        """
+        augments = list(self.batch_augments or ()) if training else []
+        if not self._stacks_as_bytes(data['inputs'], augments, training):
+            return super().forward(data, training)
+        data = self.cast_data(data)
+        inputs, samples = torch.stack(data['inputs']), data['data_samples']
+        shape = tuple(inputs.shape[-2:])
+        for sample in samples or ():
+            sample.set_metainfo({'batch_input_shape': shape, 'pad_shape': shape})
+        if samples is not None and self.boxtype2tensor:
+            samplelist_boxtype2tensor(samples)
+        for augment in (a for a in augments if a.picks_pixels):
+            inputs, samples = augment(inputs, samples)
+        inputs = self._normalised(inputs)
+        for augment in (a for a in augments if not a.picks_pixels):
+            inputs, samples = augment(inputs, samples, overwrite=True)
+        return {'inputs': inputs, 'data_samples': samples}
+
+    def _stacks_as_bytes(
+        self, images: list[Tensor] | Tensor, augments: list, training: bool
+    ) -> bool:
+        """Whether the images need no padding and no augment cares for the order."""
+        if isinstance(images, Tensor) or not self._enable_normalize:
+            return False
+        shape = images[0].shape
+        return (
+            all(image.dtype == torch.uint8 and image.shape == shape for image in images)
+            and shape[0] == 3
+            and not any(side % self.pad_size_divisor for side in shape[1:])
+            and not (training and (self.pad_mask or self.pad_seg))
+            and all(isinstance(augment, StagedBatchAugment) for augment in augments)
+        )
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 as normalised floats in the order of channels of the model."""
+        if self._channel_conversion:
+            images = images.flip(1)
+        return images.float().sub_(self.mean).div_(self.std)
