@@ -18,8 +18,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from mmdet.datasets import MultiImageMixDataset
-from mmdet.models import DetDataPreprocessor
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from deim_mmdet.utils import Stage
@@ -35,47 +35,25 @@ GOLDEN_STAGES = {
 
 
 @pytest.fixture(scope='module')
-def dataset(shared_dir):
-    root = shared_dir / 'data/bccd'
-    if not root.is_dir():
-        pytest.skip(f'{root} is absent')
-    switch = {
-        'type': 'DenseO2O',
-        'load': [{'type': 'LoadImageChecked'}, {'type': 'LoadAnnotations', 'with_bbox': True}],
-        'mosaic': [{'type': 'DenseO2OMosaic'}, {'type': 'DenseO2OPhotometricDistort'}],
-        'single': [
-            {'type': 'DenseO2OPhotometricDistort'},
-            {'type': 'DenseO2OZoomOut'},
-            {'type': 'DenseO2OIoUCrop'},
-        ],
-    }
-    inner = {
-        'type': 'CheckedCocoDataset',
-        'data_root': str(root),
-        'ann_file': 'annotations/train.json',
-        'data_prefix': {'img': 'images/'},
-        'pipeline': [],
-    }
-    return MultiImageMixDataset(
-        inner,
-        [
-            switch,
-            {'type': 'RandomFlip', 'prob': 0.5},
-            {'type': 'Resize', 'scale': (640, 640), 'keep_ratio': False},
-            {'type': 'DropTinyBoxes'},
-            {'type': 'PackDetInputs'},
-        ],
-    )
+def config(repo_root):
+    return Config.fromfile(repo_root / 'configs/deim_dfine_l.py')
 
 
 @pytest.fixture(scope='module')
-def preprocessor():
-    return DetDataPreprocessor(
-        mean=[0, 0, 0],
-        std=[255, 255, 255],
-        bgr_to_rgb=True,
-        batch_augments=[{'type': 'DenseO2OMixUp'}, {'type': 'DenseO2OMultiScale'}],
+def dataset(shared_dir, config):
+    root = shared_dir / 'data/bccd'
+    if not root.is_dir():
+        pytest.skip(f'{root} is absent')
+    dataset = config.train_dataloader.dataset
+    dataset.dataset.update(
+        data_root=str(root), ann_file='annotations/train.json', data_prefix=dict(img='images/')
     )
+    return DATASETS.build(dataset)
+
+
+@pytest.fixture(scope='module')
+def preprocessor(config):
+    return MODELS.build(config.model.data_preprocessor)
 
 
 @pytest.fixture(scope='module')

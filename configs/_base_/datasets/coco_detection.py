@@ -9,7 +9,11 @@ train_pipeline = [
         mosaic_prob=0.5,
         load=[dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)],
         mosaic=[
-            dict(type='DenseO2OMosaic', tile_size=image_size // 2),
+            dict(
+                type='DenseO2OMosaic',
+                tile_size=image_size // 2,
+                scale=(image_size, image_size),
+            ),
             dict(type='DenseO2OPhotometricDistort'),
         ],
         single=[

@@ -26,10 +26,13 @@ class DenseO2O(BaseTransform):
     no-augmentation nothing
     ============== =======================================================================
 
+    For a mosaic the samples say in ``shorter_side`` how many pixels of them the tiles need, so that
+    ``LoadImageChecked`` may decode them at a reduced size.
+
     Finally boxes are cut at the image border and objects under one pixel are dropped. It belongs
-    in mmdet's ``MultiImageMixDataset``, over a dataset with an empty pipeline: the partners of a
-    mosaic then come as plain data infos, and only those that are used are loaded. Without mosaic
-    it may stand in any pipeline.
+    in ``DenseO2ODataset`` or mmdet's ``MultiImageMixDataset``, over a dataset with an empty
+    pipeline: the partners of a mosaic then come as plain data infos, and only those that are used
+    are loaded. Without mosaic it may stand in any pipeline.
 
     The stage is dense until :meth:`set_stage` is called (``DenseO2OScheduleHook`` does), so that
     mmdet's ``browse_dataset.py`` shows Dense O2O. It lives in shared memory: the workers of a
@@ -50,15 +53,16 @@ class DenseO2O(BaseTransform):
         ...     dict(type='DenseO2O', mosaic_prob=0.5,
         ...          load=[dict(type='LoadImageChecked'),
         ...                dict(type='LoadAnnotations', with_bbox=True)],
-        ...          mosaic=[dict(type='DenseO2OMosaic'), dict(type='DenseO2OPhotometricDistort')],
+        ...          mosaic=[dict(type='DenseO2OMosaic', scale=(640, 640)),
+        ...                  dict(type='DenseO2OPhotometricDistort')],
         ...          single=[dict(type='DenseO2OPhotometricDistort'),
         ...                  dict(type='DenseO2OZoomOut'), dict(type='DenseO2OIoUCrop')]),
-        ...     dict(type='RandomFlip', prob=0.5),
+        ...     dict(type='ContiguousRandomFlip', prob=0.5),
         ...     dict(type='Resize', scale=(640, 640), keep_ratio=False),
         ...     dict(type='DropTinyBoxes'),
-        ...     dict(type='PackDetInputs')]
+        ...     dict(type='PackDetPlanes')]
         >>> train_dataset = dict(
-        ...     type='MultiImageMixDataset', pipeline=train_pipeline,
+        ...     type='DenseO2ODataset', pipeline=train_pipeline,
         ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))
     """
 
@@ -80,6 +84,8 @@ class DenseO2O(BaseTransform):
                 f'(has get_indexes), e.g. DenseO2OMosaic, got {len(drawers)} in {mosaic!r}'
             )
         self._draw_partners = drawers[0].get_indexes if drawers else None
+        # Decoding larger than the tiles would be wasted work; other mosaics may not say.
+        self._tile_size = getattr(drawers[0], 'tile_size', None) if drawers else None
         self._clip = DropTinyBoxes(min_size=0)
         self._finish = DropTinyBoxes(min_size=1)
         self._stage = SharedStage()
@@ -103,7 +109,8 @@ class DenseO2O(BaseTransform):
                 f'{type(self).__name__} got no mix_results: wrap the dataset in '
                 'MultiImageMixDataset, with this transform in its pipeline, or set mosaic=None'
             )
-        samples = [self._load(sample) for sample in (results, *(partners or []))]
+        needed = self._tile_size if partners else None
+        samples = [self._load(sample, needed) for sample in (results, *(partners or []))]
         if any(sample is None for sample in samples):
             return None
         results, *partners = samples
@@ -115,10 +122,13 @@ class DenseO2O(BaseTransform):
             results = self.single(results)
         return self._finish(results)
 
-    def _load(self, info: dict) -> dict | None:
+    def _load(self, info: dict, shorter_side: int | None) -> dict | None:
+        if shorter_side is not None:
+            info['shorter_side'] = shorter_side
         results = self.load(info)
         if results is None:
             return None
+        results.pop('shorter_side', None)
         # Raw annotations are of no more use, and MultiImageMixDataset copies the whole sample
         # before each transform.
         results.pop('instances', None)

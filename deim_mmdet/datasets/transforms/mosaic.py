@@ -11,6 +11,9 @@ from deim_mmdet.utils.arguments import check_count, check_number, check_range
 
 from .objects import BOX_COMPANIONS, clip_boxes, large_enough, read_boxes, write_boxes
 
+# (row, column) of the quadrant of each image.
+QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
 
 @TRANSFORMS.register_module()
 class DenseO2OMosaic(BaseTransform):
@@ -21,6 +24,10 @@ class DenseO2OMosaic(BaseTransform):
     The canvas is then turned, scaled and shifted about its centre, at the same size. A box becomes
     the upright hull of its turned corners, cut at the border; objects under one pixel are dropped.
     Unlike mmdet's ``Mosaic`` the canvas has no fixed size and no random centre.
+
+    Pixels are touched twice only: each image is resized once, to the resolution at which the map
+    will show it (at most that of its tile), and the map of the whole canvas goes straight to the
+    size that ``scale`` asks for.
 
     Needs the three other samples in ``mix_results``, loaded, as mmdet's ``MultiImageMixDataset``
     gives them through :meth:`get_indexes`.
@@ -33,7 +40,9 @@ class DenseO2OMosaic(BaseTransform):
             network's input in the published recipes.
         rotation: Largest turn in degrees, either way. Default 10.
         translation: Largest shift as a fraction of the canvas' width and height. Default 0.1.
-        scale_range: Range of the scale. Default (0.5, 1.5).
+        scale_range: Range of the map's scale. Default (0.5, 1.5).
+        scale: Size (width, height) of the result, as of a ``Resize`` with ``keep_ratio=False`` right
+            behind, in pixels. None, the default: that of the canvas.
         cache_size: Number of recent samples, of each worker, that partners are drawn from. With a
             cache a mosaic loads one new partner instead of three, at the price of samples that
             depend on each other. None, the default and the published recipes': no cache.
@@ -54,12 +63,16 @@ class DenseO2OMosaic(BaseTransform):
         rotation: float = 10.0,
         translation: float = 0.1,
         scale_range: Sequence[float] = (0.5, 1.5),
+        scale: Sequence[int] | None = None,
         cache_size: int | None = None,
     ) -> None:
         self.tile_size = check_count(self, 'tile_size', tile_size)
         self.rotation = check_number(self, 'rotation', rotation, 0, 180)
         self.translation = check_number(self, 'translation', translation, 0, 1)
         self.scale_range = check_range(self, 'scale_range', scale_range, lowest=1e-3)
+        self.scale = scale if scale is None else tuple(scale)
+        for side in self.scale or ():
+            check_count(self, 'scale', side)
         self.cache_size = (
             cache_size if cache_size is None else check_count(self, 'cache_size', cache_size)
         )
@@ -82,26 +95,68 @@ class DenseO2OMosaic(BaseTransform):
                 'its pipeline'
             )
         samples = [results, *others]
-        tiles = [resize_to_shorter_side(sample['img'], self.tile_size) for sample in samples]
-        height = max(tile.shape[0] for tile in tiles)
-        width = max(tile.shape[1] for tile in tiles)
-        canvas = np.zeros((2 * height, 2 * width, *tiles[0].shape[2:]), tiles[0].dtype)
+        shapes = [shape_of_tile(sample['img'], self.tile_size) for sample in samples]
+        quadrant = tuple(max(shape[side] for shape in shapes) for side in (0, 1))
+        matrix = self._draw_affine(2 * quadrant[0], 2 * quadrant[1])
+        self._join_objects(results, samples, shapes, quadrant, matrix)
+        results['img'] = self._draw([s['img'] for s in samples], shapes, quadrant, matrix)
+        results['img_shape'] = results['img'].shape[:2]
+        return results
+
+    def _join_objects(
+        self,
+        results: dict,
+        samples: Sequence[dict],
+        shapes: Sequence[tuple[int, int]],
+        quadrant: tuple[int, int],
+        matrix: np.ndarray,
+    ) -> None:
+        """Put the objects of all ``samples`` in ``results``, mapped, cut, and scaled to the result.
+
+        ``shapes`` of the tiles and of a ``quadrant`` are (height, width) on the canvas.
+        """
+        canvas = (2 * quadrant[0], 2 * quadrant[1])
         boxes = []
-        for tile, sample, (left, top) in zip(
-            tiles, samples, [(0, 0), (width, 0), (0, height), (width, height)], strict=True
-        ):
-            canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-            boxes.append(_boxes_on_canvas(read_boxes(sample, self), sample['img'], tile, left, top))
+        for sample, shape, corner in zip(samples, shapes, QUADRANTS, strict=True):
+            sides = sample['img'].shape[:2]
+            factor = np.array([shape[1] / sides[1], shape[0] / sides[0]] * 2)
+            offset = np.array([corner[1] * quadrant[1], corner[0] * quadrant[0]] * 2)
+            boxes.append(clip_boxes(read_boxes(sample, self), *sides) * factor + offset)
         for key in BOX_COMPANIONS:
             if key in results:
                 results[key] = np.concatenate([sample[key] for sample in samples])
+        moved = clip_boxes(turned_hulls(np.concatenate(boxes), matrix), *canvas)
+        factor = np.array(self._zoom(canvas) * 2)
+        write_boxes(results, moved * factor, large_enough(moved, 1))
 
-        matrix = self._draw_affine(2 * height, 2 * width)
-        results['img'] = warp(canvas, matrix)
-        results['img_shape'] = canvas.shape[:2]
-        moved = clip_boxes(turned_hulls(np.concatenate(boxes), matrix), *canvas.shape[:2])
-        write_boxes(results, moved, large_enough(moved, 1))
-        return results
+    def _draw(
+        self,
+        images: Sequence[np.ndarray],
+        shapes: Sequence[tuple[int, int]],
+        quadrant: tuple[int, int],
+        matrix: np.ndarray,
+    ) -> np.ndarray:
+        """The mosaic of four images under the affine map (2, 3) of the canvas."""
+        zoom = np.array(self._zoom((2 * quadrant[0], 2 * quadrant[1])))
+        matrix = matrix * zoom[:, None]
+        # How much smaller the map shows each axis of the canvas. Where it enlarges, the tiles keep
+        # their resolution, as in the published recipes.
+        shrink = np.minimum(np.linalg.norm(matrix[:, :2], axis=0), 1)
+        height, width = np.maximum(np.rint(quadrant * shrink[::-1]), 1).astype(int)
+        canvas = np.zeros((2 * height, 2 * width, *images[0].shape[2:]), images[0].dtype)
+        drawn = np.array([width / quadrant[1], height / quadrant[0]])
+        for image, shape, corner in zip(images, shapes, QUADRANTS, strict=True):
+            sides = np.maximum(np.rint(shape * drawn[::-1]), 1).astype(int)
+            top, left = corner[0] * height, corner[1] * width
+            resize(image, canvas[top : top + sides[0], left : left + sides[1]])
+        matrix[:, :2] /= drawn
+        size = self.scale or (2 * quadrant[1], 2 * quadrant[0])
+        return warp(canvas, matrix, size)
+
+    def _zoom(self, canvas: tuple[int, int]) -> tuple[float, float]:
+        """Factors (x, y) from a canvas (height, width) to the result."""
+        width, height = self.scale or (canvas[1], canvas[0])
+        return width / canvas[1], height / canvas[0]
 
     def _with_cached(self, results: dict, others: list[dict]) -> list[dict]:
         """``others``, filled up from the cache, which then takes in what was loaded."""
@@ -133,40 +188,37 @@ class DenseO2OMosaic(BaseTransform):
         return (
             f'{type(self).__name__}(tile_size={self.tile_size}, rotation={self.rotation}, '
             f'translation={self.translation}, scale_range={self.scale_range}, '
-            f'cache_size={self.cache_size})'
+            f'scale={self.scale}, cache_size={self.cache_size})'
         )
 
 
-def resize_to_shorter_side(img: np.ndarray, size: int) -> np.ndarray:
-    """Image (H, W, C) at the scale at which its shorter side has ``size`` pixels."""
+def shape_of_tile(img: np.ndarray, size: int) -> tuple[int, int]:
+    """(height, width) of an image (H, W, C) once its shorter side has ``size`` pixels."""
     height, width = img.shape[:2]
     if height <= width:
-        new_height, new_width = size, size * width // height
-    else:
-        new_height, new_width = size * height // width, size
+        return size, size * width // height
+    return size * height // width, size
+
+
+def resize(img: np.ndarray, out: np.ndarray) -> None:
+    """Resize an image (H, W, C) into ``out`` (h, w, C), which may be a part of a larger one."""
+    height, width = out.shape[:2]
     # Bilinear interpolation skips source pixels once the image shrinks to less than half.
-    interpolation = cv2.INTER_AREA if 2 * size < min(height, width) else cv2.INTER_LINEAR
-    return cv2.resize(img, (new_width, new_height), interpolation=interpolation)
+    while img.shape[0] >= 2 * height and img.shape[1] >= 2 * width:
+        half = (max(img.shape[1] // 2, width), max(img.shape[0] // 2, height))
+        img = cv2.resize(img, half, interpolation=cv2.INTER_AREA)
+    cv2.resize(img, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def _boxes_on_canvas(
-    boxes: np.ndarray, img: np.ndarray, tile: np.ndarray, left: int, top: int
-) -> np.ndarray:
-    """Boxes (N, 4) of ``img`` as those of its ``tile`` with the top left at (left, top)."""
-    boxes = clip_boxes(boxes, *img.shape[:2])
-    scale = np.array([tile.shape[1] / img.shape[1], tile.shape[0] / img.shape[0]] * 2)
-    return boxes * scale + np.array([left, top] * 2)
-
-
-def warp(img: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def warp(img: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Image (H, W, C) under the affine map (2, 3) of continuous coordinates, black outside.
 
     Nearest pixel, as in the published recipes. OpenCV's coordinates are those of pixel centres,
-    half a pixel off the continuous ones.
+    half a pixel off the continuous ones. ``size`` of the result is (width, height).
     """
     centred = matrix.copy()
     centred[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
-    return cv2.warpAffine(img, centred, img.shape[1::-1], flags=cv2.INTER_NEAREST)
+    return cv2.warpAffine(img, centred, size, flags=cv2.INTER_NEAREST)
 
 
 def turned_hulls(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:

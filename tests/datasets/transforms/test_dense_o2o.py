@@ -1,5 +1,7 @@
+import copy
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -161,6 +163,34 @@ def test_bad_use_is_named(build):
         DenseO2O(load=LOAD, mosaic=SINGLE)
     with pytest.raises(ValueError, match=r'mosaic_prob must be a probability.*got 2'):
         DenseO2O(load=LOAD, mosaic=MOSAIC, mosaic_prob=2)
+
+
+def test_large_jpegs_of_a_mosaic_are_decoded_at_a_reduced_size(tmp_path, monkeypatch, make_sample):
+    """Boxes and picture stay those of a mosaic of whole images."""
+    sample = make_sample([[64, 48, 160, 160], [240, 80, 360, 240]], 300, 400)
+    img = cv2.GaussianBlur(sample['img'], (0, 0), 4)
+    cv2.imwrite(str(tmp_path / 'a.jpg'), img, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    info = {
+        'img_path': str(tmp_path / 'a.jpg'),
+        'instances': [
+            {'bbox': box, 'bbox_label': 0, 'ignore_flag': 0}
+            for box in sample['gt_bboxes'].tensor.tolist()
+        ],
+    }
+    results = {}
+    for tile_size, key in ((64, 'reduced'), (64, 'whole')):
+        mosaic = [{**MOSAIC[0], 'tile_size': tile_size, 'scale': (96, 96)}]
+        transform = DenseO2O(load=LOAD, mosaic=mosaic, mosaic_prob=1)
+        if key == 'whole':
+            monkeypatch.setattr(transform, '_tile_size', None)
+        inputs = copy.deepcopy([info] * 4)
+        np.random.seed(1)
+        results[key] = transform.transform({**inputs[0], 'mix_results': inputs[1:]})
+    reduced, whole = results['reduced'], results['whole']
+    assert 'shorter_side' not in reduced
+    assert torch.allclose(reduced['gt_bboxes'].tensor, whole['gt_bboxes'].tensor, atol=0.05)
+    difference = np.abs(reduced['img'].astype(int) - whole['img'])
+    assert 0 < difference.mean() < 1.5
 
 
 def test_missing_image_stops_with_its_name(build):

@@ -4,7 +4,7 @@ import pytest
 from mmdet.registry import TRANSFORMS
 
 from deim_mmdet.datasets import LoadImageChecked
-from deim_mmdet.datasets.transforms.loading import is_truncated
+from deim_mmdet.datasets.transforms.loading import is_truncated, jpeg_shape
 
 
 @pytest.fixture
@@ -70,6 +70,98 @@ def test_bytes_behind_the_end_are_no_truncation(tmp_path, photo):
         path = tmp_path / f'more.{suffix}'
         path.write_bytes(cv2.imencode(f'.{suffix}', photo)[1].tobytes() + b'\x00trailer' * 9)
         assert load(path)['img'].shape == (60, 90, 3)
+
+
+def with_orientation(data, orientation):
+    """A JPEG with an EXIF segment of nothing but its orientation."""
+    entry = b'\x12\x01\x03\x00\x01\x00\x00\x00' + bytes([orientation, 0, 0, 0])
+    exif = b'Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00' + entry + bytes(4)
+    return data[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + data[2:]
+
+
+def save_wide(path, shape, orientation=1):
+    """A smooth JPEG with a bright square, and the square's box in the picture as it is shown."""
+    img = np.full((*shape, 3), 60, np.uint8)
+    img[40:80, 64:160] = (40, 120, 230)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95]
+    data = cv2.imencode('.jpg', cv2.GaussianBlur(img, (0, 0), 3), options)[1].tobytes()
+    path.write_bytes(with_orientation(data, orientation))
+    box = [64.0, 40, 160, 80]
+    if orientation == 6:  # shown turned by a quarter, clockwise
+        box = [shape[0] - 80.0, 64, shape[0] - 40, 160]
+    return box
+
+
+def load_needing(path, box, shorter_side, **options):
+    sample = {'img_path': str(path), 'instances': [{'bbox': list(box)}]}
+    if shorter_side is not None:
+        sample['shorter_side'] = shorter_side
+    return LoadImageChecked(**options).transform(sample)
+
+
+@pytest.mark.parametrize(
+    ('needed', 'factor'), [(None, 1), (160, 1), (101, 1), (100, 2), (51, 2), (50, 4), (9, 8)]
+)
+@pytest.mark.parametrize('shape', [(200, 321), (323, 201)])
+def test_decodes_no_larger_than_needed(tmp_path, needed, factor, shape):
+    path = tmp_path / 'a.jpg'
+    box = save_wide(path, shape)
+    whole, reduced = load_needing(path, box, None), load_needing(path, box, needed)
+    assert jpeg_shape(path.read_bytes()) == shape
+    assert reduced['ori_shape'] == whole['ori_shape'] == shape
+    assert reduced['img_shape'] == tuple(-(-side // factor) for side in shape)
+    assert reduced['img'].shape[:2] == reduced['img_shape']
+    assert reduced['instances'][0]['bbox'] == [side / factor for side in box]
+    # What a decoder gives is what averaging over squares of pixels gives.
+    size = [factor * side for side in reduced['img_shape'][::-1]]
+    padded = cv2.copyMakeBorder(
+        whole['img'], 0, size[1] - shape[0], 0, size[0] - shape[1], cv2.BORDER_REPLICATE
+    )
+    expected = cv2.resize(padded, reduced['img_shape'][::-1], interpolation=cv2.INTER_AREA)
+    difference = np.abs(reduced['img'].astype(int) - expected)
+    assert difference.mean() < 1
+    assert difference.max() <= 10
+
+
+@pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_reduced_images_are_turned_as_whole_ones(tmp_path, orientation, color_type):
+    path = tmp_path / 'a.jpg'
+    box = save_wide(path, (200, 321), orientation if color_type == 'color' else 1)
+    if color_type != 'color':
+        path.write_bytes(with_orientation(path.read_bytes(), orientation))
+    whole = load_needing(path, box, None, color_type=color_type)
+    reduced = load_needing(path, box, 90, color_type=color_type)
+    assert reduced['ori_shape'] == whole['ori_shape']
+    assert reduced['img_shape'] == tuple(-(-side // 2) for side in whole['img_shape'])
+    for results in (whole, reduced):
+        x1, y1, x2, y2 = np.rint(results['instances'][0]['bbox']).astype(int)
+        inside = results['img'][y1 + 8 : y2 - 8, x1 + 8 : x2 - 8]
+        assert np.abs(inside.astype(int) - (40, 120, 230)).max() < 12
+
+
+@pytest.mark.parametrize('case', ['png', 'pillow', 'boxes-loaded'])
+def test_what_cannot_be_reduced_stays_whole(tmp_path, case):
+    suffix = 'png' if case == 'png' else 'jpg'
+    path = tmp_path / f'a.{suffix}'
+    cv2.imwrite(str(path), np.full((200, 321, 3), 90, np.uint8))
+    sample = {'img_path': str(path), 'shorter_side': 20, 'instances': [{'bbox': [0, 0, 9, 9]}]}
+    if case == 'boxes-loaded':
+        sample['gt_bboxes'] = np.zeros((1, 4), np.float32)
+    backend = 'pillow' if case == 'pillow' else 'cv2'
+    results = LoadImageChecked(imdecode_backend=backend).transform(sample)
+    assert results['img_shape'] == results['ori_shape'] == (200, 321)
+    assert results['instances'][0]['bbox'] == [0, 0, 9, 9]
+
+
+def test_damaged_files_are_named_at_any_size(tmp_path):
+    path = tmp_path / 'cut.jpg'
+    box = save_wide(path, (200, 321))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r'cut\.jpg is truncated'):
+        load_needing(path, box, 20)
+    assert jpeg_shape(b'\x89PNG') is None
+    assert jpeg_shape(b'\xff\xd8\xff\xe0') is None
 
 
 def test_missing_empty_and_foreign_files_are_named(tmp_path):

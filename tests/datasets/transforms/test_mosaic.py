@@ -1,12 +1,15 @@
 import cmath
 import math
 
+import cv2
 import numpy as np
 import pytest
+from mmdet.datasets.transforms import Resize
+from PIL import Image
 from scipy import stats
 
 from deim_mmdet.datasets import DenseO2OMosaic
-from deim_mmdet.datasets.transforms.mosaic import resize_to_shorter_side, turned_hulls, warp
+from deim_mmdet.datasets.transforms.mosaic import resize, shape_of_tile, turned_hulls, warp
 
 SIZES = [(60, 90), (80, 50), (64, 64), (40, 100)]
 OBJECTS = np.array([[0.1, 0.1, 0.4, 0.5], [0.3, 0.3, 0.9, 0.8], [0.6, 0.0, 1.0, 0.4]])
@@ -47,9 +50,8 @@ def test_tiles_lie_at_the_top_left_of_the_quadrants(four_samples):
     expected = np.zeros_like(img)
     boxes = []
     for original, (height, width), (x, y) in zip(images, shapes, corners, strict=True):
-        tile = resize_to_shorter_side(original, 32)
-        assert tile.shape == (height, width, 3)
-        expected[y : y + height, x : x + width] = tile
+        assert shape_of_tile(original, 32) == (height, width)
+        resize(original, expected[y : y + height, x : x + width])
         scale = np.array([width / original.shape[1], height / original.shape[0]] * 2)
         whole = np.rint(OBJECTS * ([original.shape[1], original.shape[0]] * 2))
         boxes.extend(whole * scale + [x, y, x, y])
@@ -88,13 +90,87 @@ def test_boxes_follow_the_pixels(four_samples, seed):
                 assert all(box[side] >= hull[side] - 2.5 for side in (2, 3))
 
 
+@pytest.mark.parametrize(('height', 'width'), [(30, 40), (17, 91), (60, 13), (97, 120), (150, 64)])
+def test_resize_agrees_with_area_sampling(height, width):
+    """On a smooth picture every way of resizing gives about the exact averages."""
+    rng = np.random.default_rng(0)
+    img = cv2.GaussianBlur(rng.normal(size=(120, 160, 3)), (0, 0), 12)
+    img = np.uint8(127 + 100 * img / np.abs(img).max())
+    canvas = np.full((height + 5, width + 7, 3), 9, np.uint8)
+    resize(img, canvas[2 : 2 + height, 3 : 3 + width])
+    expected = np.array(Image.fromarray(img).resize((width, height), Image.BOX), int)
+    assert np.abs(canvas[2:-3, 3:-4] - expected).max() <= 8
+    assert np.abs(canvas[2:-3, 3:-4] - expected).mean() < 1.2
+    canvas[2:-3, 3:-4] = 9
+    assert (canvas == 9).all()
+
+
+def step_by_step(images, tile_size, matrix, scale):
+    """The mosaic as published: tiles, canvas, map and resize, each on its own, with Pillow."""
+    tiles = []
+    for img in images:
+        factor = tile_size / min(img.shape[:2])
+        size = [int(side * factor + 1e-6) for side in img.shape[1::-1]]
+        tiles.append(Image.fromarray(img).resize(size, Image.BILINEAR))
+    width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
+    canvas = Image.new('RGB', (2 * width, 2 * height))
+    for tile, corner in zip(tiles, [(0, 0), (width, 0), (0, height), (width, height)], strict=True):
+        canvas.paste(tile, corner)
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2].ravel().tolist()
+    canvas = canvas.transform(canvas.size, Image.AFFINE, inverse, Image.NEAREST)
+    return np.array(canvas.resize(scale, Image.BILINEAR), int)
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_picture_is_that_of_the_single_steps(make_sample, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for height, width in [(240, 320), (320, 240), (170, 250), (600, 400)]:
+        noise = cv2.GaussianBlur(rng.normal(size=(height, width, 3)), (0, 0), width / 100)
+        img = np.uint8(np.clip(128 + 40 * noise / noise.std(), 0, 255))
+        samples.append(make_sample([], height, width, img))
+    transform = DenseO2OMosaic(tile_size=160, scale=(320, 320))
+    np.random.seed(seed)
+    # Shapes of the tiles: 160 x 213, 213 x 160, 160 x 235, 240 x 160.
+    matrix = transform._draw_affine(480, 470)
+    monkeypatch.setattr(transform, '_draw_affine', lambda height, width: matrix)
+    results = transform.transform({**samples[0], 'mix_results': samples[1:]})
+    assert results['img'].shape == (320, 320, 3)
+    assert results['img_shape'] == (320, 320)
+    img = results['img'].astype(int)
+    expected = step_by_step([sample['img'] for sample in samples], 160, matrix, (320, 320))
+    assert np.abs(img - expected).mean() < 6
+    assert abs(img.mean() - expected.mean()) < 0.5
+    # No other place fits as well: one pixel to any side makes twice the difference.
+    for axis in (0, 1):
+        for shift in (-1, 1):
+            moved = np.abs(np.roll(img, shift, axis) - expected).mean()
+            assert moved > 1.5 * np.abs(img - expected).mean()
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_scale_is_a_resize_behind(four_samples, seed):
+    resize_behind = Resize(scale=(150, 120), keep_ratio=False)
+    results = []
+    for transform in (DenseO2OMosaic(tile_size=64, scale=(150, 120)), DenseO2OMosaic(tile_size=64)):
+        np.random.seed(seed)
+        results.append(resize_behind(transform.transform(four_samples())))
+    ours, theirs = results
+    assert ours['img'].shape == theirs['img'].shape == (120, 150, 3)
+    assert ours['gt_bboxes'].tensor.numpy() == pytest.approx(
+        theirs['gt_bboxes'].tensor.numpy(), abs=1e-3
+    )
+    assert ours['gt_bboxes_labels'].tolist() == theirs['gt_bboxes_labels'].tolist()
+    assert np.abs(ours['img'].astype(int) - theirs['img']).mean() < 12
+
+
 def test_warp_is_the_affine_map_of_pixel_centres():
     rng = np.random.default_rng(0)
     img = rng.integers(1, 256, (40, 60, 3), dtype=np.uint8)
     np.random.seed(3)
     for _ in range(3):
         matrix = DenseO2OMosaic()._draw_affine(40, 60)
-        out = warp(img, matrix)
+        out = warp(img, matrix, (60, 40))
         inverse = np.linalg.inv(matrix[:, :2])
         wrong = 0
         for row in range(40):
@@ -111,10 +187,10 @@ def test_warp_does_not_shift_by_half_a_pixel():
     img = np.zeros((40, 40), dtype=np.uint8)
     img[10:30, 10:30] = 255
     doubled = np.array([[2.0, 0, -20], [0, 2, -20]])
-    rows, columns = np.nonzero(warp(img, doubled))
+    rows, columns = np.nonzero(warp(img, doubled, (40, 40)))
     assert [rows.min(), rows.max(), columns.min(), columns.max()] == [0, 39, 0, 39]
     half = np.array([[0.5, 0, 10], [0, 0.5, 10]])
-    rows, columns = np.nonzero(warp(img, half))
+    rows, columns = np.nonzero(warp(img, half, (40, 40)))
     assert [rows.min(), rows.max(), columns.min(), columns.max()] == [15, 24, 15, 24]
 
 
@@ -221,4 +297,6 @@ def test_bad_input_is_named(make_sample):
         DenseO2OMosaic(translation=10)
     with pytest.raises(ValueError, match=r'scale_range.*got \(0, 1\)'):
         DenseO2OMosaic(scale_range=(0, 1))
+    with pytest.raises(ValueError, match='scale must be an integer of at least 1, got 0'):
+        DenseO2OMosaic(scale=(640, 0))
     assert 'tile_size=320, rotation=10.0, translation=0.1' in repr(DenseO2OMosaic())

@@ -57,6 +57,20 @@ def test_hue_turns_in_hsv(img, turn):
     assert error.mean() <= 1.6
 
 
+@pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_permutation(img, order):
+    assert np.array_equal(photometric.permute_channels(img, order), img[..., list(order)])
+
+
+def test_changes_saturate_at_both_ends(img):
+    assert photometric.adjust_brightness(img, 9).max() == 255
+    for change in (photometric.adjust_contrast, photometric.adjust_saturation):
+        strong = change(img, 9).astype(int)
+        assert (strong.min(), strong.max()) == (0, 255)
+        # Nothing wraps around: dark pixels stay dark, bright ones bright.
+        assert np.corrcoef(strong.ravel(), img.ravel())[0, 1] > 0.6
+
+
 def test_each_change_has_its_own_coin_and_contrast_two_places(img, monkeypatch):
     calls = []
     for name in ('brightness', 'contrast', 'saturation', 'hue'):
