@@ -55,7 +55,9 @@ class StepByStep:
     def batch(self, indices: Sequence[int], stage: str) -> tuple[Tensor, list[Tensor]]:
         """Images (B, 3, H, W) float32 RGB in [0, 1] and the boxes of each, in pixels."""
         samples = [self.sample(index, stage) for index in indices]
-        return collate([image for image, _, _ in samples], [boxes for _, boxes, _ in samples], stage)
+        return collate(
+            [image for image, _, _ in samples], [boxes for _, boxes, _ in samples], stage
+        )
 
     def sample(self, index: int, stage: str) -> Sample:
         """One image of ``SIZE`` x ``SIZE`` with its objects."""
@@ -135,7 +137,9 @@ def collate(
     if stage == 'dense' and random.random() < 0.5:
         share = random.uniform(0.45, 0.55)
         inputs = inputs.roll(1, dims=0).mul_(1 - share).add_(inputs.mul(share))
-        boxes = [torch.cat([own, other]) for own, other in zip(boxes, boxes[-1:] + boxes, strict=False)]
+        boxes = [
+            torch.cat([own, other]) for own, other in zip(boxes, boxes[-1:] + boxes, strict=False)
+        ]
     if stage != 'no-augmentation':
         size = random.choice(SCALES)
         inputs = F.interpolate(inputs, size=size)
