@@ -37,6 +37,8 @@ class StepByStep:
         boxes: Objects of each image, (N, 4) float32 x1, y1, x2, y2 in pixels.
         labels: Their classes, (N,) int64.
         against: 'pil' or 'torchvision'.
+
+    Random choices come from Python's ``random`` (torchvision's from torch).
     """
 
     def __init__(

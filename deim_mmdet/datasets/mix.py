@@ -1,5 +1,6 @@
 """The data set that gives Dense O2O its partners."""
 
+import cv2
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS
 
@@ -13,6 +14,9 @@ class DenseO2ODataset(MultiImageMixDataset):
     it changes in place is changed for the transforms after it only. Hence ``dataset`` must give a
     new sample at each access, as every ``BaseDataset`` does. Where a transform gives None its
     partners are drawn anew.
+
+    A copy in another process takes over the number of OpenCV's threads of this one. Workers of a
+    data loader that are forked do so by nature; those that are spawned would use all cores each.
 
     Args:
         dataset: Data set of single images, or its config; with an empty pipeline for ``DenseO2O``.
@@ -36,6 +40,14 @@ class DenseO2ODataset(MultiImageMixDataset):
             if kind not in (self._skip_type_keys or ()):
                 results = self._transformed(results, transform)
         return results
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, 'opencv_threads': cv2.getNumThreads()}
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        cv2.setNumThreads(state.pop('opencv_threads'))
+        self.__dict__.update(state)
 
     def _transformed(self, results: dict, transform) -> dict:
         draw_partners = getattr(transform, 'get_indexes', None)

@@ -1,8 +1,15 @@
+import pickle
+
+import cv2
 import numpy as np
 import pytest
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.config import Config
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.utils.data import DataLoader
 
 from deim_mmdet.datasets import DenseO2ODataset
 
@@ -36,6 +43,22 @@ class Refuses(BaseTransform):
         results['mark'] = True
         self.calls.append(results['mix_results'][0]['img_id'])
         return None if len(self.calls) <= self.times else results
+
+
+@TRANSFORMS.register_module()
+class CountThreads(BaseTransform):
+    """Threads of OpenCV and torch in place of the sample."""
+
+    def transform(self, results):
+        return {'opencv': cv2.getNumThreads(), 'torch': torch.get_num_threads()}
+
+
+@pytest.fixture
+def opencv_threads():
+    """Restores the number of OpenCV's threads."""
+    threads = cv2.getNumThreads()
+    yield
+    cv2.setNumThreads(threads)
 
 
 @pytest.fixture
@@ -90,6 +113,27 @@ def test_no_sample_in_all_tries_is_named(build):
     dataset = build(DenseO2ODataset, [{'type': 'Refuses', 'times': 9}], max_refetch=3)
     with pytest.raises(RuntimeError, match=r'Refuses gave no sample in 3 tries for .*4\.png'):
         dataset[4]
+
+
+def test_forked_workers_use_one_thread_each(build, repo_root, opencv_threads):
+    config = Config.fromfile(repo_root / 'configs/_base_/default_runtime.py')
+    dataset = build(DenseO2ODataset, [{'type': 'CountThreads'}])
+    cv2.setNumThreads(4)
+    set_multi_processing(**config.env_cfg.mp_cfg)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context='fork')
+    assert [*loader] == [{'opencv': 1, 'torch': 1}] * 6
+
+
+def test_copies_in_other_processes_take_over_the_threads(build, opencv_threads):
+    dataset = build(DenseO2ODataset, PIPELINE)
+    cv2.setNumThreads(1)
+    pickled = pickle.dumps(dataset)
+    cv2.setNumThreads(4)
+    copied = pickle.loads(pickled)
+    assert cv2.getNumThreads() == 1
+    assert vars(copied).keys() == vars(dataset).keys()
+    assert len(copied) == 6
+    assert copied[0]['inputs'].shape == (3, 32, 32)
 
 
 def test_is_registered():

@@ -41,8 +41,8 @@ class DenseO2OMosaic(BaseTransform):
         rotation: Largest turn in degrees, either way. Default 10.
         translation: Largest shift as a fraction of the canvas' width and height. Default 0.1.
         scale_range: Range of the map's scale. Default (0.5, 1.5).
-        scale: Size (width, height) of the result, as of a ``Resize`` with ``keep_ratio=False`` right
-            behind, in pixels. None, the default: that of the canvas.
+        scale: Size (width, height) of the result in pixels, as that of a ``Resize`` with
+            ``keep_ratio=False`` right behind. None, the default: that of the canvas.
         cache_size: Number of recent samples, of each worker, that partners are drawn from. With a
             cache a mosaic loads one new partner instead of three, at the price of samples that
             depend on each other. None, the default and the published recipes': no cache.
