@@ -153,14 +153,16 @@ def measure(
 
 def environment() -> dict:
     """Machine and versions."""
-    with contextlib.suppress(OSError):
+    processor = platform.processor()
+    with contextlib.suppress(OSError):  # only Linux has the file
         lines = Path('/proc/cpuinfo').read_text().splitlines()
-        models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+        names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+        processor = names[0] if names else processor
     modules = {'opencv': cv2, 'pillow': PIL, 'torch': torch, 'numpy': np}
     modules |= {'mmcv': mmcv, 'mmdet': mmdet, 'mmengine': mmengine}
     return {
         'machine': platform.machine(),
-        'processor': models[0] if models else platform.processor(),
+        'processor': processor,
         'python': platform.python_version(),
         **{name: module.__version__ for name, module in modules.items()},
     }

@@ -72,12 +72,13 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 as normalised floats in the order of channels of the model."""
-        if self._channel_conversion:
-            images = images.flip(1)
         if images.device.type == 'cpu':
             # numpy asks the system for huge pages: getting the memory of a batch in small ones
             # takes longer than filling it.
-            batch = torch.from_numpy(np.empty(images.shape, dtype=np.float32)).copy_(images)
+            batch = torch.from_numpy(np.empty(images.shape, dtype=np.float32))
         else:
-            batch = images.float()
+            batch = images.new_empty(images.shape, dtype=torch.float32)
+        order = (2, 1, 0) if self._channel_conversion else (0, 1, 2)
+        for channel, source in enumerate(order):
+            batch[:, channel].copy_(images[:, source])
         return batch.sub_(self.mean).div_(self.std)
