@@ -5,8 +5,8 @@
 Both train the D-FINE baseline on the same images and objects: N at batch 8 and 320×320 with 30
 objects an image, L at batch 2 and 640×640. A step is forward, losses and backward, denoising
 included; the optimiser is the same for both and left out. The two take turns in one process, the
-times are medians, with one thread of the process's CPU time, which other processes disturb less; memory is the growth of the peak over the resident memory before the first step,
-each in a process of its own.
+times are medians; with one thread they are CPU time, which other processes disturb less. Memory is
+the growth of the peak over the resident memory before the first step, each in a process of its own.
 """
 
 import argparse
