@@ -114,7 +114,7 @@ def _pure_deformable_attention(
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split(sizes, dim=-1)
     points = sampling_locations.transpose(1, 2).flatten(0, 1).split(list(num_points), dim=2)
     sampled = [
-        sample(level.unflatten(-1, shape), locations)
+        sample(level.reshape(-1, channels, *shape), locations)
         for level, shape, locations in zip(levels, spatial_shapes, points, strict=True)
     ]
     weights = attention_weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)
@@ -139,4 +139,4 @@ def _sample_nearest(level: Tensor, locations: Tensor) -> Tensor:
     x, y = (locations.detach() * locations.new_tensor([width, height]) + 0.5).floor().unbind(-1)
     index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
     flat = index.flatten(1)[:, None].expand(-1, level.shape[1], -1)
-    return level.flatten(2).gather(2, flat).unflatten(-1, index.shape[1:])
+    return level.flatten(2).gather(2, flat).reshape(*level.shape[:2], *index.shape[1:])

@@ -18,13 +18,14 @@ class DFINEPredictions(DecoderPredictions):
     Attributes:
         distributions: (L, B, Q, 4 · bins) logits of the sides' distributions.
         references: (B, Q, 4) reference boxes of all distributions, without gradient.
-        initial_scores: (B, Q, C) class logits of the traditional head of the first layer.
+        initial_scores: (B, Q, C) class logits of the traditional head of the first layer; ``None``
+            in evaluation.
         initial_boxes: (B, Q, 4) boxes of that head.
     """
 
     distributions: Tensor
     references: Tensor
-    initial_scores: Tensor
+    initial_scores: Tensor | None
     initial_boxes: Tensor
 
 
@@ -79,7 +80,7 @@ class LocationQualityEstimator(nn.Module):
 
     def forward(self, scores: Tensor, distributions: Tensor) -> Tensor:
         """Scores (B, Q, C) and distribution logits (B, Q, 4 · bins) to scores (B, Q, C)."""
-        probabilities = distributions.unflatten(-1, (4, -1)).softmax(-1)
+        probabilities = distributions.reshape(*distributions.shape[:-1], 4, -1).softmax(-1)
         top = probabilities.topk(self.top_k, dim=-1).values
         statistics = torch.cat([top, top.mean(-1, keepdim=True)], dim=-1)
         return scores + self.mlp(statistics.flatten(-2))
@@ -134,6 +135,8 @@ class DFINEDecoder(nn.Module):
         # Part of the checkpoints, but never trained.
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
+        # W(n) of a model whose two numbers above don't change any more.
+        self.register_buffer('fixed_bin_distances', None, persistent=False)
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
         for head in self.score_heads:
@@ -141,6 +144,8 @@ class DFINEDecoder(nn.Module):
 
     def bin_distances(self) -> Tensor:
         """W(n), (reg_max + 1,)."""
+        if self.fixed_bin_distances is not None:
+            return self.fixed_bin_distances
         return weighting_function(self.reg_max, self.up, self.reg_scale)
 
     def forward(
@@ -166,6 +171,7 @@ class DFINEDecoder(nn.Module):
         bins = self.bin_distances()
         references = reference_logits.sigmoid()
         query, previous_query, distributions = content, 0, 0
+        initial_scores = None
         scores, boxes, all_distributions = [], [], []
         for i, layer in enumerate(self.layers):
             position = self.query_position(references).clamp(-10, 10)
@@ -174,7 +180,8 @@ class DFINEDecoder(nn.Module):
                 initial_boxes = (
                     self.initial_box_head(query) + inverse_sigmoid(references)
                 ).sigmoid()
-                initial_scores = self.score_heads[0](query)
+                if self.training:
+                    initial_scores = self.score_heads[0](query)
                 initial_references = initial_boxes.detach()
             distributions = self.distribution_heads[i](query + previous_query) + distributions
             layer_boxes = distances_to_boxes(

@@ -29,7 +29,7 @@ def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
 
 def expected_distances(logits: Tensor, weights: Tensor) -> Tensor:
     """Mean distance of each side: logits (..., 4 · bins) and W (bins,) to (..., 4)."""
-    probabilities = logits.unflatten(-1, (4, len(weights))).softmax(-1)
+    probabilities = logits.reshape(*logits.shape[:-1], 4, len(weights)).softmax(-1)
     # A product and sum rather than a matrix product, which autocast would run in half precision.
     return (probabilities * weights).sum(-1)
 

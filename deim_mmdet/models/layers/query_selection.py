@@ -78,7 +78,7 @@ class QuerySelection(nn.Module):
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
         tokens = self.norm(self.proj(valid.to(memory.dtype) * memory))
         scores = self.score(tokens)
-        count = min(self.num_queries, scores.shape[1])
+        count = min(self.num_queries, len(anchors))
         chosen = scores.detach().amax(-1).topk(count, dim=-1).indices[..., None]
         content = tokens.gather(1, chosen.expand(-1, -1, tokens.shape[-1]))
         return SelectedQueries(

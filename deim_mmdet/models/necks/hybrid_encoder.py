@@ -211,7 +211,8 @@ class HybridEncoder(BaseModule):
         self._positions: dict[tuple, Tensor] = {}
 
     def _position(self, feature: Tensor) -> Tensor:
-        height, width = feature.shape[-2:]
+        # Plain numbers, so that the table is a constant to exporters that trace.
+        height, width = int(feature.shape[-2]), int(feature.shape[-1])
         key = (height, width, feature.device, feature.dtype)
         if key not in self._positions:
             self._positions[key] = sine_cosine_position(
@@ -220,11 +221,12 @@ class HybridEncoder(BaseModule):
         return self._positions[key]
 
     def _check_sizes(self, feats: Sequence[Tensor]) -> None:
-        coarsest, stride = feats[-1].shape[-2:], self.feat_strides[-1]
-        for feat, feat_stride in zip(feats, self.feat_strides, strict=True):
+        sizes = [(int(feat.shape[-2]), int(feat.shape[-1])) for feat in feats]
+        coarsest, stride = sizes[-1], self.feat_strides[-1]
+        for size, feat_stride in zip(sizes, self.feat_strides, strict=True):
             ratio = stride // feat_stride
-            if feat.shape[-2] != coarsest[0] * ratio or feat.shape[-1] != coarsest[1] * ratio:
-                height, width = (n * self.feat_strides[0] for n in feats[0].shape[-2:])
+            if size != (coarsest[0] * ratio, coarsest[1] * ratio):
+                height, width = (n * self.feat_strides[0] for n in sizes[0])
                 raise ValueError(
                     f'the input of about {width}x{height} pixels is not divisible by {stride} on '
                     'both sides: change the scale of the Resize in the pipeline, or set '

@@ -1,0 +1,3 @@
+from .fuse import fuse, fuse_for_export
+
+__all__ = ['fuse', 'fuse_for_export']

@@ -1,0 +1,154 @@
+"""Rewriting of a trained detector into a faster one that computes the same in evaluation."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..models.backbones.hgnetv2 import Block, ConvBNAct
+from ..models.dense_heads.query_selection_head import QuerySelectionHead
+from ..models.layers.basic import FrozenBatchNorm2d
+from ..models.layers.decoder import DeformableCrossAttention
+from ..models.layers.dfine_decoder import DFINEDecoder
+from ..models.layers.rtdetr_decoder import RTDETRDecoder
+from ..models.necks.hybrid_encoder import RepVGGBlock
+from .modules import BoundedLayerNorm, Clamp, FusedCrossAttention, FusedSelfAttention, SplitBlock
+
+_NORMS = (_BatchNorm, FrozenBatchNorm2d)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of a detector for evaluation with everything merged or dropped that can be.
+
+    - A batch norm, trained or frozen, becomes part of the convolution before it.
+    - A learnable affine after a ReLU becomes part of the convolution too: ``s·max(y, 0) + b`` is
+      ``s·y + b`` limited from below by b, for negative s from above.
+    - The two branches of a RepVGG block become one 3×3 convolution.
+    - Attention takes what it can from one product of matrices; see :mod:`.modules`.
+    - Decoder layers beyond those of evaluation, score heads and quality estimators of all layers
+      but the last, and the denoising embedding are dropped; D-FINE's table W(n) is computed once.
+    - Weights of convolutions are laid out channels-last, in which the features follow them.
+
+    Outputs equal those of ``model.eval()`` but for rounding. The model itself stays as it is. The
+    copy works with ``torch.compile``.
+
+    Args:
+        model: A detector with one of this package's heads; of its backbone and neck every
+            convolution that is followed by a batch norm in the order of registration is fused.
+
+    Returns:
+        The copy, in evaluation mode, without gradients. It raises a ``RuntimeError`` where it is
+        run in training mode.
+
+    Raises:
+        TypeError: The head is not one of this package's.
+    """
+    return _fuse(model).to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def fuse_for_export(model: nn.Module) -> nn.Module:
+    """As :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
+    fused = _fuse(model)
+    _replace(fused, nn.LayerNorm, BoundedLayerNorm)
+    _replace(fused, Block, lambda block: SplitBlock(block) if _can_split(block) else block)
+    return fused
+
+
+@torch.no_grad()
+def _fuse(model: nn.Module) -> nn.Module:
+    head = getattr(model, 'bbox_head', None)
+    if not isinstance(head, QuerySelectionHead):
+        raise TypeError(
+            'fuse() is for detectors with a DFINEHead or RTDETRHead, got '
+            f'{type(model).__name__} with the head {type(head).__name__}'
+        )
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    _fuse_norms(fused)
+    _replace(fused, RepVGGBlock, _merge_branches)
+    _replace(fused, ConvBNAct, _fold_affine)
+    fused.bbox_head.denoising = None
+    _drop_unused_heads(fused.bbox_head.decoder)
+    _replace(fused, nn.MultiheadAttention, FusedSelfAttention)
+    _replace(fused, DeformableCrossAttention, FusedCrossAttention)
+    fused.register_forward_pre_hook(_refuse_training)
+    return fused
+
+
+def _refuse_training(module: nn.Module, args: tuple) -> None:
+    if module.training:
+        raise RuntimeError('a fused model is for evaluation: train the one that it was made from')
+
+
+def _fuse_norms(module: nn.Module) -> None:
+    """Fold every batch norm below ``module`` into the convolution registered before it."""
+    previous = None
+    for name, child in module.named_children():
+        if isinstance(previous, nn.Conv2d) and isinstance(child, _NORMS):
+            _fold_norm(previous, child)
+            setattr(module, name, nn.Identity())
+        _fuse_norms(child)
+        previous = child
+
+
+def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+        norm.weight, norm.bias,
+    )  # fmt: skip
+
+
+def _replace(
+    module: nn.Module, kind: type[nn.Module], build: Callable[[nn.Module], nn.Module]
+) -> None:
+    """Put ``build(child)`` in the place of every module of a kind below ``module``."""
+    for name, child in module.named_children():
+        if isinstance(child, kind):
+            setattr(module, name, build(child))
+        else:
+            _replace(child, kind, build)
+
+
+def _can_split(block: Block) -> bool:
+    act = block.aggregation[0][1]
+    return block.residual and not (isinstance(act, Clamp) and act.low is None)
+
+
+def _merge_branches(block: RepVGGBlock) -> nn.Module:
+    """One 3×3 convolution for the sum of a 3×3 and a 1×1 one, and the activation."""
+    merged, pointwise = block.conv1.conv, block.conv2.conv
+    merged.weight.add_(F.pad(pointwise.weight, (1, 1, 1, 1)))
+    merged.bias.add_(pointwise.bias)
+    return nn.Sequential(merged, block.act)
+
+
+def _fold_affine(layer: ConvBNAct) -> nn.Module:
+    """Convolution and activation, the learnable affine after the activation in both."""
+    conv = layer.conv
+    if isinstance(layer.act, nn.Identity):
+        return conv
+    if isinstance(layer.lab, nn.Identity):
+        return nn.Sequential(conv, layer.act)
+    scale, bias = layer.lab.scale.item(), layer.lab.bias.item()
+    conv.weight.mul_(scale)
+    conv.bias.mul_(scale).add_(bias)
+    return nn.Sequential(conv, Clamp(low=bias) if scale >= 0 else Clamp(high=bias))
+
+
+def _drop_unused_heads(decoder: DFINEDecoder | RTDETRDecoder) -> None:
+    """Drop the decoder's parameters that evaluation doesn't use, the others keep their names."""
+    if isinstance(decoder, RTDETRDecoder):
+        used = decoder.num_eval_layers
+        decoder.layers, decoder.box_heads = decoder.layers[:used], decoder.box_heads[:used]
+        decoder.score_heads = decoder.score_heads[:used]
+        per_layer = [decoder.score_heads]
+    else:
+        per_layer = [decoder.score_heads, decoder.quality_estimators]
+        decoder.fixed_bin_distances = decoder.bin_distances()
+    for heads in per_layer:
+        for i in range(len(heads) - 1):
+            heads[i] = nn.Identity()

@@ -1,0 +1,189 @@
+"""Modules that compute what those of a trained model do, with fewer or cheaper operations."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.backbones.hgnetv2 import Block
+from ..models.layers.decoder import DeformableCrossAttention
+from ..ops import deformable_attention
+
+
+class Clamp(nn.Module):
+    """Limits values to [low, high], in place: it stands for an activation."""
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
+        super().__init__()
+        self.low = None if low == -math.inf else low
+        self.high = None if high == math.inf else high
+
+    def extra_repr(self) -> str:
+        return f'low={self.low}, high={self.high}'
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_(self.low, self.high)
+
+
+class FusedSelfAttention(nn.Module):
+    """:class:`torch.nn.MultiheadAttention` where queries and keys are of the same tokens.
+
+    One product gives queries and keys, and no tensor is laid out token-first.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        dims = attention.embed_dim
+        weights = attention.in_proj_weight.split([2 * dims, dims])
+        biases = attention.in_proj_bias.split([2 * dims, dims])
+        self.num_heads = attention.num_heads
+        # Given as a number, it is a constant to an exporter that traces.
+        self.scale = (dims // self.num_heads) ** -0.5
+        self.query_key = as_linear(weights[0], biases[0])
+        self.value = as_linear(weights[1], biases[1])
+        self.out_proj = attention.out_proj
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Queries, which are the keys too, and values (B, N, D) to (B, N, D).
+
+        The arguments beside are those of the module that this one stands for; evaluation has
+        neither a mask nor use for the weights.
+        """
+        queries, keys = self.query_key(query).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(
+            *(self._split_heads(tokens) for tokens in (queries, keys, self.value(value))),
+            scale=self.scale,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, heads, N, D / heads)."""
+        return split_last(tokens, self.num_heads).transpose(1, 2)
+
+
+class FusedCrossAttention(nn.Module):
+    """:class:`DeformableCrossAttention`, offsets and weights of the samples by one product.
+
+    The scales of the points are part of that product's parameters. Centres and sizes of the
+    reference boxes are repeated for every sample by a product too, with zeros and ones: runtimes
+    broadcast over the pairs (x, y) ten times slower.
+    """
+
+    def __init__(self, attention: DeformableCrossAttention) -> None:
+        super().__init__()
+        self.num_heads, self.num_points = attention.num_heads, attention.num_points
+        self.method = attention.method
+        offsets, weights = attention.sampling_offsets, attention.attention_weights
+        samples = self.num_heads * sum(self.num_points)
+        # Of the offsets' outputs, heads are outermost, then points, then (x, y).
+        scale = attention.point_scale.expand(-1, 2).flatten().repeat(self.num_heads)
+        self.samples = as_linear(
+            torch.cat([offsets.weight * scale[:, None], weights.weight]),
+            torch.cat([offsets.bias * scale, weights.bias]),
+        )
+        self.split = [2 * samples, samples]
+        # The fallback is for D-FINE's attention, which has no projections.
+        self.value_proj = getattr(attention, 'value_proj', nn.Identity())
+        self.output_proj = getattr(attention, 'output_proj', nn.Identity())
+        pairs = torch.eye(2, dtype=offsets.weight.dtype, device=offsets.weight.device)
+        pairs = pairs.repeat(samples, 1)
+        self.register_buffer('repeat', torch.block_diag(pairs, pairs), persistent=False)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """See :meth:`DeformableCrossAttention.forward`."""
+        offsets, weights = self.samples(query).split(self.split, dim=-1)
+        centres, sizes = F.linear(references, self.repeat).chunk(2, dim=-1)
+        locations = split_last(centres + offsets * sizes, self.num_heads)
+        attended = deformable_attention(
+            split_last(self.value_proj(memory), self.num_heads),
+            spatial_shapes,
+            split_last(locations, sum(self.num_points)),
+            split_last(weights, self.num_heads).softmax(-1),
+            self.num_points,
+            self.method,
+        )
+        return self.output_proj(attended)
+
+
+class SplitBlock(nn.Module):
+    """A residual block of HGNetv2 whose wide input is not concatenated with its layers' outputs.
+
+    The first convolution of the aggregation is a sum of two: one of the input, one of the outputs.
+    Runtimes merge the sum into a convolution, and on many channels at once they are slow.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.layers = block.layers
+        (conv, act), self.expand = block.aggregation
+        width = self.expand[0].out_channels
+        # A bound other than 0 would keep runtimes from merging it: as b + max(y − b, 0), the next
+        # convolution takes the b in.
+        bound = act.low if isinstance(act, Clamp) else 0.0
+        following = self.expand[0]
+        following.bias.add_(following.weight.sum((1, 2, 3)) * bound)
+        self.of_input = _part_of(conv, slice(width), conv.bias - bound)
+        self.of_outputs = _part_of(conv, slice(width, None), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [x]
+        for layer in self.layers:
+            outputs.append(layer(outputs[-1]))
+        squeezed = self.of_outputs(torch.cat(outputs[1:], dim=1)) + self.of_input(x)
+        return self.expand(squeezed.relu()) + x
+
+
+def _part_of(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d:
+    """The 1×1 convolution of some of the input's channels."""
+    weight = conv.weight[:, channels].contiguous()
+    part = nn.Conv2d(*weight.shape[1::-1], 1, bias=bias is not None, device='meta')
+    part.weight = nn.Parameter(weight, requires_grad=False)
+    part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return part
+
+
+class BoundedLayerNorm(nn.Module):
+    """Layer norm of tokens limited to what half precision holds.
+
+    The bound is no more than a safeguard, but it keeps ONNX Runtime from merging the norm with the
+    sum before it, into an operator that takes ten times as long as both.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens.clamp(-65504, 65504))
+
+
+def as_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with given weight (out, in) and bias (out,), without gradients."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
+    linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
+
+
+def split_last(tensor: Tensor, parts: int) -> Tensor:
+    """(B, …, n) to (B, …, parts, n / parts).
+
+    As ``unflatten``, but to an exporter that traces, B stays open and the others are constants.
+    """
+    *inner, last = (int(size) for size in tensor.shape[1:])
+    return tensor.reshape(-1, *inner, parts, last // parts)
