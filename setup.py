@@ -174,6 +174,8 @@ setup(
         'demo': ['matplotlib', 'scikit-learn'],
         'huggingface': ['safetensors'],
         'tensorboard': ['tensorboard'],
+        'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
+        'openvino': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.0'],
         'test': ['pytest', 'matplotlib', 'scikit-learn'],
     },
     cmdclass={

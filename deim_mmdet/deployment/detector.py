@@ -1,0 +1,92 @@
+"""A detector as one function from images to detections, as it is deployed."""
+
+import torch
+from torch import Tensor, nn
+
+from .fuse import fuse_for_export
+
+
+class DeployedDetector(nn.Module):
+    """Images to detections, preprocessing of values and post-processing included.
+
+    It has the inputs and outputs of the models that the authors of DEIM, D-FINE and RT-DETR export,
+    so that code around those runs this one too.
+
+    Args:
+        model: A detector with one of this package's heads; it stays as it is.
+        half: Compute backbone and neck in half precision. The head and the attention of the neck
+            stay in single precision: there users of TensorRT lost accuracy.
+    """
+
+    def __init__(self, model: nn.Module, half: bool = False) -> None:
+        super().__init__()
+        fused = fuse_for_export(model)
+        preprocessor = fused.data_preprocessor
+        self.backbone, self.neck, self.head = fused.backbone, fused.neck, fused.bbox_head
+        # Networks that take what the file readers give are trained on BGR.
+        self.flip_channels = not preprocessor._channel_conversion
+        mean, std = _mean_and_std(preprocessor)
+        self.normalise = bool((mean != 0).any() or (std != 255).any())
+        self.register_buffer('scale', 255 / std, persistent=False)
+        self.register_buffer('shift', mean / std, persistent=False)
+        self.feature_type = torch.float32
+        if half:
+            self.feature_type = torch.float16
+            self.backbone.half()
+            self.neck.half()
+            self.neck.encoder = InSinglePrecision(self.neck.encoder)
+
+    def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections of a batch.
+
+        Args:
+            images: (B, 3, H, W), RGB in [0, 1], resized to the network's input without keeping the
+                aspect ratio.
+            orig_target_sizes: (B, 2) int64, (width, height) that boxes are wanted for: pixels of
+                the original images.
+
+        Returns:
+            Labels (B, N) int64, boxes (B, N, 4) as (x1, y1, x2, y2) in pixels and scores (B, N),
+            best first.
+        """
+        if self.flip_channels:
+            images = images.flip(1)
+        if self.normalise:
+            images = images * self.scale - self.shift
+        feats = self.neck(self.backbone(images.to(self.feature_type)))
+        logits, boxes = self.head([feat.float() for feat in feats])
+        return self._select(logits, boxes, orig_target_sizes)
+
+    def _select(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """The best (query, class) pairs; see :meth:`QuerySelectionHead.predict`."""
+        classes = self.head.num_classes
+        count = min(self.head.max_per_img, int(logits.shape[1]) * classes)
+        top, index = logits.flatten(1).topk(count, dim=1)
+        # A truncating division: indices aren't negative, and runtimes have it for integers.
+        query = torch.div(index, classes, rounding_mode='trunc')
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        centres, extents = boxes.split(2, dim=-1)
+        corners = torch.cat([centres - extents / 2, centres + extents / 2], dim=-1)
+        return (
+            index - query * classes,
+            corners * sizes.to(boxes.dtype).repeat(1, 2)[:, None],
+            top.sigmoid(),
+        )
+
+
+class InSinglePrecision(nn.Module):
+    """A module of tokens that computes in single precision within a net in half precision."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.float()
+
+    def forward(self, *tokens: Tensor) -> Tensor:
+        return self.module(*(tensor.float() for tensor in tokens)).to(tokens[0].dtype)
+
+
+def _mean_and_std(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each, of values in [0, 255]; without normalisation those that change nothing."""
+    if preprocessor._enable_normalize:
+        return preprocessor.mean, preprocessor.std
+    return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)

@@ -1,0 +1,28 @@
+"""Optional dependencies of deployment."""
+
+from importlib.util import find_spec
+
+# How to install a module.
+_COMMANDS = {
+    'onnx': "pip install 'deim_mmdet[export]'",
+    'onnxruntime': "pip install 'deim_mmdet[export]'",
+    'openvino': "pip install 'deim_mmdet[openvino]'",
+    'tensorrt': 'pip install tensorrt (on a machine with an NVIDIA GPU)',
+    'transformers': "pip install 'transformers>=5'",
+    'matplotlib': "pip install 'deim_mmdet[demo]'",
+}
+
+
+def is_installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+def require(*modules: str) -> None:
+    """Check that optional modules are installed.
+
+    Raises:
+        ImportError: One isn't; the message says how to install it.
+    """
+    for module in modules:
+        if not is_installed(module):
+            raise ImportError(f'{module} is not installed: {_COMMANDS[module]}')

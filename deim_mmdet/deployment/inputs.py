@@ -1,0 +1,68 @@
+"""Pictures as input of deployed detectors."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+
+from .extras import is_installed
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A picture as a deployed detector takes it.
+
+    Args:
+        path: The file.
+        size: Height and width of the network's input.
+
+    Returns:
+        Image (1, 3, H, W) float32, RGB in [0, 1], and its original (width, height) (1, 2) int64.
+
+    Raises:
+        FileNotFoundError: There is no such file, or it is no picture.
+    """
+    image = cv2.imread(str(path))
+    if image is None:
+        raise FileNotFoundError(f'{path} is not a picture that can be read')
+    height, width = image.shape[:2]
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    pixels = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 255
+    return np.ascontiguousarray(pixels), np.array([[width, height]], dtype=np.int64)
+
+
+def network_size(cfg: Config) -> tuple[int, int]:
+    """Height and width that the config's test pipeline resizes images to.
+
+    Raises:
+        ValueError: It doesn't resize them to one size.
+    """
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == 'Resize' and not transform.get('keep_ratio', False):
+            width, height = transform.scale
+            return height, width
+    raise ValueError(
+        "the config's test pipeline has no Resize to a fixed size (keep_ratio=False): give the "
+        'size of the input with --size HEIGHT WIDTH'
+    )
+
+
+def example_image(cfg: Config) -> Path:
+    """A picture of the config's test set, or else a photograph that comes with scikit-learn.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+    """
+    dataset = cfg.test_dataloader.dataset
+    folder = Path(dataset.get('data_root') or '') / (dataset.get('data_prefix') or {}).get(
+        'img', ''
+    )
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
+                return path
+    if is_installed('sklearn'):
+        import sklearn.datasets
+
+        return Path(sklearn.datasets.__file__).parent / 'images' / 'china.jpg'
+    raise FileNotFoundError(f'there are no pictures in {folder}: give one with --image')

@@ -1,0 +1,110 @@
+"""Export to ONNX: one file from images to detections, for a dynamic batch."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .detector import DeployedDetector
+from .extras import require
+
+#: 17 is the first with LayerNormalization: of its parts in half precision, the square overflows.
+OPSET = 17
+
+INPUTS = ('images', 'orig_target_sizes')
+OUTPUTS = ('labels', 'boxes', 'scores')
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    size: tuple[int, int] = (640, 640),
+    opset: int = OPSET,
+    half: bool = False,
+) -> Path:
+    """Write a detector as ONNX file.
+
+    Inputs and outputs are those of :class:`DeployedDetector`; the batch is dynamic, the size of the
+    images fixed. Only operators of the ONNX standard are used.
+
+    Args:
+        model: A detector with one of this package's heads; it stays as it is.
+        path: File to write; folders are made.
+        size: Height and width of the images.
+        opset: Version of the operators, at least 17.
+        half: Backbone and neck in half precision; the inputs stay in single precision.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: ``size`` isn't divisible by the neck's largest stride, or ``opset`` too low.
+        ImportError: ``onnx`` or ``onnxruntime`` isn't installed.
+    """
+    require('onnx', 'onnxruntime')
+    check_size(size, max(model.neck.feat_strides))
+    if opset < OPSET:
+        raise ValueError(
+            f'opset {opset} has no LayerNormalization, without which half precision overflows: '
+            f'use {OPSET} or higher'
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    detector = DeployedDetector(model.cpu(), half).eval()
+    # A batch of two: what depends on the batch must not be traced as the constant 1.
+    example = (torch.rand(2, 3, *size), torch.tensor([[size[1], size[0]]] * 2))
+    with torch.no_grad(), warnings.catch_warnings():
+        # That numbers taken from shapes become constants is intended, and that the exporter that
+        # traces is the old one: it gives operators the names of their modules.
+        warnings.filterwarnings('ignore', category=torch.jit.TracerWarning)
+        warnings.filterwarnings('ignore', category=DeprecationWarning)
+        warnings.filterwarnings('ignore', message='Constant folding', category=UserWarning)
+        # Positions and anchors are cached from here on, and so constants to the tracer.
+        detector(*example)
+        torch.onnx.export(
+            detector,
+            example,
+            str(path),
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_axes={name: {0: 'batch'} for name in (*INPUTS, *OUTPUTS)},
+            opset_version=opset,
+            dynamo=False,
+        )
+    if not half:
+        # The runtime would put casts around what it can't compute in half precision on a CPU.
+        _simplify(path)
+    return path
+
+
+def check_size(size: tuple[int, int], stride: int) -> None:
+    """Check the size (height, width) of a network's input.
+
+    Raises:
+        ValueError: A side isn't a positive multiple of ``stride``.
+    """
+    if any(side <= 0 or side % stride for side in size):
+        raise ValueError(
+            f'the input size {size[0]}x{size[1]} (height x width) must be divisible by {stride} '
+            f'on both sides, e.g. {" ".join(str(max(round(s / stride), 1) * stride) for s in size)}'
+        )
+
+
+def _simplify(path: Path) -> None:
+    """Fold constants, in place. Operators stay those of the standard, and their names."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    model = onnx.load(path)
+    # The runtime declares its own operators too, of which none is used.
+    standard = [opset for opset in model.opset_import if opset.domain == '']
+    del model.opset_import[:]
+    model.opset_import.extend(standard)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

@@ -1,0 +1,141 @@
+"""TensorRT: the commands that build an engine, and the engine built and run where it can be.
+
+Users of DEIM, D-FINE and RT-DETR lose accuracy, up to every detection, with engines in half
+precision throughout. They found it in the normalisation layers (Peterande/D-FINE issues 44 and 98),
+where an ONNX file has them as single operations of ONNX 16 and below, whose square overflows
+(marcoslucianops/DeepStream-Yolo pull request 647), in the decoder and its choice of queries
+(Intellindust-AI-Lab/DEIMv2 issue 60), and without half precision too on GPUs that compute in TF32
+(Peterande/D-FINE issue 44). Hence the recipe here: the convolutions of backbone and neck in half
+precision, which are most of the work; the attention of the neck and the whole head, choice of
+queries and arithmetic of boxes included, in single precision; no TF32; layer norm as one operator.
+"""
+
+import fnmatch
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .extras import require
+from .onnx_export import INPUTS, OUTPUTS
+from .runtimes import Detections
+
+#: Operators by the names that they have in the exported file, at most one * each: what stays in
+#: single precision. Operators outside of any module are those of the post-processing.
+SINGLE_PRECISION = ('/neck/encoder/*', '/head/*')
+
+
+def in_single_precision(names: Iterable[str]) -> list[str]:
+    """Those of the operators' names that :data:`SINGLE_PRECISION` holds."""
+    return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in SINGLE_PRECISION)]
+
+
+def trtexec_command(
+    onnx_path: str | Path,
+    engine_path: str | Path,
+    size: tuple[int, int],
+    max_batch: int = 8,
+    half: str | None = None,
+) -> str:
+    """The command that builds an engine from an exported file.
+
+    Args:
+        onnx_path: The file.
+        engine_path: The engine to write.
+        size: Height and width that it was exported for.
+        max_batch: Largest batch that the engine takes.
+        half: ``None``: single precision. ``'typed'``: as the operators of the file are typed, for a
+            file exported in half precision (TensorRT 10 and later; the only way from 11 on).
+            ``'layers'``: half precision but for :data:`SINGLE_PRECISION`, for a file in single
+            precision (TensorRT 8.6 to 10).
+    """
+    height, width = size
+    shapes = {batch: f'images:{batch}x3x{height}x{width},orig_target_sizes:{batch}x2'
+              for batch in (1, max_batch)}  # fmt: skip
+    options = [
+        f'--onnx={onnx_path}',
+        f'--saveEngine={engine_path}',
+        f'--minShapes={shapes[1]}',
+        f'--optShapes={shapes[1]}',
+        f'--maxShapes={shapes[max_batch]}',
+        '--noTF32',
+    ]
+    if half == 'typed':
+        options.append('--stronglyTyped')
+    elif half == 'layers':
+        layers = ','.join(f'{pattern}:fp32' for pattern in SINGLE_PRECISION)
+        # 'prefer': the patterns meet operators on integers too, which have no other type.
+        options += ['--fp16', '--precisionConstraints=prefer', f'--layerPrecisions={layers}']
+    return shlex.join(['trtexec', *options])
+
+
+def build_engine(
+    onnx_path: str | Path, engine_path: str | Path, size: tuple[int, int], max_batch: int = 8
+) -> Path:
+    """Build an engine as the command for ``half='typed'`` does, by TensorRT's Python package.
+
+    Raises:
+        ImportError: TensorRT isn't installed.
+        RuntimeError: It can't read the file or build the engine.
+    """
+    require('tensorrt')
+    import tensorrt as trt
+
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        errors = '; '.join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise RuntimeError(f'TensorRT {trt.__version__} cannot read {onnx_path}: {errors}')
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    profile = builder.create_optimization_profile()
+    for name, shape in zip(INPUTS, ((3, *size), (2,)), strict=True):
+        profile.set_shape(name, *((batch, *shape) for batch in (1, 1, max_batch)))
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise RuntimeError(f'TensorRT {trt.__version__} built no engine of {onnx_path}')
+    Path(engine_path).write_bytes(engine)
+    return Path(engine_path)
+
+
+class TensorRTRuntime:
+    """An engine on the current GPU.
+
+    Args:
+        path: The engine, built by the same version of TensorRT for the same kind of GPU.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        require('tensorrt')
+        import tensorrt as trt
+
+        runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self.engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
+        self.context = self.engine.create_execution_context()
+        self.num_detections = self.engine.get_tensor_shape('scores')[1]
+
+    def __call__(self, images: np.ndarray, sizes: np.ndarray) -> Detections:
+        batch, count = len(images), self.num_detections
+        tensors = dict(
+            zip(INPUTS, (torch.from_numpy(a).cuda() for a in (images, sizes)), strict=True)
+        )
+        for name, tensor in tensors.items():
+            self.context.set_input_shape(name, tuple(tensor.shape))
+        for name, shape, dtype in zip(
+            OUTPUTS,
+            ((batch, count), (batch, count, 4), (batch, count)),
+            (torch.int64, torch.float32, torch.float32),
+            strict=True,
+        ):
+            tensors[name] = torch.empty(shape, dtype=dtype, device='cuda')
+        for name, tensor in tensors.items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream()
+        self.context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        return Detections(*(tensors[name].cpu().numpy() for name in OUTPUTS))

@@ -1,0 +1,120 @@
+"""The command, in this process: exporting, checking and refusing."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from golden import CONFIGS, build_model, filled_model
+
+pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+CONFIG = str(CONFIGS / 'deim_dfine_n.py')
+
+
+@pytest.fixture(scope='module')
+def tool(load_tool):
+    return load_tool('export.py')
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp('checkpoint') / 'n.pth'
+    torch.save(dict(state_dict=filled_model('deim_dfine_n').float().state_dict()), path)
+    return path
+
+
+@pytest.fixture
+def run(tool, checkpoint, monkeypatch):
+    def run(*options, config=CONFIG, checkpoint=checkpoint):
+        command = ['export.py', str(config), str(checkpoint), *map(str, options)]
+        monkeypatch.setattr(sys, 'argv', command)
+        tool.main()
+
+    return run
+
+
+def test_onnx(run, tmp_path, capsys):
+    out = tmp_path / 'folder' / 'model.onnx'
+    run('--out', out, '--size', 128, 192)
+    printed = capsys.readouterr().out
+    assert out.is_file()
+    assert 'opset 17, input Bx3x128x192' in printed
+    assert 'one image' in printed
+    assert 'a batch of two' in printed
+
+
+def test_tensorrt_commands_without_tensorrt(run, tmp_path, capsys):
+    run('--backend', 'tensorrt', '--out', tmp_path / 'model.engine', '--size', 128, 128)
+    printed = capsys.readouterr().out
+    assert (tmp_path / 'model.onnx').is_file()
+    assert printed.count('trtexec --onnx=') == 2
+
+
+def test_openvino(run, tmp_path):
+    pytest.importorskip('openvino')
+    run('--backend', 'openvino', '--out', tmp_path / 'model.xml', '--size', 128, 128)
+    assert (tmp_path / 'model.xml').is_file()
+
+
+def test_a_model_that_differs_is_refused(tool, run, tmp_path, monkeypatch):
+    class Differing(tool.ONNXRuntime):
+        def __call__(self, *inputs):
+            found = super().__call__(*inputs)
+            return found._replace(boxes=found.boxes + 1)
+
+    monkeypatch.setattr(tool, 'ONNXRuntime', Differing)
+    with pytest.raises(SystemExit, match='differs from PyTorch by more than rounding'):
+        run('--out', tmp_path / 'model.onnx', '--size', 128, 128)
+
+
+def test_the_default_size_is_that_of_the_test_pipeline(tool):
+    cfg = tool.load_config(CONFIG, dict(image_size=320))
+    assert tool.network_size(cfg) == (320, 320)
+    cfg.test_dataloader.dataset.pipeline[1].keep_ratio = True
+    with pytest.raises(ValueError, match='--size HEIGHT WIDTH'):
+        tool.network_size(cfg)
+
+
+def test_pictures_become_inputs(tool, tmp_path):
+    cv2 = pytest.importorskip('cv2')
+    picture = np.zeros((20, 40, 3), np.uint8)
+    picture[..., 2] = 255  # red, as cv2 writes it
+    cv2.imwrite(str(tmp_path / 'red.png'), picture)
+    pixels, sizes = tool.read_image(tmp_path / 'red.png', (32, 64))
+    assert pixels.shape == (1, 3, 32, 64)
+    assert pixels.dtype == np.float32
+    assert (pixels[0, 0] == 1).all()
+    assert (pixels[0, 1:] == 0).all()
+    assert sizes.tolist() == [[40, 20]]
+    with pytest.raises(FileNotFoundError, match=r'absent\.png is not a picture'):
+        tool.read_image(tmp_path / 'absent.png', (32, 64))
+
+
+def test_the_example_is_of_the_test_set_if_it_is_there(tool, tmp_path):
+    cfg = tool.load_config(CONFIG, dict(data_root=str(tmp_path)))
+    pytest.importorskip('sklearn')
+    assert tool.example_image(cfg).name == 'china.jpg'
+    (tmp_path / 'val2017').mkdir()
+    (tmp_path / 'val2017' / 'b.jpg').touch()
+    assert tool.example_image(cfg) == tmp_path / 'val2017' / 'b.jpg'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(checkpoint='absent.pth'), 'there is no checkpoint absent.pth'),
+        (dict(options=['--out', 'model.txt']), 'a file for onnx ends in .onnx'),
+    ],
+)
+def test_mistakes_on_the_command_line(run, capsys, options, message):
+    with pytest.raises(SystemExit):
+        run(*options.pop('options', []), **options)
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model(run, tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save(dict(state_dict=build_model('deim_dfine_s').state_dict()), path)
+    with pytest.raises(RuntimeError, match='do not match'):
+        run('--size', 128, 128, '--out', tmp_path / 'm.onnx', checkpoint=path)

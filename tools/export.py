@@ -1,0 +1,148 @@
+"""Export a detector to ONNX, OpenVINO or TensorRT, and check it against PyTorch.
+
+    python tools/export.py CONFIG CHECKPOINT [--backend openvino] [--half] [--out FILE]
+
+The exported model takes `images` (B, 3, H, W), RGB in [0, 1], and `orig_target_sizes` (B, 2) as
+(width, height), and gives `labels`, `boxes` (x1, y1, x2, y2 in pixels of the original images) and
+`scores`. CONFIG is a path; through mim it may be the name of one of the package's configs.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.deployment.detector import DeployedDetector
+from deim_mmdet.deployment.extras import is_installed
+from deim_mmdet.deployment.inputs import example_image, network_size, read_image
+from deim_mmdet.deployment.onnx_export import OPSET, export_onnx
+from deim_mmdet.deployment.runtimes import (
+    Agreement,
+    ONNXRuntime,
+    OpenVINORuntime,
+    PyTorchRuntime,
+    compare,
+    export_openvino,
+)
+from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
+from deim_mmdet.engine.config import load_config
+
+SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
+
+# Largest differences of scores and boxes (pixels) and share of detections without partner that are
+# rounding, in single precision and where backbone and neck are in half precision.
+LIMITS = {False: Agreement(1e-3, 0.5, 0.02), True: Agreement(2e-2, 10.0, 0.1)}
+
+# Engines of files in single and in half precision, see trtexec_command.
+ENGINES = {
+    False: {
+        None: 'Engine in single precision',
+        'layers': 'Engine in half precision but for attention and head, TensorRT 8.6 to 10',
+    },
+    True: {'typed': 'Engine in the precisions of the file, TensorRT 10 and later'},
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--backend', choices=list(SUFFIXES), default='onnx')
+    parser.add_argument('--out', type=Path, help='file to write; default: exports/<config name>.*')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help="size of the input; default: that of the config's test pipeline",
+    )
+    parser.add_argument('--opset', type=int, default=OPSET, help=f'of ONNX; default {OPSET}')
+    parser.add_argument(
+        '--half',
+        action='store_true',
+        help='half precision for backbone and neck, single for attention and head',
+    )
+    parser.add_argument('--max-batch', type=int, default=8, help='largest batch of TensorRT')
+    parser.add_argument(
+        '--image', type=Path, help="picture of the check; default: one of the config's test set"
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help="settings in place of the config's"
+    )
+    args = parser.parse_args()
+    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+        parser.error(f'there is no checkpoint {args.checkpoint}')
+    if args.out is None:
+        args.out = Path('exports') / Path(args.config).with_suffix(SUFFIXES[args.backend]).name
+    if args.out.suffix != SUFFIXES[args.backend]:
+        parser.error(
+            f'--out {args.out}: a file for {args.backend} ends in {SUFFIXES[args.backend]}'
+        )
+    return args
+
+
+def load_detector(cfg: Config, checkpoint: str) -> nn.Module:
+    """The config's detector with a checkpoint's weights, in evaluation mode.
+
+    Raises:
+        RuntimeError: The checkpoint isn't of that detector.
+    """
+    init_default_scope('mmdet')
+    # The checkpoint brings the backbone's weights too.
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    return model.eval()
+
+
+def check(
+    expected: Callable, actual: Callable, image: Path, size: tuple[int, int], half: bool
+) -> None:
+    """Compare two runtimes on a picture, alone and as a batch with its mirror image.
+
+    Raises:
+        SystemExit: They differ by more than rounding.
+    """
+    pixels, sizes = read_image(image, size)
+    batch = np.ascontiguousarray(np.concatenate([pixels, pixels[..., ::-1]])), sizes.repeat(2, 0)
+    limits = LIMITS[half]
+    for name, inputs in (('one image', (pixels, sizes)), ('a batch of two', batch)):
+        agreement = compare(expected(*inputs), actual(*inputs), score_tolerance=limits.score)
+        print(f'{name} ({image.name}): {agreement}')
+        if any(value > limit for value, limit in zip(agreement, limits, strict=True)):
+            raise SystemExit(
+                f'the exported model differs from PyTorch by more than rounding ({limits})'
+            )
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    size = network_size(cfg) if args.size is None else tuple(args.size)
+    image = args.image or example_image(cfg)
+    model = load_detector(cfg, args.checkpoint)
+    onnx_path = export_onnx(model, args.out.with_suffix('.onnx'), size, args.opset, args.half)
+    print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx3x{size[0]}x{size[1]}')
+    reference = PyTorchRuntime(DeployedDetector(model))
+    check(reference, ONNXRuntime(onnx_path), image, size, args.half)
+    if args.backend == 'openvino':
+        print(f'{export_openvino(onnx_path, args.out)}: OpenVINO')
+        check(reference, OpenVINORuntime(args.out), image, size, args.half)
+    elif args.backend == 'tensorrt':
+        for kind, title in ENGINES[args.half].items():
+            print(f'{title}:')
+            print(trtexec_command(onnx_path, args.out, size, args.max_batch, kind))
+        if is_installed('tensorrt'):
+            print(f'{build_engine(onnx_path, args.out, size, args.max_batch)}: TensorRT')
+            check(reference, TensorRTRuntime(args.out), image, size, args.half)
+
+
+if __name__ == '__main__':
+    main()
