@@ -55,7 +55,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--backend', choices=list(SUFFIXES), default='onnx')
-    parser.add_argument('--out', type=Path, help='file to write; default: exports/<config name>.*')
+    parser.add_argument(
+        '--out', type=Path, help='file to write; default: work_dirs/<config name>/<config name>.*'
+    )
     parser.add_argument(
         '--size',
         nargs=2,
@@ -80,7 +82,8 @@ def parse_args() -> argparse.Namespace:
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         parser.error(f'there is no checkpoint {args.checkpoint}')
     if args.out is None:
-        args.out = Path('exports') / Path(args.config).with_suffix(SUFFIXES[args.backend]).name
+        name = Path(args.config).stem
+        args.out = Path('work_dirs') / name / f'{name}{SUFFIXES[args.backend]}'
     if args.out.suffix != SUFFIXES[args.backend]:
         parser.error(
             f'--out {args.out}: a file for {args.backend} ends in {SUFFIXES[args.backend]}'

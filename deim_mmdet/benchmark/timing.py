@@ -1,0 +1,76 @@
+"""Times under noise: candidates take turns, and medians and percentiles are told."""
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+
+
+class Timing(NamedTuple):
+    """Percentiles of repeated calls, in milliseconds."""
+
+    median: float
+    p90: float
+    p99: float
+    lowest: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> 'Timing':
+        milliseconds = np.asarray(seconds) * 1e3
+        median, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
+        lowest = float(milliseconds.min())
+        return cls(float(median), float(p90), float(p99), lowest, len(seconds))
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time candidates in turn, so that what else the machine does meets all of them alike.
+
+    Args:
+        candidates: Functions by name.
+        rounds: Timed calls of each.
+        warm_up: Calls of each before, which aren't timed.
+        clock: Seconds; ``time.process_time`` counts those that this process computes only.
+    """
+    for function in candidates.values():
+        for _ in range(warm_up):
+            function()
+    seconds = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, function in candidates.items():
+            started = clock()
+            function()
+            seconds[name].append(clock() - started)
+    return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def peak_memory(function: Callable[[], object]) -> float | None:
+    """MiB that a call needs at its peak beyond what the process holds before; ``None`` off Linux.
+
+    What a runtime has in an arena of its own since an earlier call isn't counted again.
+    """
+    try:
+        # What was freed goes back to the system, as far as it can, and the peak starts anew.
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR.write_text('5')
+    except (OSError, AttributeError):
+        return None
+    before = _status('VmRSS')
+    function()
+    return max(_status('VmHWM') - before, 0.0)
+
+
+def _status(key: str) -> float:
+    """Entry of the process's status, MiB."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024

@@ -1,0 +1,78 @@
+"""The command, in this process, on a small input."""
+
+import json
+import sys
+
+import pytest
+from golden import CONFIGS
+
+from deim_mmdet.benchmark.timing import Timing
+
+
+@pytest.fixture(scope='module')
+def tool(load_tool):
+    return load_tool('benchmark.py')
+
+
+@pytest.fixture
+def run(tool, monkeypatch):
+    def run(*options):
+        monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, options)])
+        tool.main()
+
+    return run
+
+
+def test_tables_and_files(tool, run, tmp_path, capsys):
+    pytest.importorskip('matplotlib')
+    run(
+        CONFIGS / 'deim_dfine_n.py', '--backends', 'pytorch', 'fused', '--batches', 1, 2,
+        '--size', 96, 128, '--rounds', 2, '--out', tmp_path,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert 'deim_dfine_n: 3.78 M parameters' in printed
+    assert 'latency, batch 2' in printed
+    assert 'criterion' in printed
+    written = json.loads((tmp_path / 'results.json').read_text())
+    assert written['machine']['threads'] == 1
+    (results,) = written['results']
+    assert results['size'] == [96, 128]
+    assert set(results['latency']['1']) == {'pytorch', 'fused'}
+    assert results['latency']['1']['fused']['rounds'] == 2
+    assert results['training']['total']['median'] > 0
+    assert results['pipeline'] == {}
+    assert (tmp_path / 'accuracy_latency.png').stat().st_size > 10_000
+
+
+def test_ratios_are_those_of_the_first_row(tool):
+    results = tool.Results('name', (640, 640), 1_000_000, 2e9)
+    results.latency[4] = dict(
+        transformers=Timing(300.0, 310.0, 320.0, 250.0, 9),
+        fused=Timing(100.0, 110.0, 120.0, 50.0, 9),
+    )
+    header, columns, reference, fused = tool.as_text(results).splitlines()
+    assert '1.00 M parameters, 2.0 GFLOPs' in header
+    assert columns.endswith('times transformers')
+    assert '1.00 (lowest: 1.00)' in reference
+    # 4 images in 100 ms.
+    assert ' 40.0 ' in fused
+    assert '3.00 (lowest: 5.00)' in fused
+
+
+def test_a_missing_package_is_named(run, monkeypatch):
+    monkeypatch.setattr('deim_mmdet.deployment.extras.find_spec', lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'deim_mmdet\[openvino\]'"):
+        run(CONFIGS / 'deim_dfine_n.py', '--backends', 'openvino', '--parts', 'latency')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--rounds', '0'], '--rounds must be at least 1'),
+        (['--cpu-time', '--threads', '2'], 'use it with --threads 1'),
+    ],
+)
+def test_mistakes_on_the_command_line(run, capsys, options, message):
+    with pytest.raises(SystemExit):
+        run('config.py', *options)
+    assert message in capsys.readouterr().err

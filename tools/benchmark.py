@@ -1,0 +1,286 @@
+"""Measure parameters, FLOPs, latency, training step, pipeline and memory of configs.
+
+    python tools/benchmark.py CONFIG [CONFIG ...] [--backends pytorch fused ...] [--out DIR]
+
+Times are those of this machine's CPU. Candidates take turns, so that other work on the machine
+meets all of them; medians, percentiles and ratios are told. The results are printed as tables and
+written to DIR as results.json and, if matplotlib is there, accuracy_latency.png.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mmdet.models  # noqa: F401  (registers the detectors)
+import torch
+from mmdet.registry import MODELS
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from torch import nn
+
+import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.benchmark.latency import BACKENDS, Candidates
+from deim_mmdet.benchmark.published import published_points
+from deim_mmdet.benchmark.timing import Timing, alternate, peak_memory
+from deim_mmdet.benchmark.training import TrainingStep, pipeline_speed
+from deim_mmdet.deployment.extras import is_installed, require
+from deim_mmdet.deployment.inputs import network_size
+from deim_mmdet.deployment.onnx_export import check_size
+from deim_mmdet.engine.config import load_config
+
+# The package that a backend needs.
+PACKAGES = dict(transformers='transformers', onnxruntime='onnxruntime', openvino='openvino')
+
+PARTS = ('latency', 'training', 'pipeline')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='paths of configs')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=['latency', 'training'])
+    parser.add_argument(
+        '--backends',
+        nargs='+',
+        choices=BACKENDS,
+        help='default: all that are installed but compiled, which takes minutes to compile',
+    )
+    parser.add_argument('--batches', nargs='+', type=int, default=[1], help='batch sizes')
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'), help="default: the config's"
+    )
+    parser.add_argument('--rounds', type=int, default=20, help='timed calls of each candidate')
+    parser.add_argument('--threads', type=int, default=1, help='threads of every runtime')
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='count the time that the process computes, instead of the time that passes: steadier '
+        'on a busy machine, with one thread',
+    )
+    parser.add_argument('--train-batch', type=int, default=2, help='images of a training step')
+    parser.add_argument('--images', type=int, default=64, help='images timed a pipeline stage')
+    parser.add_argument('--out', type=Path, help='folder for results.json and the plot')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help="in place of the config's"
+    )
+    args = parser.parse_args()
+    for option in ('rounds', 'threads', 'train_batch', 'images'):
+        if getattr(args, option) < 1:
+            parser.error(f'--{option.replace("_", "-")} must be at least 1')
+    if args.cpu_time and args.threads > 1:
+        parser.error('--cpu-time adds up the threads: use it with --threads 1')
+    if args.backends is None:
+        args.backends = [
+            name for name in BACKENDS
+            if name != 'compiled' and (name not in PACKAGES or is_installed(PACKAGES[name]))
+        ]  # fmt: skip
+    return args
+
+
+@dataclass
+class Results:
+    """What was measured of one config; parts that weren't asked for are empty."""
+
+    config: str
+    size: tuple[int, int]
+    parameters: int
+    flops: float
+    #: By batch size, then backend.
+    latency: dict[int, dict[str, Timing]] = field(default_factory=dict)
+    training: dict[str, Timing] = field(default_factory=dict)
+    #: Images a second by stage.
+    pipeline: dict[str, float] = field(default_factory=dict)
+    #: MiB at the peak of one batch or step beyond the model's own, by what was run.
+    memory: dict[str, float | None] = field(default_factory=dict)
+
+
+def build(cfg: Config) -> nn.Module:
+    cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model).eval()
+
+
+def count_flops(model: nn.Module, size: tuple[int, int]) -> float:
+    """FLOPs of one image, a multiply-add as two, as in the papers."""
+    # It lists at length the modules that evaluation doesn't call.
+    logging.getLogger('mmengine').setLevel(logging.ERROR)
+    counted = get_model_complexity_info(
+        model, None, inputs=torch.zeros(1, 3, *size), show_table=False, show_arch=False
+    )
+    return 2.0 * counted['flops']
+
+
+def measure(path: str, args: argparse.Namespace) -> Results:
+    """All parts that are asked for, of one config."""
+    cfg = load_config(path, args.cfg_options)
+    size = network_size(cfg) if args.size is None else tuple(args.size)
+    model = build(cfg)
+    check_size(size, max(model.neck.feat_strides))
+    results = Results(
+        config=Path(path).stem,
+        size=size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        flops=count_flops(model, size),
+    )
+    if 'latency' in args.parts:
+        measure_latency(cfg, model, results, args)
+    if 'pipeline' in args.parts:
+        results.pipeline = pipeline_speed(cfg, args.images)
+    if 'training' in args.parts:
+        step = TrainingStep(model, cfg.optim_wrapper, args.train_batch, size)
+        results.memory['training step'] = peak_memory(step)
+        for _ in range(max(args.rounds // 4, 2)):
+            step()
+        results.training = step.timings()
+    return results
+
+
+def measure_latency(
+    cfg: Config, model: nn.Module, results: Results, args: argparse.Namespace
+) -> None:
+    for backend in args.backends:
+        if backend in PACKAGES:
+            require(PACKAGES[backend])
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        candidates = Candidates(
+            cfg.model, model, results.size, args.backends, Path(folder), args.threads
+        )
+        for batch in args.batches:
+            functions = candidates.on_batch(batch)
+            for name, function in functions.items():
+                results.memory[f'{name}, batch {batch}'] = peak_memory(function)
+            results.latency[batch] = alternate(functions, args.rounds, clock=clock)
+
+
+def machine() -> dict[str, str | int]:
+    """What the times depend on."""
+    names = [line.split(':', 1)[1].strip() for line in _cpu_info() if line.startswith('model name')]
+    return dict(
+        cpu=names[0] if names else platform.processor(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+    )
+
+
+def _cpu_info() -> list[str]:
+    path = Path('/proc/cpuinfo')
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def as_text(results: Results) -> str:
+    """Tables of everything that was measured of one config."""
+    height, width = results.size
+    lines = [
+        f'{results.config}: {results.parameters / 1e6:.2f} M parameters, '
+        f'{results.flops / 1e9:.1f} GFLOPs at {height}x{width}'
+    ]
+    for batch, timings in results.latency.items():
+        # The first is the independent implementation, if it was run.
+        name, reference = next(iter(timings.items()))
+        lines.append(f'  {f"latency, batch {batch}":22}{"median":>9}{"p90":>9}{"p99":>9}'
+                     f'{"lowest":>9}{"images/s":>10}  times {name}')  # fmt: skip
+        for backend, timing in timings.items():
+            lines.append(
+                f'  {backend:22}{_row(timing)}{batch * 1e3 / timing.median:10.1f}'
+                f'  {reference.median / timing.median:.2f} (lowest: '
+                f'{reference.lowest / timing.lowest:.2f})'
+            )
+    if results.training:
+        lines.append(
+            f'  {"training step":22}{"median":>9}{"p90":>9}{"p99":>9}{"lowest":>9}   share'
+        )
+        total = results.training['total'].median
+        for part, timing in results.training.items():
+            lines.append(f'  {part:22}{_row(timing)}{timing.median / total:8.0%}')
+    for stage, speed in results.pipeline.items():
+        lines.append(f'  pipeline, {stage}: {speed:.1f} images/s in one process')
+    for name, mebibytes in results.memory.items():
+        if mebibytes is not None:
+            lines.append(f'  memory beyond the model, {name}: {mebibytes:.0f} MiB')
+    return '\n'.join(lines)
+
+
+def _row(timing: Timing) -> str:
+    return ''.join(
+        f'{value:9.1f}' for value in (timing.median, timing.p90, timing.p99, timing.lowest)
+    )
+
+
+def as_json(results: Results) -> dict:
+    """As :func:`as_text`, for programs; times in milliseconds."""
+
+    def timings(values: dict[str, Timing]) -> dict[str, dict]:
+        return {name: timing._asdict() for name, timing in values.items()}
+
+    return vars(results) | dict(
+        latency={batch: timings(values) for batch, values in results.latency.items()},
+        training=timings(results.training),
+    )
+
+
+def plot(all_results: list[Results], path: Path) -> None:
+    """AP against latency: the published points, and the same models' times on this machine."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    points = published_points()
+    figure, (published, here) = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for collection in dict.fromkeys(point.collection for point in points):
+        curve = [point for point in points if point.collection == collection]
+        curve.sort(key=lambda point: point.latency)
+        published.plot(
+            [p.latency for p in curve], [p.ap for p in curve], marker='o', label=collection
+        )
+    published.set(xlabel=f'latency [ms] ({points[0].hardware})', ylabel='box AP on COCO val2017')
+    published.set_title('Published')
+    accuracy = {point.name: point.ap for point in points}
+    measured = [r for r in all_results if r.config in accuracy and r.latency]
+    backends = dict.fromkeys(name for r in measured for t in r.latency.values() for name in t)
+    for backend in backends:
+        shown = [
+            (timings[backend].median / batch, accuracy[r.config])
+            for r in measured
+            for batch, timings in list(r.latency.items())[:1]
+            if backend in timings
+        ]
+        here.plot(*zip(*sorted(shown), strict=True), marker='o', label=backend)
+    here.set(xlabel='latency [ms] an image', title='This machine, published AP')
+    here.set_xscale('log')
+    for axes in (published, here):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    args = parse_args()
+    init_default_scope('mmdet')
+    torch.set_num_threads(args.threads)
+    all_results = []
+    for config in args.configs:
+        all_results.append(measure(config, args))
+        print(as_text(all_results[-1]), flush=True)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / 'results.json'
+        content = dict(machine=machine(), results=[as_json(results) for results in all_results])
+        path.write_text(json.dumps(content, indent=1))
+        print(path)
+        if is_installed('matplotlib'):
+            plot(all_results, args.out / 'accuracy_latency.png')
+            print(args.out / 'accuracy_latency.png')
+
+
+if __name__ == '__main__':
+    main()
