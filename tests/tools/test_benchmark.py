@@ -44,6 +44,11 @@ def test_tables_and_files(tool, run, tmp_path, capsys):
     assert (tmp_path / 'accuracy_latency.png').stat().st_size > 10_000
 
 
+def test_flops_are_the_published_ones(tool):
+    flops = tool.count_flops(tool.build(tool.load_config(CONFIGS / 'deim_dfine_m.py')), (640, 640))
+    assert flops / 1e9 == pytest.approx(57, rel=0.03)
+
+
 def test_ratios_are_those_of_the_first_row(tool):
     results = tool.Results('name', (640, 640), 1_000_000, 2e9)
     results.latency[4] = dict(
