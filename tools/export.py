@@ -19,6 +19,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.deployment.detector import DeployedDetector
 from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.deployment.inputs import example_image, network_size, read_image
@@ -101,7 +102,7 @@ def load_detector(cfg: Config, checkpoint: str) -> nn.Module:
     # The checkpoint brings the backbone's weights too.
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    load_checkpoint(model, f'{SCHEME}{checkpoint}', map_location='cpu', strict=True)
     return model.eval()
 
 

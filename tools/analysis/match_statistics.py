@@ -43,6 +43,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 
+from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
 from deim_mmdet.models.layers.query_selection import make_anchors
@@ -224,7 +225,7 @@ class TrainedModel:
                 f'--checkpoint: {config.filename} has a {type(self.model).__name__} without query '
                 'selection, whose predictions at single cells are not known: leave it out'
             )
-        load_checkpoint(self.model, checkpoint, map_location='cpu')
+        load_checkpoint(self.model, f'{SCHEME}{checkpoint}', map_location='cpu')
         self._selection = selection
         self._tokens: tuple = ()
         selection.register_forward_pre_hook(self._keep)
