@@ -3,10 +3,11 @@
     python benchmarks/training_step.py [--models dfine_n dfine_l] [--repeats 7] [--threads 2]
 
 Both train the D-FINE baseline on the same images and objects: N at batch 8 and 320×320 with 30
-objects an image, L at batch 2 and 640×640. A step is forward, losses and backward, denoising
-included; the optimiser is the same for both and left out. The two take turns in one process, the
-times are medians; with one thread they are CPU time, which other processes disturb less. Memory is
-the growth of the peak over the resident memory before the first step, each in a process of its own.
+objects an image, L at batch 2 and 640×640, with frozen norms in the backbone, as transformers has
+them. A step is forward, losses and backward, denoising included; the optimiser is the same for both
+and left out. The two take turns in one process, the times are medians; with one thread they are CPU
+time, which other processes disturb less. Memory is the growth of the peak over the resident memory
+before the first step, each in a process of its own.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import time
 from pathlib import Path
 
 import torch
-import transformers
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
@@ -28,6 +28,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.benchmark.transformers_models import build_counterpart
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 
@@ -35,78 +36,18 @@ ROOT = Path(__file__).parents[1]
 OBJECTS = 30
 
 
-def hgnet(
-    stem: int, first: int, mid: list[int], out: list[int], blocks: list[int], layers: int, **kw
-):
-    """Config of transformers' HGNetv2."""
-    return dict(
-        model_type='hgnet_v2',
-        hidden_sizes=out,
-        stem_channels=[3, stem, first],
-        stage_in_channels=[first, *out[:-1]],
-        stage_mid_channels=mid,
-        stage_out_channels=out,
-        stage_num_blocks=blocks,
-        stage_downsample=[False, True, True, True],
-        stage_light_block=[False, False, True, True],
-        stage_kernel_size=[3, 3, 5, 5],
-        stage_numb_of_layers=[layers] * 4,
-        **kw,
-    )
-
-
-# Batch, side of the images, and what transformers' config states.
-MODELS_OF = dict(
-    dfine_n=(
-        8,
-        320,
-        dict(
-            backbone_config=hgnet(
-                16, 16, [16, 32, 64, 128], [64, 256, 512, 1024], [1, 1, 2, 1], 3,
-                use_learnable_affine_block=True, out_indices=[3, 4],
-            ),
-            d_model=128,
-            encoder_hidden_dim=128,
-            encoder_in_channels=[512, 1024],
-            encoder_ffn_dim=512,
-            encode_proj_layers=[1],
-            feat_strides=[16, 32],
-            hidden_expansion=0.34,
-            depth_mult=0.5,
-            num_feature_levels=2,
-            decoder_in_channels=[128, 128],
-            decoder_ffn_dim=512,
-            decoder_layers=3,
-            decoder_n_points=[6, 6],
-        ),
-    ),
-    dfine_l=(
-        2,
-        640,
-        dict(
-            backbone_config=hgnet(
-                32, 48, [48, 96, 192, 384], [128, 512, 1024, 2048], [1, 1, 3, 1], 6,
-                use_learnable_affine_block=False, out_indices=[2, 3, 4],
-            ),
-            freeze_backbone_norms=True,
-            decoder_n_points=[3, 6, 3],
-        ),
-    ),
-)  # fmt: skip
+# Batch and side of the images.
+SIZES = dict(dfine_n=(8, 320), dfine_l=(2, 640))
 
 
 def build(name: str) -> dict:
     """Both models in training mode with the same weights, as functions that return the loss."""
     torch.manual_seed(0)
-    batch, side, options = MODELS_OF[name]
-    labels = {i: f'class {i}' for i in range(80)}
-    theirs = transformers.DFineForObjectDetection(
-        transformers.DFineConfig(id2label=labels, **options)
-    )
+    batch, side = SIZES[name]
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py').model
-    cfg.backbone.init_cfg = None
-    # transformers doesn't freeze the stem.
-    cfg.backbone.frozen_stem = False
+    # transformers freezes the norms of the backbone, and nothing else of it.
+    cfg.backbone.update(init_cfg=None, frozen_stem=False, norm_frozen=True)
+    theirs = build_counterpart(cfg)
     ours = MODELS.build(cfg)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -169,7 +110,7 @@ def measure_memory(name: str, key: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--models', nargs='+', default=list(MODELS_OF), choices=list(MODELS_OF))
+    parser.add_argument('--models', nargs='+', default=list(SIZES), choices=list(SIZES))
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--out', type=Path, help='JSON file for the figures')
