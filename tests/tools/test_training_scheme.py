@@ -53,7 +53,7 @@ def test_a_recipe_of_ours(tool):
     spans = scheme.augmentations
     assert spans['DenseO2OMosaic'] == spans['DenseO2OMixUp'] == [(t1, t2)]
     assert spans['DenseO2OPhotometricDistort'] == spans['DenseO2OIoUCrop'] == [(t1, t3)]
-    assert spans['RandomFlip'] == spans['Resize'] == [(0, 16)]
+    assert spans['ContiguousRandomFlip'] == spans['Resize'] == [(0, 16)]
     epoch, decay = scheme.ema.T
     updates = np.rint(epoch * recipe.iters_per_epoch) + 1
     expected = recipe.ema_decay * (1 - np.exp(-updates / recipe.ema_warmup_iters))
