@@ -28,6 +28,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.benchmark.timing import peak_memory
 from deim_mmdet.benchmark.transformers_models import build_counterpart
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
@@ -93,19 +94,15 @@ def measure_time(name: str, repeats: int) -> dict:
     return row
 
 
-def memory(field: str) -> int:
-    """Resident memory (``VmRSS``) or its peak (``VmHWM``) in KiB."""
-    status = Path('/proc/self/status').read_text().splitlines()
-    return int(next(line for line in status if line.startswith(field)).split()[1])
-
-
 def measure_memory(name: str, key: str) -> None:
-    """Print by how many MiB two steps raise the peak of this process."""
+    """Print the MiB that two steps need at their peak, in this process."""
     step = build(name)[key]
-    before = memory('VmRSS')
-    for _ in range(2):
-        step().backward()
-    print(round((memory('VmHWM') - before) / 1024))
+
+    def two_steps() -> None:
+        for _ in range(2):
+            step().backward()
+
+    print(round(peak_memory(two_steps)))
 
 
 def main() -> None:
