@@ -37,7 +37,8 @@ class DEIMRunner(Runner):
     classes other than the data set's; loads checkpoints of the reference and of transformers as its
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
     leaves no half-written one. On a machine without CUDA it trains
-    with ``--launcher pytorch`` over gloo, with ``--amp`` in bfloat16, and without SyncBN.
+    with ``--launcher pytorch`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with
+    convolutions laid out channels-last.
     """
 
     #: The derived numbers, from the start of training on; None without a recipe in the config.
@@ -51,6 +52,13 @@ class DEIMRunner(Runner):
                 'gloo', timeout=datetime.timedelta(seconds=seconds)
             )
         super().setup_env(env_cfg)
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        model = super().build_model(model)
+        if not is_cuda_available():
+            # The layout of oneDNN's kernels, which else convert features before and after each.
+            model = model.to(memory_format=torch.channels_last)
+        return model
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self.distributed and not is_cuda_available():

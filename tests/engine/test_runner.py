@@ -251,3 +251,10 @@ def test_resume_without_checkpoint_starts_anew(make_runner, tmp_path):
     runner = make_runner(resume=True)
     runner.train()
     assert runner.iter == 16
+
+
+def test_convolutions_are_laid_out_channels_last_on_a_cpu(make_runner):
+    runner = make_runner()
+    weights = [m.weight for m in runner.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
