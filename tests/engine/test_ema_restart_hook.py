@@ -4,7 +4,6 @@ import pytest
 import torch
 import toy
 from mmdet.registry import HOOKS
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from states import differences, state_of
 
@@ -48,7 +47,7 @@ def clone(part):
 
 
 @pytest.fixture
-def train(tmp_path, request):
+def train(tmp_path, request, plain_config_text):
     """Function (scores, options) -> runner after training; its checkpoints are in ``work``."""
     toy.write_data_set(tmp_path)
     count = 0
@@ -56,19 +55,8 @@ def train(tmp_path, request):
     def train(scores, act=None, **options):
         nonlocal count
         count += 1
-        cfg = Config.fromfile(toy.write_config(tmp_path), import_custom_modules=False)
-        cfg.merge_from_dict(
-            {
-                'work_dir': str(tmp_path / 'work'),
-                'launcher': 'none',
-                'experiment_name': f'{request.node.name}_{count}',
-                'train_dataloader.num_workers': 0,
-                'train_dataloader.persistent_workers': False,
-                **toy.scripted(scores),
-                'recipe.epochs': 10,
-                **options,
-            }
-        )
+        options = {**toy.scripted(scores), 'recipe.epochs': 10, **options}
+        cfg = toy.in_process(tmp_path, f'{request.node.name}_{count}', **options)
         cfg.custom_hooks += [dict(type='WitnessHook')]
         WitnessHook.seen, WitnessHook.act = {}, act
         runner = DEIMRunner.from_cfg(cfg)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from mmdet.models import BaseDetector
 from mmdet.registry import HOOKS, METRICS, MODELS
+from mmengine.config import Config
 from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -215,13 +216,27 @@ del part, transform
     path = folder / 'toy_config.py'
     path.write_text(text)
     if changes:
-        from mmengine.config import Config
-
         cfg = Config.fromfile(path, import_custom_modules=False)
         cfg.merge_from_dict(changes)
         path = folder / 'changed_config.py'
         cfg.dump(path)
     return path
+
+
+def in_process(folder: Path, name: str, **changes) -> Config:
+    """The config for a training in this process: without workers, of a name of its own."""
+    cfg = Config.fromfile(write_config(folder), import_custom_modules=False)
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(folder / 'work'),
+            'launcher': 'none',
+            'experiment_name': name,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            **changes,
+        }
+    )
+    return cfg
 
 
 def scripted(scores: list[float]) -> dict:

@@ -53,6 +53,9 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        # Runner.val evaluates without a training, and there is nothing to save.
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
         if not self.by_epoch:
             super().after_val_epoch(runner, metrics)
             return
@@ -69,7 +72,6 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove(previous)
 
     def after_val(self, runner) -> None:
-        # Runner.val evaluates without a training.
         if not self.by_epoch or not isinstance(runner._train_loop, BaseLoop):
             return
         runner.message_hub.update_info('validated_epoch', runner.epoch)
