@@ -1,10 +1,17 @@
 """What is checked before training or testing starts, with one clear message each."""
 
+import os
 from collections.abc import Iterator
 
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
+
+from ..datasets.checks.config import check_datasets
+
+# Where launchers say which of several processes this one is.
+RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -22,6 +29,26 @@ def base_datasets(dataset) -> Iterator[BaseDataset]:
     for child in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if child is not None:
             yield from base_datasets(child)
+
+
+def check_data(config: Config) -> None:
+    """Check the annotations of the training and validation sets, and print what is found.
+
+    The first of several processes does so, and takes what it checked before from a cache.
+
+    Raises:
+        ValueError: Something would break training; names it and the remedy.
+    """
+    if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES):
+        return
+    reports = check_datasets(config, splits=('training', 'validation'))
+    for report in reports:
+        print(report.text(), flush=True)
+    if any(report.breaks for report in reports):
+        raise ValueError(
+            'the data would break training, see BREAKS above: tools/check_dataset.py with this '
+            'config lists all of it; --no-check-data trains regardless'
+        )
 
 
 def check_classes(model: nn.Module, dataset, split: str) -> None:
