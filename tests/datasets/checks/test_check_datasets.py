@@ -88,6 +88,14 @@ def test_every_problem_of_annotations_and_images_is_in_the_messy_data():
     assert set(HARMLESS) | set(BREAKING) == set(PROBLEMS) - of_the_file_alone
 
 
+def test_the_table_in_the_documentation_is_that_of_the_package(repo_root):
+    text = (repo_root / 'docs' / 'data.md').read_text()
+    words = {True: 'yes', False: 'no'}
+    for problem in PROBLEMS.values():
+        breaks = words.get(problem.breaks, problem.breaks)
+        assert f'\n| {problem.title} | {problem.training} | {breaks} |\n' in text
+
+
 def test_what_only_evaluation_refuses_breaks_in_validation_alone(tmp_path):
     folder = write_messy_data(tmp_path / 'data', breaking=False)
     [report] = check_datasets(config_of(folder, evaluation=True))
@@ -146,14 +154,20 @@ def test_test_set_that_is_the_validation_set_is_checked_once(tmp_path):
     assert report.splits == ['validation', 'test']
 
 
+class ForgivingLoader(LoadImageFromFile):
+    """Fills in what is missing, as versions of OpenCV before 5 do."""
+
+    def transform(self, results):
+        return {**results, 'img': np.zeros((40, 60, 3), np.uint8)}
+
+
 def test_truncated_images_break_only_where_the_loader_refuses_them(tmp_path):
     data = cv2.imencode('.jpg', np.full((40, 60, 3), 90, np.uint8))[1].tobytes()
     (tmp_path / 'cut.jpg').write_bytes(data[:-20])
     task = ImageTask(str(tmp_path / 'cut.jpg'), 'cut.jpg', (60, 40))
-    [finding] = inspect_image(task, LoadImageChecked())
-    assert (finding.problem, finding.breaks) == ('image_truncated', True)
-    [finding] = inspect_image(task, LoadImageFromFile())
-    assert (finding.problem, finding.breaks) == ('image_truncated', False)
+    for loader, breaks in ((LoadImageChecked(), True), (ForgivingLoader(), False)):
+        [finding] = inspect_image(task, loader)
+        assert (finding.problem, finding.breaks) == ('image_truncated', breaks)
 
 
 def test_orientation_is_no_finding_where_it_is_ignored(tmp_path):
