@@ -248,7 +248,7 @@ def check_boxes(dataset, content: dict, logged: list[str]) -> None:
 def evaluate(dataset, content: dict) -> None:
     """mmdet's metric reads the same file."""
     with contextlib.redirect_stdout(io.StringIO()):
-        metric = CocoMetric(ann_file=dataset.ann_file)
+        metric = CocoMetric(ann_file=dataset.ann_file, iou_thrs=np.array([0.5, 0.75]))
         metric.dataset_meta = dataset.metainfo
         samples = [
             dict(
