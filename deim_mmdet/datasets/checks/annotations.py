@@ -1,11 +1,11 @@
 """What is wrong with the annotations of a file that has COCO's form."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .annotation_file import is_finite
-from .problems import PROBLEMS, Finding, some
+from .problems import DROPPED, PROBLEMS, Finding, some
 
 
 @dataclass
@@ -37,7 +37,7 @@ class CheckedAnnotations:
         """How many boxes were dropped, why, and in which images; None where none were."""
         reasons = defaultdict(list)
         for finding in self.findings:
-            if PROBLEMS[finding.problem].training == 'dropped':
+            if finding.problem in DROPPED:
                 reasons[finding.problem].append(finding.image or finding.says)
         if not reasons:
             return None
@@ -75,7 +75,7 @@ def check_annotations(
     return checked
 
 
-def _check_images(checked: CheckedAnnotations, found) -> None:
+def _check_images(checked: CheckedAnnotations, found: Callable) -> None:
     first = {}
     for image in checked.images:
         earlier = first.setdefault(image['id'], image)
@@ -87,7 +87,10 @@ def _check_images(checked: CheckedAnnotations, found) -> None:
 
 
 def _check_categories(
-    checked: CheckedAnnotations, categories: list[dict], given: Sequence[str] | None, found
+    checked: CheckedAnnotations,
+    categories: list[dict],
+    given: Sequence[str] | None,
+    found: Callable,
 ) -> None:
     for key, problem in (('id', 'repeated_category_id'), ('name', 'repeated_category_name')):
         for value, count in Counter(category[key] for category in categories).items():
@@ -112,7 +115,7 @@ def _check_categories(
     checked.category_ids = [c['id'] for c in categories if c['name'] in checked.classes]
 
 
-def _check_boxes(checked: CheckedAnnotations, content: dict, found) -> None:
+def _check_boxes(checked: CheckedAnnotations, content: dict, found: Callable) -> None:
     images = {image['id']: image for image in checked.images}
     categories = {category['id']: category['name'] for category in content['categories']}
     ids, boxes = set(), set()

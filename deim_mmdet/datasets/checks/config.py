@@ -9,6 +9,7 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import Registry, init_default_scope
 
+from ..coco import CheckedCocoDataset
 from .annotation_file import read_annotation_file
 from .annotations import check_annotations
 from .cache import cached_report
@@ -46,6 +47,11 @@ def check_datasets(
         outer = (config.get(SPLITS[split]) or {}).get('dataset')
         loader = _find(outer, TRANSFORMS, LoadImageFromFile) or dict(type='LoadImageChecked')
         for options in _base_datasets(outer):
+            if not _reads_coco(options):
+                report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
+                report.add([Finding('other_format', False, str(options.get('type')))])
+                reports[split, repr(options)] = report
+                continue
             source = CocoSource(options, loader)
             if source.key not in reports:
                 reports[source.key] = source.check(images, workers, use_cache)
@@ -87,9 +93,6 @@ class CocoSource:
 
     def _check(self, images: bool = False, workers: int = 0) -> DatasetReport:
         report = DatasetReport(self.dataset.ann_file, self.folder)
-        if not isinstance(self.dataset, CocoDataset):
-            report.add([Finding('other_format', False, type(self.dataset).__name__)])
-            return report
         try:
             content = read_annotation_file(
                 self.dataset.ann_file, self.evaluation, self.dataset.backend_args
@@ -113,6 +116,14 @@ class CocoSource:
             report.add(inspect_images(tasks, self.loader, workers))
             report.images_read = True
         return report
+
+
+def _reads_coco(options: dict) -> bool:
+    """Whether a data set reads its file as COCO's; some that derive from ``CocoDataset`` don't."""
+    kind = options.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    ways = (CheckedCocoDataset.load_data_list, CocoDataset.load_data_list)
+    return getattr(kind, 'load_data_list', None) in ways
 
 
 def _base_datasets(options: object) -> Iterator[dict]:

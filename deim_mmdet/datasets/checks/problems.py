@@ -103,7 +103,9 @@ PROBLEMS = {
     'image_missing': Problem('images that cannot be opened', 'stops there', breaks=True),
     'image_empty': Problem('empty files (0 bytes)', 'stops there', breaks=True),
     'image_truncated': Problem(
-        'truncated images', 'stops there; in evaluation, older versions of OpenCV fill in grey', breaks=True
+        'truncated images',
+        'stops there; in evaluation, older versions of OpenCV fill in grey',
+        breaks=True,
     ),
     'image_unreadable': Problem('files that cannot be decoded', 'stops there', breaks=True),
     'image_huge': Problem('images too large to decode', 'stops there', breaks=True),

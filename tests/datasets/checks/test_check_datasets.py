@@ -13,7 +13,7 @@ from deim_mmdet.datasets import LoadImageChecked
 from deim_mmdet.datasets.checks.config import check_datasets
 from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
 from deim_mmdet.datasets.checks.pool import inspect_images
-from deim_mmdet.datasets.checks.problems import PROBLEMS
+from deim_mmdet.datasets.checks.problems import DROPPED, PROBLEMS
 from deim_mmdet.datasets.checks.sheet import draw_report
 
 
@@ -54,9 +54,7 @@ def test_every_fault_is_counted(tmp_path, workers):
     content = json.loads((folder / 'all.json').read_text())
     assert report.images == len(content['images']) - 1
     assert report.annotations == len(content['annotations'])
-    dropped = sum(
-        count for name, count in counts(report).items() if PROBLEMS[name].training == 'dropped'
-    )
+    dropped = sum(counts(report)[name] for name in DROPPED)
     assert report.used + dropped == report.annotations
     shown = draw_report([report])
     assert shown.ndim == 3
@@ -117,6 +115,29 @@ def test_a_missing_class_breaks(tmp_path):
     [report] = check_datasets(config)
     assert report.problems['classes_differ'].breaking == 1
     assert "no category 'square'" in report.text()
+
+
+def test_data_sets_in_other_formats_are_named_and_left_alone(repo_root):
+    config = Config.fromfile(repo_root / 'configs/deim_dfine_l_crowdhuman.py')
+    reports = check_datasets(config)
+    assert [report.splits for report in reports] == [['training'], ['validation'], ['test']]
+    assert all(counts(report) == {'other_format': 1} for report in reports)
+    assert 'CrowdHumanDataset' in reports[0].text()
+    assert not any(report.breaks for report in reports)
+
+
+def test_every_data_set_under_wrappers_is_checked(tmp_path):
+    config = config_of(write_messy_data(tmp_path / 'a', breaking=False))
+    first = config.train_dataloader.dataset.dataset
+    second = dict(first, data_root=str(write_messy_data(tmp_path / 'b', breaking=False)))
+    config.train_dataloader.dataset.dataset = dict(
+        type='ConcatDataset', datasets=[dict(type='RepeatDataset', times=2, dataset=first), second]
+    )
+    reports = check_datasets(config)
+    assert [report.annotation_file for report in reports] == [
+        f'{tmp_path}/a/all.json',
+        f'{tmp_path}/b/all.json',
+    ]
 
 
 def test_cache_is_used_by_contents_and_settings_and_ignored_where_corrupt(tmp_path, cache):
