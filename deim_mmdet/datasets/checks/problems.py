@@ -108,7 +108,7 @@ PROBLEMS = {
         breaks=True,
     ),
     'image_unreadable': Problem('files that cannot be decoded', 'stops there', breaks=True),
-    'image_huge': Problem('images too large to decode', 'stops there', breaks=True),
+    'image_huge': Problem('images of more than 179 million pixels', 'stops there', breaks=True),
 }
 
 #: What makes a box unusable: it is dropped, and reported.
