@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
@@ -224,6 +225,22 @@ def test_annotation_ids_matter_to_evaluation_alone(edit):
         edit(change, test_mode=True)
     with pytest.raises(ValueError, match=r"id 'a'\. It must be an integer"):
         edit(replace('annotations', 1, id='a'), test_mode=True)
+
+
+@pytest.mark.parametrize(('number', 'expected'), [(1, 1.0), (0, 0.0)])
+def test_evaluation_never_finds_an_annotation_with_id_zero(edit, number, expected):
+    def change(content):
+        content['images'] = content['images'][:1]
+        content['annotations'] = [{**content['annotations'][0], 'id': number}]
+
+    dataset = edit(change, test_mode=True)
+    metric = CocoMetric(ann_file=dataset.ann_file)
+    metric.dataset_meta = dataset.metainfo
+    found = dict(
+        bboxes=torch.tensor([[5.0, 5, 25, 15]]), scores=torch.ones(1), labels=torch.tensor([0])
+    )
+    metric.process({}, [dict(img_id=0, ori_shape=(40, 60), pred_instances=found)])
+    assert metric.evaluate(1)['coco/bbox_mAP'] == expected
 
 
 def test_an_image_that_is_there_twice_counts_once(edit):
