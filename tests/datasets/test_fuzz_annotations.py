@@ -19,8 +19,8 @@ from mmengine.logging import MMLogger
 
 from deim_mmdet.datasets import CheckedCocoDataset
 
-PARTS = 10
-FILES = fuzz_count(usual=500, full=10_000)
+PARTS = 4
+FILES = fuzz_count(usual=160, full=10_000)
 
 RLE = {'size': [48, 64], 'counts': 'PPYo0'}
 ODD_VALUES = [
