@@ -14,6 +14,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 
+from deim_mmdet.engine.checks import check_data
 from deim_mmdet.engine.config import load_config, override_length
 
 
@@ -67,6 +68,11 @@ def parse_args() -> argparse.Namespace:
         help='settings in place of those of the config, as key=value: train_cfg.max_epochs=12, '
         'data_root=/data/mine, image_size=320. Lists: key="[a,b]" or key=a,b',
     )
+    parser.add_argument(
+        '--no-check-data',
+        action='store_true',
+        help='do not look for faults in the annotations first, see tools/check_dataset.py',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -105,6 +111,8 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = prepare(args)
+    if not args.no_check_data:
+        check_data(cfg)
     RUNNERS.build(cfg).train()
 
 
