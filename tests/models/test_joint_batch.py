@@ -177,6 +177,24 @@ def test_denoising_terms_weigh_each_object_alike(expected, tmp_path):
             assert result[True, 'uneven'][0][term] == pytest.approx(wanted, rel=1e-6), term
 
 
+@pytest.mark.parametrize('name', ['deim_dfine_n', 'deim_rtdetrv2_r18'])
+def test_gradient_of_a_batch_is_the_sum_over_its_images(name):
+    """A batch of one image has its own paths in torch's kernels."""
+    model, (images, _) = small_model(name, False), batch((0, 0))
+
+    def gradients(part):
+        selected, predictions = model.bbox_head._decode(model.extract_feat(images[part]))
+        outputs = (predictions.scores, predictions.boxes, selected.scores, selected.content)
+        trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+        found = torch.autograd.grad(
+            sum(output.square().sum() for output in outputs), trained.values(), allow_unused=True
+        )
+        return {k: g for k, g in zip(trained, found, strict=True) if g is not None}
+
+    first, second = gradients(slice(0, 1)), gradients(slice(1, 2))
+    assert difference({key: first[key] + second[key] for key in first}, gradients(WHOLE)) < 1e-9
+
+
 def descend(model, counts, parts):
     """What one step of plain gradient descent over accumulated parts of a batch takes off."""
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
