@@ -1,13 +1,11 @@
 """Runner that derives the training recipe, checks its input and saves checkpoints atomically."""
 
 import copy
-import datetime
 import os
 from pathlib import Path
 
-import torch
 from mmengine.device import is_cuda_available
-from mmengine.dist import master_only
+from mmengine.dist import is_distributed, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -17,6 +15,7 @@ from torch import nn
 from ..checkpoints.loading import SCHEME
 from .checks import bare_model, check_classes, check_object_counts
 from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
+from .processes import init_gloo, naming_lost_processes
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
 
 
@@ -36,9 +35,9 @@ class DEIMRunner(Runner):
     It refuses, before the first iteration, images with more objects than queries and a number of
     classes other than the data set's; loads checkpoints of the reference and of transformers as its
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
-    leaves no half-written one. On a machine without CUDA it trains
-    with ``--launcher pytorch`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with
-    convolutions laid out channels-last.
+    leaves no half-written one. Where another process of the run is lost it says so. On a machine
+    without CUDA it trains with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without
+    SyncBN, and with convolutions laid out channels-last.
     """
 
     #: The derived numbers, from the start of training on; None without a recipe in the config.
@@ -46,11 +45,8 @@ class DEIMRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine's own initialisation selects a CUDA device in any case.
-        if self.launcher == 'pytorch' and not is_cuda_available():
-            seconds = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
-            torch.distributed.init_process_group(
-                'gloo', timeout=datetime.timedelta(seconds=seconds)
-            )
+        if self.distributed and not is_distributed() and not is_cuda_available():
+            init_gloo(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout', 1800))
         super().setup_env(env_cfg)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -59,6 +55,18 @@ class DEIMRunner(Runner):
             # The layout of oneDNN's kernels, which else convert features before and after each.
             model = model.to(memory_format=torch.channels_last)
         return model
+
+    @naming_lost_processes()
+    def train(self) -> nn.Module:
+        return super().train()
+
+    @naming_lost_processes()
+    def val(self) -> dict:
+        return super().val()
+
+    @naming_lost_processes()
+    def test(self) -> dict:
+        return super().test()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self.distributed and not is_cuda_available():

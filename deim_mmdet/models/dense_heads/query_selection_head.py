@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm
+from ..layers.basic import ConvNorm, to_tokens
 from ..layers.decoder import DecoderPredictions, full_precision
 from ..layers.denoising import DenoisingQueries, DenoisingQueryGenerator
 from ..layers.query_selection import QuerySelection, SelectedQueries
@@ -99,7 +99,7 @@ class QuerySelectionHead(BaseModule):
         """Selected queries, and the predictions for denoising (first) and matching queries."""
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         spatial_shapes = [(int(feat.shape[2]), int(feat.shape[3])) for feat in feats]
-        memory = torch.cat([feat.flatten(2).transpose(1, 2) for feat in feats], dim=1)
+        memory = torch.cat([to_tokens(feat) for feat in feats], dim=1)
         selected = self.query_selection(memory, spatial_shapes)
         content, references = selected.content.detach(), selected.box_logits.detach()
         mask = None

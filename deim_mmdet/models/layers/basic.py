@@ -152,3 +152,15 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit of ``x`` in [0, 1]; both ``x`` and ``1 - x`` are clamped to at least ``eps``."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """(B, D, H, W) as tokens (B, H · W, D).
+
+    The gradient that comes back along this way has its channels last. For a batch of one image
+    torch's batch norm on the CPU (2.13) takes such a gradient for one with channels first and goes
+    on with wrong numbers, hence the copy.
+    """
+    if feature_map.requires_grad and len(feature_map) == 1:
+        feature_map.register_hook(Tensor.contiguous)
+    return feature_map.flatten(2).transpose(1, 2)

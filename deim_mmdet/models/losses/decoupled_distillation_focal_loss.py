@@ -29,10 +29,9 @@ class DecoupledDistillationFocalLoss(nn.Module):
         pred: Tensor,
         soft_label: Tensor,
         weight: Tensor | None = None,
-        avg_factor: float | None = None,
+        avg_factor: float | Tensor | None = None,
         matched: Tensor | None = None,
-        num_matched: Tensor | None = None,
-        num_unmatched: Tensor | None = None,
+        balance: Tensor | None = None,
     ) -> Tensor:
         """Loss of each of the leading dimensions, e.g. decoder layers.
 
@@ -40,12 +39,12 @@ class DecoupledDistillationFocalLoss(nn.Module):
             pred: (*, N, bins) logits of the students.
             soft_label: (N, bins) logits of the teacher; no gradient flows into them.
             weight: (*, N): IoU for matched predictions, the teacher's confidence for others.
-            avg_factor: Divisor of the sum where ``matched`` is ``None``; N by default.
+            avg_factor: Divisor of the sum where ``matched`` is ``None``; N by default. Else the
+                divisors (2,) of the matched and of the unmatched part; by default their numbers.
             matched: (N,) bool. ``None`` takes all predictions for matched, as mmdet's
                 distillation heads do, which hand over the positive ones only.
-            num_matched: Number that balances the matched part; counted from ``matched`` if
-                ``None``.
-            num_unmatched: Likewise for the unmatched part.
+            balance: (2,) numbers of matched and unmatched predictions whose square roots weight
+                the two parts; counted from ``matched`` if ``None``.
 
         Returns:
             (*).
@@ -57,17 +56,10 @@ class DecoupledDistillationFocalLoss(nn.Module):
             divergence = divergence * weight.detach()
         if matched is None:
             return self.loss_weight * divergence.sum(-1) / (avg_factor or divergence.shape[-1])
-        matched = matched.to(divergence.dtype)
-        counts = matched.sum(), (1 - matched).sum()
-        means = [
-            (divergence * mask).sum(-1) / count.clamp(min=1)
-            for mask, count in zip((matched, 1 - matched), counts, strict=True)
-        ]
-        balance = torch.stack(
-            [
-                counts[0] if num_matched is None else num_matched,
-                counts[1] if num_unmatched is None else num_unmatched,
-            ]
-        ).sqrt()
-        combined = means[0] * balance[0] + means[1] * balance[1]
-        return self.loss_weight * combined / balance.sum().clamp(min=1e-6)
+        masks = torch.stack([matched, ~matched]).to(divergence.dtype)
+        counts = masks.sum(-1)
+        # Of a part without members the sum is 0, whatever it is divided by.
+        divisors = (counts if avg_factor is None else avg_factor).clamp(min=1e-6)
+        means = (divergence[..., None, :] * masks).sum(-1) / divisors
+        weights = (counts if balance is None else balance).sqrt()
+        return self.loss_weight * (means * weights).sum(-1) / weights.sum().clamp(min=1e-6)

@@ -78,13 +78,20 @@ class DFINECriterion(SetCriterion):
         matched = self.matcher.match(scores, boxes, targets)
         own = pairs_of_sets(matched, scores.device)
         union = union_set(matched, scores.shape[2], scores.device)
-        num_objects, num_union = mean_over_ranks(scores, targets.total, len(union))
+        num_noised = 0 if denoising is None else _num_queries(denoising) // num_groups
+        counts = mean_over_ranks(
+            scores,
+            *(targets.total, num_noised - targets.total),
+            *(len(union), _num_queries(matching) - len(union)),
+        )
+        num_objects, num_union = counts[[0, 2]].clamp(min=1)
+        balance = counts[2:]
 
         terms = dict(
             loss_cls=self._classification(scores, boxes, own, targets) / num_objects,
             **{k: v / num_union for k, v in self._boxes(boxes, union, targets).items()},
         )
-        local, balance = self._distributions(matching, union, targets, num_union, bins)
+        local = self._distributions(matching, union, targets, num_union, bins, balance, balance)
         losses = named({**terms, **local}, [*layers, 'pre.', 'enc.'])
 
         if denoising is not None:
@@ -93,7 +100,8 @@ class DFINECriterion(SetCriterion):
             pairs = denoising_pairs(targets, num_groups)
             count = num_objects * num_groups
             terms = self._terms(scores, boxes, pairs, targets, count)
-            local, _ = self._distributions(denoising, pairs, targets, count, bins, balance)
+            parts = counts[:2] * num_groups
+            local = self._distributions(denoising, pairs, targets, count, bins, parts, balance)
             prefixes = [f'dn.{prefix}' for prefix in [*layers, 'pre.']]
             losses.update(named({**terms, **local}, prefixes))
         return losses
@@ -105,9 +113,14 @@ class DFINECriterion(SetCriterion):
         targets: Targets,
         normaliser: Tensor,
         bins: tuple[int, Tensor, Tensor],
-        balance: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """FGL (L,) and DDF (L - 1,), and the numbers that balance DDF's two parts."""
+        parts: Tensor,
+        balance: Tensor,
+    ) -> dict[str, Tensor]:
+        """FGL (L,) and DDF (L - 1,).
+
+        ``parts`` (2,) are the numbers of matched and unmatched queries, averaged over the ranks,
+        ``balance`` (2,) those that weight DDF's two means.
+        """
         reg_max, up, reg_scale = bins
         table = weighting_function(reg_max, up, reg_scale)
         num_layers, batch, num_queries = predictions.scores.shape[:3]
@@ -140,14 +153,17 @@ class DFINECriterion(SetCriterion):
         weight = confidence.repeat(num_layers, 1, 1)
         weight[place] = iou
         sides = matched[..., None].expand(-1, -1, 4).flatten()
-        if balance is None:
-            balance = sides.sum(), (~sides).sum()
         ddf = self.loss_ddf(
             logits[:-1].flatten(1, 3),
             logits[-1].flatten(0, 2),
             weight[:-1, ..., None].expand(-1, -1, -1, 4).flatten(1),
+            avg_factor=parts * 4,
             matched=sides,
-            num_matched=balance[0],
-            num_unmatched=balance[1],
+            balance=balance,
         )
-        return dict(loss_fgl=fgl, loss_ddf=ddf), balance
+        return dict(loss_fgl=fgl, loss_ddf=ddf)
+
+
+def _num_queries(predictions: DFINEPredictions) -> int:
+    """Queries of all images."""
+    return predictions.references[..., 0].numel()

@@ -57,7 +57,7 @@ class SetCriterion(nn.Module):
         scores = torch.cat([matching.scores, encoder[0][None]])
         boxes = torch.cat([matching.boxes, encoder[1][None]])
         pairs = pairs_of_sets(self.matcher.match(scores, boxes, targets), scores.device)
-        num_objects = mean_over_ranks(scores, targets.total)[0]
+        num_objects = mean_over_ranks(scores, targets.total)[0].clamp(min=1)
         terms = self._terms(scores, boxes, pairs, targets, num_objects)
         losses = named(terms, [*layers, 'enc.'])
         if denoising is not None:
@@ -116,8 +116,12 @@ class SetCriterion(nn.Module):
 
 
 def mean_over_ranks(like: Tensor, *counts: int) -> Tensor:
-    """Mean of each count over the ranks, at least 1, on the device of ``like``."""
-    return reduce_mean(like.new_tensor(counts, dtype=torch.float)).clamp(min=1)
+    """Mean of each count over the ranks, on the device of ``like``.
+
+    DDP averages the gradients of the ranks. Sums divided by the mean count therefore add up to what
+    one process computes of the joint batch. Each rank must ask for as many counts as the others.
+    """
+    return reduce_mean(like.new_tensor(counts, dtype=torch.float))
 
 
 def aligned_iou(boxes: Tensor, target_boxes: Tensor) -> Tensor:

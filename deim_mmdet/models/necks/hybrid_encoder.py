@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm
+from ..layers.basic import ConvNorm, to_tokens
 
 
 class RepVGGBlock(nn.Module):
@@ -244,7 +244,7 @@ class HybridEncoder(BaseModule):
         self._check_sizes(feats)
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         coarsest = feats[-1]
-        tokens = self.encoder(coarsest.flatten(2).transpose(1, 2), self._position(coarsest))
+        tokens = self.encoder(to_tokens(coarsest), self._position(coarsest))
         feats[-1] = tokens.transpose(1, 2).reshape(coarsest.shape)
 
         # Top-down: each step adds a finer level in front.
