@@ -8,12 +8,14 @@ CONFIG is a path; through mim it may be the name of one of the package's configs
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 
+from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.config import load_config
 
 
@@ -82,7 +84,11 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = prepare(args)
-    RUNNERS.build(cfg).train()
+    try:
+        RUNNERS.build(cfg).train()
+    except RunFault as fault:
+        # The message says all; the traceback would only hide it.
+        sys.exit(f'{type(fault).__name__}: {fault}')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,15 @@
+from .faults import RunFault
 from .hooks import (
     AtomicCheckpointHook,
     CheckpointCheckHook,
     DenseO2OScheduleHook,
     ExpWarmupEMA,
     ExpWarmupEMAHook,
+    NonFiniteError,
+    NonFiniteGradientError,
     NonFiniteLossError,
     NonFiniteLossHook,
+    NonFiniteWeightError,
 )
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .recipe import PublishedRecipe, Recipe, derive_recipe
@@ -21,10 +25,14 @@ __all__ = [
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'FlatCosineLR',
+    'NonFiniteError',
+    'NonFiniteGradientError',
     'NonFiniteLossError',
     'NonFiniteLossHook',
+    'NonFiniteWeightError',
     'PublishedRecipe',
     'Recipe',
     'RuleOptimWrapperConstructor',
+    'RunFault',
     'derive_recipe',
 ]

@@ -2,7 +2,13 @@ from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_check_hook import CheckpointCheckHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
-from .non_finite_loss_hook import NonFiniteLossError, NonFiniteLossHook
+from .non_finite_loss_hook import (
+    NonFiniteError,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFiniteLossHook,
+    NonFiniteWeightError,
+)
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -10,6 +16,9 @@ __all__ = [
     'DenseO2OScheduleHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
+    'NonFiniteError',
+    'NonFiniteGradientError',
     'NonFiniteLossError',
     'NonFiniteLossHook',
+    'NonFiniteWeightError',
 ]
