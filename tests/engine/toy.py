@@ -164,7 +164,8 @@ del part, transform
 
 def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
     """Run a script of the repository with the toy module importable; returns its output."""
-    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1')
+    path = (str(Path(__file__).parent), str(ROOT), os.environ.get('PYTHONPATH', ''))
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)), OMP_NUM_THREADS='1')
     if kill_at is not None:
         env['KILL_AT'] = kill_at
     done = subprocess.run(
