@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
 from deim_mmdet.engine import RunFault
-from deim_mmdet.engine.faults import check_work_dir, find_resumable
+from deim_mmdet.engine.faults import check_work_dir, checkpoint_size, find_resumable
 
 
 class At(Hook):
@@ -76,8 +78,6 @@ def test_no_space_for_a_single_checkpoint(make_runner, tmp_path, monkeypatch):
 def test_estimated_size_of_a_checkpoint(make_runner):
     runner = make_runner()
     runner.train()
-    from deim_mmdet.engine.faults import checkpoint_size
-
     written = torch.load(Path(runner.work_dir) / 'epoch_4.pth')
     tensors = [*written['state_dict'].values(), *written['ema_state_dict'].values()]
     for state in written['optimizer']['state'].values():
@@ -282,9 +282,41 @@ def test_outdated_checkpoints_of_a_killed_run_are_removed(make_runner, work_dir)
 
 def in_own_mounts(script, folder):
     """Run a shell script that mounts something; skips where that isn't allowed."""
-    command = ['unshare', '--mount', 'sh', '-ec', script]
     probe = ['unshare', '--mount', 'mount', '-t', 'tmpfs', 'tmpfs', str(folder)]
     if shutil.which('unshare') is None or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip('mounting is not allowed')
-    env = dict(os.environ, PYTHONPATH=str(Path(toy.__file__).parent), OMP_NUM_THREADS='1')
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+        pytest.skip('mounting is not allowed here')
+    env = toy.environment()
+    command = ['unshare', '--mount', 'sh', '-ec', script]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+
+
+def test_on_a_disk_that_is_full_and_one_that_is_read_only(trained, tmp_path):
+    """Mounted for the purpose; with more space the training goes on to the same end."""
+    folder, whole = trained
+    work_dir = tmp_path / 'disk'
+    work_dir.mkdir()
+    size = (whole / 'epoch_8.pth').stat().st_size
+    tool = (
+        f'{sys.executable} {toy.ROOT}/tools/train.py {folder}/toy_config.py --work-dir {work_dir}'
+    )
+    script = f"""
+        mount -t tmpfs -o size={5 * size} tmpfs {work_dir}
+        ! {tool} > {tmp_path}/full.txt 2>&1
+        ls -A {work_dir} > {tmp_path}/left.txt
+        mount -o remount,size=64m {work_dir}
+        {tool} --resume
+        cp {work_dir}/epoch_8.pth {tmp_path}
+        mount -o remount,ro {work_dir}
+        ! {tool} > {tmp_path}/read_only.txt 2>&1
+    """
+    in_own_mounts(script, work_dir)
+    full, left, read_only = (
+        (tmp_path / name).read_text() for name in ('full.txt', 'left.txt', 'read_only.txt')
+    )
+    assert re.search(r'\nRunFault: .*No space left on device.*MB are free.*--resume\n', full)
+    assert re.search(r'\nRunFault: cannot write to .*Read-only file system', read_only)
+    assert 'Traceback' not in full + read_only
+    assert re.search(r'epoch_\d\.pth', left)
+    assert '.tmp-' not in left
+    weights = [torch.load(path / 'epoch_8.pth')['state_dict'] for path in (whole, tmp_path)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -1,7 +1,6 @@
 """A training that is killed at random and resumed comes to what the undisturbed one does."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ def kill_and_compare(folder, config, kills, *options):
     command = [sys.executable, script, folder / 'runs', config, '--kills', str(kills)]
     done = subprocess.run(
         [*command, '--cfg-options', *options],
-        env=dict(os.environ, PYTHONPATH=str(script.parent), OMP_NUM_THREADS='1'),
+        env=toy.environment(),
         capture_output=True,
         text=True,
     )
