@@ -3,6 +3,8 @@ from .hooks import (
     AtomicCheckpointHook,
     CheckpointCheckHook,
     DenseO2OScheduleHook,
+    DerivedSeedHook,
+    EMARestartHook,
     ExpWarmupEMA,
     ExpWarmupEMAHook,
     NonFiniteError,
@@ -10,6 +12,7 @@ from .hooks import (
     NonFiniteLossError,
     NonFiniteLossHook,
     NonFiniteWeightError,
+    ResumableEarlyStoppingHook,
 )
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .recipe import PublishedRecipe, Recipe, derive_recipe
@@ -22,6 +25,8 @@ __all__ = [
     'CpuAmpOptimWrapper',
     'DEIMRunner',
     'DenseO2OScheduleHook',
+    'DerivedSeedHook',
+    'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'FlatCosineLR',
@@ -32,6 +37,7 @@ __all__ = [
     'NonFiniteWeightError',
     'PublishedRecipe',
     'Recipe',
+    'ResumableEarlyStoppingHook',
     'RuleOptimWrapperConstructor',
     'RunFault',
     'derive_recipe',

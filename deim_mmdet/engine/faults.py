@@ -17,7 +17,8 @@ from ..checkpoints.files import find_damage
 #: No space, quota used up, limit of file sizes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GO_ON = 'then go on with --resume'
-STEP_IN_NAME = re.compile(r'_(\d+)\.pth$')
+# Neither half-written files, which begin with a dot, nor best ones.
+RESUMABLE = re.compile(r'(?!\.|best_).*_(\d+)\.pth')
 
 
 class RunFault(RuntimeError):
@@ -166,7 +167,7 @@ def find_resumable(work_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
         (int(step[1]), path)
         for folder in folders
         for path in folder.glob('*.pth')
-        if (step := STEP_IN_NAME.search(path.name)) and not path.name.startswith('best_')
+        if (step := RESUMABLE.fullmatch(path.name))
     ]
     candidates += [path for _, path in sorted(others, reverse=True) if path not in candidates]
     for path in candidates:

@@ -24,6 +24,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
+from states import different_runs
 
 import deim_mmdet  # noqa: F401  registers what configs name
 from deim_mmdet.checkpoints.files import find_damage
@@ -115,38 +116,6 @@ def damaged_files(work_dir: Path) -> list[str]:
     return [f'{path}: {reason}' for path in paths if (reason := find_damage(path))]
 
 
-def differences(first, second, name='') -> list[str]:
-    """Names of whatever differs in two checkpoints, bit for bit."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        found = [f'{name}.{key}' for key in first.keys() ^ second.keys()]
-        for key in first.keys() & second.keys():
-            found += differences(first[key], second[key], f'{name}.{key}')
-        return found
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        if len(first) != len(second):
-            return [name]
-        return differences(dict(enumerate(first)), dict(enumerate(second)), name)
-    if isinstance(first, torch.Tensor):
-        return [] if torch.equal(first, second) else [name]
-    return [] if first == second else [name]
-
-
-def result(work_dir: Path) -> dict:
-    """What a training has come to: its last checkpoint without clock times, and its files."""
-    checkpoint = torch.load((work_dir / 'last_checkpoint').read_text())
-    info = checkpoint['message_hub']['runtime_info']
-    return dict(
-        files=sorted(path.name for path in work_dir.glob('*.pth')),
-        progress=[checkpoint['meta'][key] for key in ('epoch', 'iter')],
-        info={key: value for key, value in info.items() if key in ('stage', 'best_score')},
-        best=Path(info.get('best_ckpt') or '').name,
-        **{
-            key: checkpoint[key]
-            for key in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-        },
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', type=Path, help='new folder for work directories and logs')
@@ -163,9 +132,8 @@ def main() -> None:
     undisturbed, disturbed = args.folder / 'undisturbed', args.folder / 'disturbed'
     log = args.folder / 'log.txt'
     _, calls, seconds = train(cfg, undisturbed, log)
-    truth = result(undisturbed)
-    share = REACH / truth['progress'][0]
-    size = (undisturbed / truth['files'][-1]).stat().st_size
+    share = REACH / cfg.train_cfg.max_epochs
+    size = max(path.stat().st_size for path in undisturbed.glob('*.pth'))
 
     chance = random.Random(args.seed)
     kinds, damage = Counter(), []
@@ -182,7 +150,7 @@ def main() -> None:
         kinds[kind] += 1
         damage += damaged_files(disturbed)
     train(cfg, disturbed, log)
-    different = differences(truth, result(disturbed))
+    different = different_runs(undisturbed, disturbed)
     print(json.dumps(dict(kills=kinds, damaged=damage, different=different)))
     sys.exit(bool(damage or different))
 

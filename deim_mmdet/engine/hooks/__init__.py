@@ -1,6 +1,8 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_check_hook import CheckpointCheckHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
+from .derived_seed_hook import DerivedSeedHook
+from .ema_restart_hook import EMARestartHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
 from .non_finite_loss_hook import (
     NonFiniteError,
@@ -9,11 +11,14 @@ from .non_finite_loss_hook import (
     NonFiniteLossHook,
     NonFiniteWeightError,
 )
+from .resumable_early_stopping_hook import ResumableEarlyStoppingHook
 
 __all__ = [
     'AtomicCheckpointHook',
     'CheckpointCheckHook',
     'DenseO2OScheduleHook',
+    'DerivedSeedHook',
+    'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'NonFiniteError',
@@ -21,4 +26,5 @@ __all__ = [
     'NonFiniteLossError',
     'NonFiniteLossHook',
     'NonFiniteWeightError',
+    'ResumableEarlyStoppingHook',
 ]

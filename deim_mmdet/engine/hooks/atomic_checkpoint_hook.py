@@ -6,6 +6,7 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import BaseLoop
 
 from ...utils.files import remove_unfinished, write_text
 from ..faults import check_space, checkpoint_size
@@ -21,6 +22,11 @@ class AtomicCheckpointHook(CheckpointHook):
     of the outdated are in the checkpoint, so that a run that is killed before it has removed them
     does so when it is resumed.
 
+    A checkpoint by epoch is written before the evaluation that follows, and once more after it,
+    when every hook has seen its result. The message hub knows the last epoch that was evaluated, as
+    ``validated_epoch``: a run that is resumed from a checkpoint whose evaluation was interrupted
+    evaluates before it goes on.
+
     Before training it removes what a killed run left half written, and compares the free space
     with the size of a checkpoint.
 
@@ -28,19 +34,65 @@ class AtomicCheckpointHook(CheckpointHook):
         RunFault: Not even one checkpoint fits on the disk.
     """
 
+    _saved_epoch: int | None = None
+    _best_changed = False
+
     def before_train(self, runner) -> None:
         super().before_train(runner)
         # The best checkpoint of each indicator, and all best ones that are on the disk.
         self._best = {key: path for key, path in self._entered_best().items() if path}
         self._best_written = set(self._best.values())
         self._outdated = list(runner.message_hub.get_info('outdated_ckpts', []))
-        if not is_main_process():
+        if is_main_process():
+            self._remove_outdated()
+            if isinstance(self.file_backend, LocalBackend):
+                for folder in {runner.work_dir, self.out_dir}:
+                    remove_unfinished(folder)
+                check_space(self.out_dir, checkpoint_size(runner))
+        self._outdated = []
+        if self.by_epoch:
+            self._make_up_for_evaluation(runner)
+
+    def _make_up_for_evaluation(self, runner) -> None:
+        hub = runner.message_hub
+        # Without an entry nothing is known of earlier evaluations, or there were no epochs.
+        validated = hub.get_info('validated_epoch', runner.epoch)
+        hub.update_info('validated_epoch', validated)
+        if validated < runner.epoch and self._is_validated(runner):
+            runner.logger.info(
+                f'Epoch {runner.epoch} was saved, but its evaluation interrupted: evaluating'
+            )
+            self._saved_epoch = runner.epoch
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        # mmengine writes the last checkpoint by epoch again before all hooks have seen the result.
+        last = self.last_ckpt
+        if self.by_epoch:
+            self.last_ckpt = None
+        super().after_val_epoch(runner, metrics)
+        if self.by_epoch:
+            self.last_ckpt = last
+
+    def after_val(self, runner) -> None:
+        # Runner.val evaluates without a training.
+        if not self.by_epoch or not isinstance(runner._train_loop, BaseLoop):
             return
-        self._remove_outdated()
-        if isinstance(self.file_backend, LocalBackend):
-            for folder in {runner.work_dir, self.out_dir}:
-                remove_unfinished(folder)
-            check_space(self.out_dir, checkpoint_size(runner))
+        runner.message_hub.update_info('validated_epoch', runner.epoch)
+        if self._best_changed or self._saved_epoch == runner.epoch:
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, runner.epoch, meta)
+        self._best_changed = False
+
+    @staticmethod
+    def _is_validated(runner) -> bool:
+        """Whether the training loop evaluates after the epoch that it has reached."""
+        loop = runner.train_loop
+        return (
+            runner.val_loop is not None
+            and loop.epoch >= loop.val_begin
+            and (loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)
+        )
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
@@ -55,6 +107,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._best_written = best
         runner.message_hub.update_info('outdated_ckpts', list(self._outdated))
 
+        self._saved_epoch = step
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -84,6 +137,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine removes what is entered before it has written the new best checkpoint.
         self._enter_best(dict.fromkeys(self._entered_best()))
         super()._save_best_checkpoint(runner, metrics)
+        self._best_changed = any(self._entered_best().values())
         self._note_best()
         self._enter_best(self._best)
 

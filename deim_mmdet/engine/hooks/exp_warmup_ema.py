@@ -101,3 +101,13 @@ class ExpWarmupEMAHook(EMAHook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not any(guard.skipping for guard in self._guards):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def restore(self, checkpoint: dict) -> None:
+        """Set model and average to those of a checkpoint that this hook took part in saving.
+
+        Args:
+            checkpoint: Its content; changed in place.
+        """
+        self._swap_ema_state_dict(checkpoint)
+        self.src_model.load_state_dict(checkpoint['state_dict'])
+        self.ema_model.load_state_dict(checkpoint['ema_state_dict'])
