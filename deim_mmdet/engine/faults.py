@@ -76,7 +76,7 @@ def checkpoint_size(runner) -> int:
     averages = sum(isinstance(hook, EMAHook) for hook in runner.hooks)
     moments = sum(
         _size(group['params']) * (len(group.get('betas', ())) or bool(group.get('momentum')))
-        for group in runner.optim_wrapper.param_groups
+        for group in runner.optim_wrapper.optimizer.param_groups
     )
     return weights * (1 + averages) + moments
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import toy
 from mmengine.config import Config
@@ -29,3 +31,22 @@ def make_runner(tmp_path, request):
 
     make.count = 0
     return make
+
+
+@pytest.fixture
+def around_changes_of_names(monkeypatch):
+    """Function that has another one called before and after each file is renamed or removed."""
+
+    def watch(check):
+        def watched(function):
+            def call(*arguments):
+                check()
+                function(*arguments)
+                check()
+
+            return call
+
+        for name in ('replace', 'remove'):
+            monkeypatch.setattr(os, name, watched(getattr(os, name)))
+
+    return watch

@@ -51,18 +51,22 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_disk_full_while_saving(make_runner, tmp_path, full_disk):
+@pytest.mark.parametrize(
+    ('moment', 'size', 'words'),
+    [
+        (
+            'before_save_checkpoint',
+            8192,
+            r'work/epoch_3\.pth could not be .*about.* free.*--resume',
+        ),
+        ('before_train_epoch', 100, r'could not be written.* MB are free in .*/work\..*--resume'),
+    ],
+    ids=['saving', 'logging'],
+)
+def test_disk_full(moment, size, words, make_runner, tmp_path, full_disk):
     runner = make_runner()
-    runner.register_hook(At('before_save_checkpoint', 2, lambda: full_disk(8192)))
-    with pytest.raises(RunFault, match=r'epoch_3\.pth could not be .*about.* MB are free.*resume'):
-        runner.train()
-    assert_resumable(tmp_path / 'work', 'epoch_2.pth')
-
-
-def test_disk_full_while_logging(make_runner, tmp_path, full_disk):
-    runner = make_runner()
-    runner.register_hook(At('before_train_epoch', 2, lambda: full_disk(100)))
-    with pytest.raises(RunFault, match=rf'could not be written.* MB are free in {tmp_path}/work'):
+    runner.register_hook(At(moment, 2, lambda: full_disk(size)))
+    with pytest.raises(RunFault, match=words):
         runner.train()
     assert_resumable(tmp_path / 'work', 'epoch_2.pth')
 
@@ -235,7 +239,7 @@ class RisingMetric(BaseMetric):
         return dict(value=self.count)
 
 
-def test_best_checkpoint_exists_at_any_moment(make_runner, tmp_path, monkeypatch):
+def test_best_checkpoint_exists_at_any_moment(make_runner, tmp_path, around_changes_of_names):
     """That which the checkpoint to resume from names, while it is replaced in every epoch."""
     work_dir = tmp_path / 'work'
     named = []
@@ -247,16 +251,7 @@ def test_best_checkpoint_exists_at_any_moment(make_runner, tmp_path, monkeypatch
             named.append(best)
             assert best is None or Path(best).exists()
 
-    def watched(function):
-        def call(*arguments):
-            check()
-            function(*arguments)
-            check()
-
-        return call
-
-    monkeypatch.setattr(os, 'replace', watched(os.replace))
-    monkeypatch.setattr(os, 'remove', watched(os.remove))
+    around_changes_of_names(check)
     runner = make_runner(
         **{
             'train_cfg.val_interval': 1,

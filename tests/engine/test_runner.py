@@ -189,10 +189,11 @@ def test_interrupted_save_leaves_the_last_checkpoint(make_runner, tmp_path, monk
     assert (work_dir / 'epoch_4.pth').read_bytes() == before
 
 
-def test_pointer_names_a_whole_checkpoint_at_any_moment(make_runner, tmp_path, monkeypatch):
+def test_pointer_names_a_whole_checkpoint_at_any_moment(
+    make_runner, tmp_path, around_changes_of_names
+):
     """With only one kept, the old one goes after the pointer names the new one."""
     work_dir = tmp_path / 'work'
-    replace, remove = os.replace, os.remove
     checked = []
 
     def check():
@@ -201,16 +202,7 @@ def test_pointer_names_a_whole_checkpoint_at_any_moment(make_runner, tmp_path, m
             torch.load(pointer.read_text())
             checked.append(pointer.read_text())
 
-    def watched(function):
-        def call(*arguments):
-            check()
-            function(*arguments)
-            check()
-
-        return call
-
-    monkeypatch.setattr(os, 'replace', watched(replace))
-    monkeypatch.setattr(os, 'remove', watched(remove))
+    around_changes_of_names(check)
     make_runner(**{'default_hooks.checkpoint.max_keep_ckpts': 1}).train()
     assert sorted({os.path.basename(path) for path in checked}) == [
         f'epoch_{n}.pth' for n in (1, 2, 3, 4)
