@@ -57,7 +57,7 @@ def full_disk():
         (
             'before_save_checkpoint',
             8192,
-            r'work/epoch_3\.pth could not be .*about.* free.*--resume',
+            r'epoch_3\.pth could not be .*about.* free.*--resume',
         ),
         ('before_train_epoch', 100, r'could not be written.* MB are free in .*/work\..*--resume'),
     ],
