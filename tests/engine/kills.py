@@ -109,7 +109,9 @@ def train(cfg: Config, work_dir: Path, log: Path, **moment) -> tuple[int, int, f
 
 
 def damaged_files(work_dir: Path) -> list[str]:
-    paths = [*work_dir.glob('*.pth')]
+    """Checkpoints under their final names, and the one to resume from, that aren't whole."""
+    # Half-written files have names of their own, beginning with a dot.
+    paths = [*work_dir.glob('[!.]*.pth')]
     pointer = work_dir / 'last_checkpoint'
     if pointer.exists():
         paths.append(Path(pointer.read_text()))
