@@ -262,17 +262,24 @@ def test_best_checkpoint_exists_at_any_moment(make_runner, tmp_path, around_chan
     runner.train()
     names = [f'best_rising_value_epoch_{epoch}.pth' for epoch in (1, 2, 3, 4)]
     assert {Path(path).name for path in named if path} == {*names}
-    assert [path.name for path in work_dir.glob('best_*')] == names[-1:]
+    assert [path.name for path in work_dir.glob('best_rising_*')] == names[-1:]
 
 
-def test_outdated_checkpoints_of_a_killed_run_are_removed(make_runner, work_dir):
+def test_outdated_checkpoints_of_a_killed_run_are_removed(make_runner, tmp_path, monkeypatch):
     """Killed after the pointer was replaced, and before the outdated checkpoint was removed."""
-    (work_dir / 'epoch_5.pth').write_bytes(b'outdated')
-    runner = make_runner(work_dir=str(work_dir), resume=True, **{'train_cfg.max_epochs': 8})
-    runner.train()
-    assert sorted(path.name for path in work_dir.glob('epoch_*')) == [
-        f'epoch_{n}.pth' for n in (6, 7, 8)
-    ]
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    options = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'remove', killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_runner(**options).train()
+    folder = tmp_path / 'work'
+    assert sorted(path.name for path in folder.glob('epoch_*')) == ['epoch_1.pth', 'epoch_2.pth']
+    make_runner(resume=True, **options).train()
+    assert [path.name for path in folder.glob('epoch_*')] == ['epoch_4.pth']
 
 
 def in_own_mounts(script, folder):
