@@ -315,8 +315,8 @@ def test_on_a_disk_that_is_full_and_one_that_is_read_only(trained, tmp_path):
     full, left, read_only = (
         (tmp_path / name).read_text() for name in ('full.txt', 'left.txt', 'read_only.txt')
     )
-    assert re.search(r'\nRunFault: .*No space left on device.*MB are free.*--resume\n', full)
-    assert re.search(r'\nRunFault: cannot write to .*Read-only file system', read_only)
+    assert re.search(r'^RunFault: .*No space left on device.*MB are free.*--resume$', full, re.M)
+    assert re.search(r'^RunFault: cannot write to .*Read-only file system', read_only, re.M)
     assert 'Traceback' not in full + read_only
     assert re.search(r'epoch_\d\.pth', left)
     assert '.tmp-' not in left
