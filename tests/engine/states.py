@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-#: What of the message hub names a folder or a file in it, and what each start sets anew.
+#: What of the message hub names a folder or a file in it, and what each start sets anew (mmengine's
+#: version has the commit of the checkout in it).
 PATHS = ('last_ckpt', 'best_ckpt')
-OF_THE_START = ('cfg', 'experiment_name', 'epoch', 'iter')
+OF_THE_START = ('cfg', 'experiment_name', 'mmengine_version', 'epoch', 'iter')
 
 
 def state_of(path):
