@@ -8,12 +8,14 @@ CONFIG is a path; through mim it may be the name of one of the package's configs
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 
+from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.checks import check_data
 from deim_mmdet.engine.config import load_config, override_length
 
@@ -111,9 +113,13 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = prepare(args)
-    if not args.no_check_data:
-        check_data(cfg)
-    RUNNERS.build(cfg).train()
+    try:
+        if not args.no_check_data:
+            check_data(cfg)
+        RUNNERS.build(cfg).train()
+    except RunFault as fault:
+        # The message says all; the traceback would only hide it.
+        sys.exit(f'{type(fault).__name__}: {fault}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Reading and writing of checkpoint files, none of which gets to run code."""
 
 import hashlib
-import os
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, get_local_rank
 
+from ..utils.files import replaced_when_complete
 from .safe_globals import explain_load_errors
 
 SAFETENSORS = '.safetensors'
@@ -57,6 +58,25 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
     if not isinstance(checkpoint, dict):
         raise RuntimeError(f'{filename} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint
+
+
+def find_damage(path: str | Path) -> str | None:
+    """What is wrong with a file that ``torch.save`` wrote; None where every byte is as written.
+
+    ``torch.load`` doesn't compare the checksums in the file and would take changed bytes for
+    weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return 'missing'
+    if path.stat().st_size == 0:
+        return 'empty'
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except zipfile.BadZipFile:
+        return 'not written completely'
+    return None if changed is None else f'changed after it was written, in its part {changed}'
 
 
 def _read_safetensors(path: Path, map_location) -> dict:
@@ -112,14 +132,5 @@ def _refuse_web_page(path: Path, url: str) -> None:
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
     """Save a checkpoint; under its name there is either nothing new or all of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + '.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_when_complete(path) as temporary:
+        torch.save(checkpoint, temporary)

@@ -1,3 +1,4 @@
+from .faults import RunFault
 from .hooks import (
     AtomicCheckpointHook,
     CheckpointCheckHook,
@@ -6,8 +7,11 @@ from .hooks import (
     EMARestartHook,
     ExpWarmupEMA,
     ExpWarmupEMAHook,
+    NonFiniteError,
+    NonFiniteGradientError,
     NonFiniteLossError,
     NonFiniteLossHook,
+    NonFiniteWeightError,
     ResumableEarlyStoppingHook,
 )
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
@@ -26,11 +30,15 @@ __all__ = [
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'FlatCosineLR',
+    'NonFiniteError',
+    'NonFiniteGradientError',
     'NonFiniteLossError',
     'NonFiniteLossHook',
+    'NonFiniteWeightError',
     'PublishedRecipe',
     'Recipe',
     'ResumableEarlyStoppingHook',
     'RuleOptimWrapperConstructor',
+    'RunFault',
     'derive_recipe',
 ]

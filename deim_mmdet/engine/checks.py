@@ -1,8 +1,10 @@
 """What is checked before training or testing starts, with one clear message each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -121,6 +123,49 @@ def check_resumable(checkpoint: dict) -> None:
         raise ValueError(
             'the checkpoint holds weights alone, without the progress of a training run, and '
             'cannot be resumed: start a new run from it by load_from, without resume'
+        )
+
+
+def non_finite_names(values: Mapping[Any, Any], prefix: str = '') -> list[str]:
+    """Names of tensors that hold NaN or an infinity.
+
+    Args:
+        values: Tensors by name, also in further mappings, whose names are put before theirs; what
+            is no tensor is passed over.
+        prefix: Put before all names.
+    """
+    names = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            names += non_finite_names(value, f'{prefix}{name}.')
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+            names.append(f'{prefix}{name}')
+    return names
+
+
+def enumerate_names(names: list[str], shown: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - shown
+    return ', '.join(names[:shown]) + (f' and {more} more' if more > 0 else '')
+
+
+def check_finite(model: nn.Module, checkpoint: dict) -> None:
+    """Look for NaN and infinity in the parameters, averages and optimiser of a checkpoint.
+
+    Raises:
+        ValueError: There are some; names where.
+    """
+    own = model.state_dict()
+    state = checkpoint.get('state_dict', checkpoint)
+    parts = dict(
+        state_dict={key: state[key] for key in state if key.removeprefix('module.') in own},
+        **{key: checkpoint.get(key) or {} for key in ('ema_state_dict', 'optimizer')},
+    )
+    names = non_finite_names(parts)
+    if names:
+        raise ValueError(
+            f'the checkpoint holds NaN or infinite numbers, in {enumerate_names(names)}: a '
+            'training had diverged before it was saved. Take an earlier one'
         )
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from mmengine.dist import get_dist_info
 
+from .faults import RunFault
+
 # Where launchers tell a process its rank, the number of processes, and its rank on the machine.
 VARIABLES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
@@ -17,7 +19,7 @@ VARIABLES = {
 }
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(RunFault):
     """Another process of the run has ended or doesn't answer."""
 
 

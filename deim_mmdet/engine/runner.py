@@ -1,11 +1,11 @@
 """Runner that derives the training recipe, checks its input and saves checkpoints atomically."""
 
 import copy
-import os
 from pathlib import Path
 
+import torch
 from mmengine.device import is_cuda_available
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -13,7 +13,16 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..checkpoints.loading import SCHEME
+from ..utils.files import replaced_when_complete, write_text
 from .checks import bare_model, check_classes, check_object_counts
+from .faults import (
+    check_work_dir,
+    checkpoint_size,
+    describe_damage,
+    explained_faults,
+    find_resumable,
+    unwritten_checkpoint,
+)
 from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
 from .processes import init_gloo, naming_lost_processes
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
@@ -35,13 +44,19 @@ class DEIMRunner(Runner):
     It refuses, before the first iteration, images with more objects than queries and a number of
     classes other than the data set's; loads checkpoints of the reference and of transformers as its
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
-    leaves no half-written one. Where another process of the run is lost it says so. On a machine
-    without CUDA it trains with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without
-    SyncBN, and with convolutions laid out channels-last.
+    leaves no half-written one. Faults of the machine (a full disk, a killed data-loader worker, a
+    damaged checkpoint, another process of the run that is lost) end with one message or are got
+    over; see :mod:`~deim_mmdet.engine.faults`. On a machine without CUDA it trains
+    with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with convolutions
+    laid out channels-last.
     """
 
     #: The derived numbers, from the start of training on; None without a recipe in the config.
     recipe: Recipe | None = None
+
+    def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
+        check_work_dir(work_dir)
+        super().__init__(model, work_dir, *args, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine's own initialisation selects a CUDA device in any case.
@@ -55,10 +70,6 @@ class DEIMRunner(Runner):
             # The layout of oneDNN's kernels, which else convert features before and after each.
             model = model.to(memory_format=torch.channels_last)
         return model
-
-    @naming_lost_processes()
-    def train(self) -> nn.Module:
-        return super().train()
 
     @naming_lost_processes()
     def val(self) -> dict:
@@ -187,14 +198,47 @@ class DEIMRunner(Runner):
         """
         return super().load_checkpoint(f'{SCHEME}{filename}', *args, **kwargs)
 
+    def train(self) -> nn.Module:
+        """Train as mmengine does.
+
+        Raises:
+            RunFault: See :func:`~deim_mmdet.engine.faults.explained_faults`; a
+                :class:`LostProcessError` where another process of the run is lost.
+        """
+        with naming_lost_processes(), explained_faults(self.work_dir):
+            return super().train()
+
+    def load_or_resume(self) -> None:
+        """Load or resume a checkpoint; a damaged last one is passed over for an intact one.
+
+        Raises:
+            RunFault: There are checkpoints to resume from, but none is intact.
+        """
+        if self._resume and self._load_from is None and not self._has_loaded:
+            path, damage = find_resumable(self.work_dir)
+            if damage:
+                self.logger.warning(
+                    f'damaged: {describe_damage(damage)}. Going on from {path}, the latest '
+                    'checkpoint that is intact'
+                )
+                if is_main_process():
+                    write_text(Path(self.work_dir) / 'last_checkpoint', str(path))
+            self._load_from = None if path is None else str(path)
+        super().load_or_resume()
+
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save a checkpoint as mmengine does, but under its name only once it is on the disk."""
+        """Save a checkpoint as mmengine does, but under its name only once it is on the disk.
+
+        Raises:
+            RunFault: The disk is full, or writing fails otherwise.
+        """
         if not isinstance(get_file_backend(out_dir), LocalBackend):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        temporary = Path(out_dir) / f'{filename}.tmp'
-        super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, Path(out_dir) / filename)
+        path = Path(out_dir) / filename
+        try:
+            with replaced_when_complete(path) as temporary:
+                super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+        except OSError as error:
+            raise unwritten_checkpoint(path, checkpoint_size(self), error) from error

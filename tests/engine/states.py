@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-#: What of the message hub names a folder or a file in it, and what each start sets anew.
+#: What of the message hub names a folder or a file in it, and what each start sets anew (mmengine's
+#: version has the commit of the checkout in it).
 PATHS = ('last_ckpt', 'best_ckpt')
-OF_THE_START = ('cfg', 'experiment_name', 'epoch', 'iter')
+OF_THE_START = ('cfg', 'experiment_name', 'mmengine_version', 'epoch', 'iter')
 
 
 def state_of(path):
@@ -54,12 +55,20 @@ def differences(first, second, where=''):
     return [] if first == second else [where]
 
 
+def different_runs(first, second):
+    """Places at which the checkpoints in two work directories differ, by name and by content."""
+    names = [sorted(path.name for path in Path(folder).glob('*.pth')) for folder in (first, second)]
+    if names[0] != names[1]:
+        return [f'files: {names[0]} and {names[1]}']
+    places = []
+    for name in names[0]:
+        states = (state_of(Path(folder) / name) for folder in (first, second))
+        places += [f'{name}{place}' for place in differences(*states)]
+    return places
+
+
 def assert_equal_runs(first, second):
-    """The same checkpoints in two work directories, by name and by content."""
-    names = [{path.name for path in Path(folder).glob('*.pth')} for folder in (first, second)]
-    assert names[0] == names[1]
-    assert names[0]
-    for name in sorted(names[0]):
-        places = differences(*(state_of(Path(folder) / name) for folder in (first, second)))
-        assert not places, (name, places[:10])
-    assert not list(Path(second).glob('*.tmp'))
+    """The same checkpoints in two work directories, and nothing half written in the second."""
+    assert list(Path(first).glob('*.pth'))
+    assert not different_runs(first, second)
+    assert not list(Path(second).glob('.tmp-*'))

@@ -49,7 +49,7 @@ def test_published_decays():
 
 def test_average_starts_from_the_weights_at_the_start_of_training():
     network = model()
-    runner = SimpleNamespace(model=network, max_iters=10, iter=0, epoch=0)
+    runner = SimpleNamespace(model=network, hooks=[], max_iters=10, iter=0, epoch=0)
     hook = ExpWarmupEMAHook(decay=0.9, warmup_iters=1)
     hook.before_run(runner)
     disturb(network, torch.Generator().manual_seed(1))  # weights loaded after before_run

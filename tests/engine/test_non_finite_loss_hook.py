@@ -1,64 +1,293 @@
-from types import SimpleNamespace
+"""What a NaN does to a training: nothing.
+
+The truth for a step that is left out is the training that never saw its batches.
+"""
+
+import copy
+import functools
+import logging
 
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import init_default_scope
+from torch import nn
 
-from deim_mmdet.engine.hooks import NonFiniteLossError, NonFiniteLossHook
+from deim_mmdet.engine.hooks import (
+    ExpWarmupEMAHook,
+    NonFiniteError,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFiniteLossHook,
+    NonFiniteWeightError,
+)
 from deim_mmdet.engine.optimizers import CpuAmpOptimWrapper
+
+BATCHES = 6
 
 
 class Model(BaseModel):
+    """Its statistics, losses and gradients depend on the batch; ``fault`` of a batch spoils it."""
+
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.factors = dict(loss_box=1.0, loss_cls=[1.0, 1.0])
+        self.norm = nn.BatchNorm1d(3)
+        self.linear = nn.Linear(3, 2)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
+        fault = data_samples[0].get('fault')
+        if fault in ('nan', 'inf'):
+            inputs = inputs * float(fault)
+        box, cls = self.linear(self.norm(inputs)).float().unbind(-1)
+        losses = dict(loss_box=box.square().mean(), loss_cls=[cls.abs().mean(), cls.mean()])
+        if fault == 'one term':
+            losses['loss_cls'] = [losses['loss_cls'][0], cls.sum() * float('nan')]
+        if fault == 'gradient':
+            # The root of 0 is 0; its derivative is infinite.
+            losses['loss_root'] = (self.linear.weight * 0).sum().sqrt()
+        return losses
+
+
+class ScaledOptimWrapper(OptimWrapper):
+    """mmengine's ``AmpOptimWrapper``, which asks for CUDA, with its scaler on the CPU."""
+
+    _scale_update_param = None
+    backward = AmpOptimWrapper.backward
+    step = AmpOptimWrapper.step
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=8.0)
+
+
+def make_batch(index, fault=None, images=4):
+    generator = torch.Generator().manual_seed(index)
+    samples = [
+        DetDataSample(metainfo=dict(img_path=f'photo_{index}_{i}.jpg', fault=fault))
+        for i in range(images)
+    ]
+    return dict(inputs=torch.randn(images, 3, generator=generator), data_samples=samples)
+
+
+class Training:
+    """The part of mmengine's runner that hooks see."""
+
+    def __init__(self, wrapper_type=OptimWrapper, skip=0, wrap=lambda model: model, **options):
+        torch.manual_seed(0)
+        self.model = wrap(Model())
+        self.optim_wrapper = wrapper_type(
+            optimizer=torch.optim.AdamW(self.model.parameters(), lr=0.1, weight_decay=0.1),
+            # The wrapper takes the kind of clipping out of what it gets.
+            **copy.deepcopy(options),
+        )
+        self.hooks = [ExpWarmupEMAHook(decay=0.9, warmup_iters=2), NonFiniteLossHook(skip)]
+        self.message_hub = MessageHub(f'training_{id(self)}')
+        self.logger = logging.getLogger('training')
+        self.epoch, self.iter, self.max_iters = 2, 40, 100
+        for hook in self.hooks:
+            hook.before_run(self)
+            hook.before_train(self)
+
+    def run(self, batches):
+        for index, batch in enumerate(batches):
+            for hook in self.hooks:
+                hook.before_train_iter(self, index, batch)
+            self.outputs = self.model.train_step(batch, self.optim_wrapper)
+            for hook in self.hooks:
+                hook.after_train_iter(self, index, batch, self.outputs)
+            self.iter += 1
+        return self
+
+    def state(self):
+        """Everything that a step changes, by name."""
+        average = self.hooks[0].ema_model.state_dict()
+        optimizer = self.optim_wrapper.optimizer.state_dict()['state']
         return {
-            name: [self.weight * f for f in factor]
-            if isinstance(factor, list)
-            else self.weight * factor
-            for name, factor in self.factors.items()
+            **{f'model.{name}': value for name, value in self.model.state_dict().items()},
+            **{f'average.{name}': value for name, value in average.items()},
+            **{f'{i}.{name}': value for i, s in optimizer.items() for name, value in s.items()},
         }
 
 
-def step(model, wrapper_type):
-    wrapper = wrapper_type(torch.optim.SGD(model.parameters(), lr=0.1))
-    samples = [DetDataSample(metainfo=dict(img_path=f'photo_{i}.jpg')) for i in range(2)]
-    return model.train_step(dict(inputs=torch.zeros(2), data_samples=samples), wrapper)
+def assert_same(first, second, but=()):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if not any(word in name for word in but):
+            assert torch.equal(value, second[name]), name
 
 
-@pytest.fixture
-def model():
-    model = Model()
-    hook = NonFiniteLossHook()
-    runner = SimpleNamespace(model=model, epoch=2, iter=41)
-    hook.before_train(runner)
-    yield model
-    hook.after_train(runner)
-    assert not model._forward_hooks
+CLIPPING = [None, dict(max_norm=0.1), dict(type='value', clip_value=0.1)]
 
 
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
 @pytest.mark.parametrize('wrapper_type', [OptimWrapper, CpuAmpOptimWrapper])
-@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-def test_stops_before_the_weights_change(model, wrapper_type, bad):
-    step(model, wrapper_type)
-    before = model.weight.detach().clone()
-    model.factors['loss_cls'] = [1.0, bad]
-    with pytest.raises(NonFiniteLossError) as error:
-        step(model, wrapper_type)
-    message = str(error.value)
-    assert f'loss_cls = {bad}' in message
-    assert 'loss_box' not in message
-    assert 'photo_0.jpg, photo_1.jpg' in message
-    assert 'epoch 3, iteration 42' in message
-    assert torch.equal(model.weight, before)
+@pytest.mark.parametrize('fault', ['nan', 'inf', 'one term', 'gradient'])
+def test_a_step_left_out_is_as_if_it_had_never_been(fault, wrapper_type, clip_grad, caplog):
+    make = functools.partial(Training, wrapper_type, 2, clip_grad=clip_grad)
+    bad = {0: fault, 3: fault}
+    training = make().run(make_batch(i, bad.get(i)) for i in range(BATCHES))
+    truth = make().run(make_batch(i) for i in range(BATCHES) if i not in bad)
+    assert_same(training.state(), truth.state())
+    assert training.message_hub.get_info('skipped_steps') == 2
+    first, second = (record.getMessage() for record in caplog.records)
+    assert 'epoch 3, iteration 41' in first
+    assert 'number 2 of at most 2' in second
+    assert 'photo_3_0.jpg, photo_3_1.jpg' in second
+    assert 'photo_2' not in second
 
 
-def test_evaluation_is_left_alone(model):
-    model.factors['loss_cls'] = float('nan')
-    model.eval()
-    assert model(torch.zeros(1))['loss_cls'].isnan()
+@pytest.mark.parametrize(
+    ('fault', 'error', 'words'),
+    [
+        ('nan', NonFiniteLossError, ['loss_box = nan', 'loss_cls = nan']),
+        ('one term', NonFiniteLossError, ['loss_cls = nan']),
+        ('gradient', NonFiniteGradientError, [': linear.weight. Images']),
+    ],
+)
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
+def test_stops_before_the_weights_change(fault, error, words, clip_grad):
+    training = Training(clip_grad=clip_grad).run([make_batch(0)])
+    before = {name: value.clone() for name, value in training.state().items()}
+    with pytest.raises(error) as raised:
+        training.run([make_batch(1, fault)])
+    message = str(raised.value)
+    for word in (*words, 'photo_1_0.jpg', 'epoch 3, iteration 42'):
+        assert word in message
+    assert ('loss_box' in message) == (fault == 'nan')
+    assert_same(training.state(), before, but=('running', 'num_batches'))
+
+
+def test_stops_after_as_many_as_allowed_counting_on_after_a_resume():
+    training = Training(skip=2).run([make_batch(0, 'nan'), make_batch(1)])
+    resumed = Training(skip=2)
+    resumed.message_hub.load_state_dict(training.message_hub.state_dict())
+    resumed.run([make_batch(2, 'gradient')])
+    with pytest.raises(NonFiniteLossError, match='2 steps were left out before'):
+        resumed.run([make_batch(3, 'nan')])
+
+
+@pytest.mark.parametrize('bad', [2, 3], ids=['first', 'last'])
+@pytest.mark.parametrize('fault', ['nan', 'gradient'])
+def test_a_step_of_two_iterations_is_left_out_as_a_whole(fault, bad):
+    make = functools.partial(Training, skip=1, accumulative_counts=2, clip_grad=dict(max_norm=0.1))
+    training = make().run(make_batch(i, fault if i == bad else None) for i in range(BATCHES))
+    truth = make().run(make_batch(i) for i in (0, 1, 4, 5))
+    # Statistics of the good half stay, and reach the average.
+    assert_same(training.state(), truth.state(), but=('norm', 'average'))
+    good = make().run(make_batch(i) for i in range(BATCHES) if i != (bad if fault == 'nan' else 3))
+    for name in ('running_mean', 'running_var', 'num_batches_tracked'):
+        assert torch.equal(getattr(training.model.norm, name), getattr(good.model.norm, name))
+    assert training.message_hub.get_info('skipped_steps') == 1
+
+
+def test_the_scaler_of_float16_skips_infinite_gradients_itself():
+    make = functools.partial(Training, ScaledOptimWrapper, clip_grad=dict(max_norm=0.1))
+    training = make().run(make_batch(i, 'gradient' if i == 1 else None) for i in range(3))
+    truth = make().run(make_batch(i) for i in (0, 2))
+    assert_same(training.state(), truth.state(), but=('norm', 'average'))
+    assert training.optim_wrapper.loss_scaler.get_scale() == 4
+    assert training.message_hub.get_info('skipped_steps') is None
+
+
+def test_a_bad_loss_is_left_out_before_it_reaches_the_scaler():
+    make = functools.partial(Training, ScaledOptimWrapper, 1, clip_grad=dict(max_norm=0.1))
+    training = make().run(make_batch(i, 'nan' if i == 1 else None) for i in range(3))
+    truth = make().run(make_batch(i) for i in (0, 2))
+    assert_same(training.state(), truth.state())
+    assert training.optim_wrapper.loss_scaler.get_scale() == 8
+
+
+def test_only_finite_terms_are_logged():
+    training = Training(skip=1).run([make_batch(0, 'one term')])
+    assert training.outputs.keys() == {'loss', 'loss_box'}
+    assert training.outputs['loss'] == training.outputs['loss_box'] > 0
+
+
+def test_bad_weights_end_the_training_by_name():
+    training = Training(skip=9).run([make_batch(0)])
+    training.model.linear.bias.data[1] = float('nan')
+    with pytest.raises(NonFiniteWeightError, match=r'iteration 42: linear\.bias\. Go on'):
+        training.run([make_batch(1)])
+
+
+@pytest.mark.parametrize('part', ['state_dict', 'ema_state_dict'])
+def test_bad_weights_are_not_saved(part):
+    training = Training()
+    checkpoint = {'state_dict': training.model.state_dict(), 'ema_state_dict': {}, part: {}}
+    checkpoint[part] = {'norm.running_var': torch.tensor([1.0, float('inf')])}
+    with pytest.raises(NonFiniteWeightError, match=rf'{part}\.norm\.running_var'):
+        training.hooks[1].before_save_checkpoint(training, checkpoint)
+
+
+def test_evaluation_is_left_alone():
+    training = Training()
+    training.model.eval()
+    batch = make_batch(0, 'one term')
+    assert sum(training.model(**batch)['loss_cls']).isnan()
+
+
+def test_nothing_is_left_behind():
+    training = Training(clip_grad=dict(max_norm=0.1))
+    training.hooks[1].after_train(training)
+    assert training.optim_wrapper.clip_func is nn.utils.clip_grad_norm_
+    assert not training.model._forward_hooks
+    training.run([make_batch(0, 'one term')])
+    assert training.model.linear.weight.isnan().any()
+
+
+@pytest.mark.parametrize('number', [-1, 1.5, True])
+def test_numbers_of_steps_are_checked(number):
+    with pytest.raises(ValueError, match='skip_non_finite must be an integer of at least 0'):
+        NonFiniteLossHook(number)
+
+
+# Fault of step 1, steps that may be left out, and steps; the last is the truth for the others.
+RANK_CASES = [
+    ('nan', 1, (0, 1, 2)),
+    ('one term', 1, (0, 1, 2)),
+    ('gradient', 1, (0, 1, 2)),
+    ('nan', 0, (0, 1, 2)),
+    ('gradient', 0, (0, 1, 2)),
+    (None, 0, (0, 2)),
+]
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """Each case on one of two ranks, of which the second has the bad batch; leaves its results."""
+    torch.set_num_threads(1)
+    init_default_scope('mmdet')
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
+    )
+    results = []
+    for fault, skip, steps in RANK_CASES:
+        wrap = MMDistributedDataParallel
+        training = Training(skip=skip, wrap=wrap, clip_grad=dict(max_norm=0.1))
+        bad = {1: fault} if rank == 1 else {}
+        try:
+            training.run(make_batch(2 * step + rank, bad.get(step)) for step in steps)
+            results.append(training.state())
+        except NonFiniteError as error:
+            results.append(str(error))
+    torch.save(results, f'{folder}/rank_{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_take_the_same_decision(tmp_path):
+    torch.multiprocessing.start_processes(run_rank, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f'rank_{rank}.pt') for rank in range(2)]
+    for results in ranks:
+        *results, truth = results
+        for (fault, skip, _), result in zip(RANK_CASES, results, strict=False):
+            if skip:
+                assert_same(result, truth)
+            else:
+                cause = 'linear.weight' if fault == 'gradient' else 'loss_box = nan'
+                assert cause in result
+                assert 'photo_3_0.jpg' in result
+    stopped = [[r for r in results if isinstance(r, str)] for results in ranks]
+    assert stopped[0] == stopped[1]
+    assert len(stopped[0]) == 2

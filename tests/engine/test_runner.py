@@ -4,24 +4,8 @@ import shutil
 
 import pytest
 import torch
-import toy
 
-from deim_mmdet.engine import DEIMRunner, NonFiniteLossError
-
-
-@pytest.fixture
-def make_runner(tmp_path, request):
-    """Build a runner of the toy config; keyword arguments are options like --cfg-options."""
-    toy.write_data_set(tmp_path)
-
-    def make(**options):
-        options = {'train_cfg.max_epochs': 4, 'train_cfg.val_interval': 10, **options}
-        cfg = toy.in_process(tmp_path, f'{request.node.name}_{make.count}', **options)
-        make.count += 1
-        return DEIMRunner.from_cfg(cfg)
-
-    make.count = 0
-    return make
+from deim_mmdet.engine import NonFiniteLossError
 
 
 def edit_annotations(folder, change):
@@ -201,14 +185,15 @@ def test_interrupted_save_leaves_the_last_checkpoint(make_runner, tmp_path, monk
         patch.setattr(os, 'replace', crash)
         with pytest.raises(KeyboardInterrupt):
             runner.save_checkpoint(str(work_dir), 'epoch_4.pth')
-    assert seen == [('epoch_4.pth.tmp', 'epoch_4.pth')]
+    assert [target for _, target in seen] == ['epoch_4.pth']
     assert (work_dir / 'epoch_4.pth').read_bytes() == before
 
 
-def test_pointer_names_a_whole_checkpoint_at_any_moment(make_runner, tmp_path, monkeypatch):
+def test_pointer_names_a_whole_checkpoint_at_any_moment(
+    make_runner, tmp_path, around_changes_of_names
+):
     """With only one kept, the old one goes after the pointer names the new one."""
     work_dir = tmp_path / 'work'
-    replace, remove = os.replace, os.remove
     checked = []
 
     def check():
@@ -217,16 +202,7 @@ def test_pointer_names_a_whole_checkpoint_at_any_moment(make_runner, tmp_path, m
             torch.load(pointer.read_text())
             checked.append(pointer.read_text())
 
-    def watched(function):
-        def call(*arguments):
-            check()
-            function(*arguments)
-            check()
-
-        return call
-
-    monkeypatch.setattr(os, 'replace', watched(replace))
-    monkeypatch.setattr(os, 'remove', watched(remove))
+    around_changes_of_names(check)
     make_runner(**{'default_hooks.checkpoint.max_keep_ckpts': 1}).train()
     assert sorted({os.path.basename(path) for path in checked}) == [
         f'epoch_{n}.pth' for n in (1, 2, 3, 4)

@@ -253,10 +253,15 @@ def scripted(scores: list[float]) -> dict:
     }
 
 
+def environment() -> dict[str, str]:
+    """Of a process that imports this module and the package beside it, on one core."""
+    path = (str(Path(__file__).parent), str(ROOT), os.environ.get('PYTHONPATH', ''))
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)), OMP_NUM_THREADS='1')
+
+
 def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
     """Run a script of the repository with the toy module importable; returns its output."""
-    path = (str(Path(__file__).parent), str(ROOT), os.environ.get('PYTHONPATH', ''))
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)), OMP_NUM_THREADS='1')
+    env = environment()
     if kill_at is not None:
         env['KILL_AT'] = kill_at
     done = subprocess.run(

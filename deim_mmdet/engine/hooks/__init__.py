@@ -4,7 +4,13 @@ from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .derived_seed_hook import DerivedSeedHook
 from .ema_restart_hook import EMARestartHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
-from .non_finite_loss_hook import NonFiniteLossError, NonFiniteLossHook
+from .non_finite_loss_hook import (
+    NonFiniteError,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFiniteLossHook,
+    NonFiniteWeightError,
+)
 from .resumable_early_stopping_hook import ResumableEarlyStoppingHook
 
 __all__ = [
@@ -15,7 +21,10 @@ __all__ = [
     'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
+    'NonFiniteError',
+    'NonFiniteGradientError',
     'NonFiniteLossError',
     'NonFiniteLossHook',
+    'NonFiniteWeightError',
     'ResumableEarlyStoppingHook',
 ]

@@ -1,23 +1,15 @@
 """Checkpoints that a killed run cannot leave half written."""
 
-import os
 from pathlib import Path
 
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop
 
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Replace the file at ``path`` by one that holds ``text``; readers see the old or the new."""
-    path = Path(path)
-    temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+from ...utils.files import remove_unfinished, write_text
+from ..faults import check_space, checkpoint_size
 
 
 @HOOKS.register_module()
@@ -25,13 +17,21 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` in an order that always leaves a checkpoint to resume from.
 
     The new checkpoint is written (atomically by ``DEIMRunner.save_checkpoint``), then the pointer
-    ``last_checkpoint`` is replaced, and only then outdated checkpoints are removed. Likewise the
-    previous best one goes after the new one is there.
+    ``last_checkpoint`` is replaced, and only then outdated checkpoints are removed: those over
+    ``max_keep_ckpts``, and former best ones, which the checkpoint before may still name. The names
+    of the outdated are in the checkpoint, so that a run that is killed before it has removed them
+    does so when it is resumed.
 
     A checkpoint by epoch is written before the evaluation that follows, and once more after it,
     when every hook has seen its result. The message hub knows the last epoch that was evaluated, as
     ``validated_epoch``: a run that is resumed from a checkpoint whose evaluation was interrupted
     evaluates before it goes on.
+
+    Before training it removes what a killed run left half written, and compares the free space
+    with the size of a checkpoint.
+
+    Raises:
+        RunFault: Not even one checkpoint fits on the disk.
     """
 
     _saved_epoch: int | None = None
@@ -39,8 +39,21 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        if not self.by_epoch:
-            return
+        # The best checkpoint of each indicator, and all best ones that are on the disk.
+        self._best = {key: path for key, path in self._entered_best().items() if path}
+        self._best_written = set(self._best.values())
+        self._outdated = list(runner.message_hub.get_info('outdated_ckpts', []))
+        if is_main_process():
+            self._remove_outdated()
+            if isinstance(self.file_backend, LocalBackend):
+                for folder in {runner.work_dir, self.out_dir}:
+                    remove_unfinished(folder)
+                check_space(self.out_dir, checkpoint_size(runner))
+        self._outdated = []
+        if self.by_epoch:
+            self._make_up_for_evaluation(runner)
+
+    def _make_up_for_evaluation(self, runner) -> None:
         hub = runner.message_hub
         # Without an entry nothing is known of earlier evaluations, or there were no epochs.
         validated = hub.get_info('validated_epoch', runner.epoch)
@@ -53,25 +66,16 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        # Runner.val evaluates without a training, and there is nothing to save.
-        if not isinstance(runner._train_loop, BaseLoop):
-            return
-        if not self.by_epoch:
-            super().after_val_epoch(runner, metrics)
-            return
-        # mmengine removes a previous best that it knows of before it writes the new one, and
-        # writes the last checkpoint again before all hooks have seen the result.
-        previous, self.best_ckpt_path = getattr(self, 'best_ckpt_path', None), None
-        last, self.last_ckpt = self.last_ckpt, None
+        # mmengine writes the last checkpoint by epoch again before all hooks have seen the result.
+        last = self.last_ckpt
+        if self.by_epoch:
+            self.last_ckpt = None
         super().after_val_epoch(runner, metrics)
-        self.last_ckpt = last
-        self._best_changed = self.best_ckpt_path is not None
-        if not self._best_changed:
-            self.best_ckpt_path = previous
-        elif previous not in (None, self.best_ckpt_path) and is_main_process():
-            self._remove(previous)
+        if self.by_epoch:
+            self.last_ckpt = last
 
     def after_val(self, runner) -> None:
+        # Runner.val evaluates without a training.
         if not self.by_epoch or not isinstance(runner._train_loop, BaseLoop):
             return
         runner.message_hub.update_info('validated_epoch', runner.epoch)
@@ -91,13 +95,17 @@ class AtomicCheckpointHook(CheckpointHook):
         )
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             kept = [*self.keep_ckpt_ids, step]
-            outdated = kept[: -self.max_keep_ckpts]
+            self._outdated += map(self.filename_tmpl.format, kept[: -self.max_keep_ckpts])
             # A deque of limited length: it drops the outdated ones itself.
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self._note_best()
+        best = set(self._best.values())
+        self._outdated += sorted(Path(path).name for path in self._best_written - best)
+        self._best_written = best
+        runner.message_hub.update_info('outdated_ckpts', list(self._outdated))
 
         self._saved_epoch = step
         filename = self.filename_tmpl.format(step)
@@ -114,12 +122,37 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        if not is_main_process():
-            return
-        write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt)
-        for old in outdated:
-            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+        if is_main_process():
+            write_text(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt)
+            self._remove_outdated()
+        self._outdated = []
 
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
+    def _remove_outdated(self) -> None:
+        for name in self._outdated:
+            path = self.file_backend.join_path(self.out_dir, name)
+            if path not in self._best_written and self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        # mmengine removes what is entered before it has written the new best checkpoint.
+        self._enter_best(dict.fromkeys(self._entered_best()))
+        super()._save_best_checkpoint(runner, metrics)
+        self._best_changed = any(self._entered_best().values())
+        self._note_best()
+        self._enter_best(self._best)
+
+    def _note_best(self) -> None:
+        self._best.update({key: path for key, path in self._entered_best().items() if path})
+        self._best_written.update(self._best.values())
+
+    def _entered_best(self) -> dict[str, str | None]:
+        """Path by indicator, as mmengine's hook keeps it; of a single one without its name."""
+        if not self.save_best:
+            return {}
+        return dict(getattr(self, 'best_ckpt_path_dict', None) or {'': self.best_ckpt_path})
+
+    def _enter_best(self, paths: dict[str, str | None]) -> None:
+        if hasattr(self, 'best_ckpt_path_dict'):
+            self.best_ckpt_path_dict.update(paths)
+        elif paths:
+            self.best_ckpt_path = paths['']

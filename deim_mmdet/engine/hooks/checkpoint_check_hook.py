@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
 from ...checkpoints.classes import adapt_class_layers
-from ..checks import bare_model, check_checkpoint, check_resumable
+from ..checks import bare_model, check_checkpoint, check_finite, check_resumable
 
 
 @HOOKS.register_module()
@@ -15,10 +15,12 @@ class CheckpointCheckHook(Hook):
     mmengine itself only logs parameters that don't fit and goes on without them. Where training
     starts from a checkpoint with other classes, its class layers are replaced by the model's new
     ones, but for the rows of classes with the same name, and a line is logged. For testing and
-    for resuming, such a checkpoint is refused.
+    for resuming, such a checkpoint is refused. So is, in any
+    case, one with NaN or infinite numbers.
 
     Raises:
-        ValueError: See :func:`~deim_mmdet.engine.checks.check_checkpoint` and
+        ValueError: See :func:`~deim_mmdet.engine.checks.check_checkpoint`,
+            :func:`~deim_mmdet.engine.checks.check_finite` and
             :func:`~deim_mmdet.engine.checks.check_resumable`.
     """
 
@@ -35,3 +37,4 @@ class CheckpointCheckHook(Hook):
             if message is not None:
                 runner.logger.info(message)
         check_checkpoint(model, checkpoint)
+        check_finite(model, checkpoint)

@@ -8,6 +8,8 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel
 from torch import nn
 
+from .non_finite_loss_hook import NonFiniteLossHook
+
 
 @MODELS.register_module()
 class ExpWarmupEMA(BaseAveragedModel):
@@ -67,10 +69,11 @@ class ExpWarmupEMA(BaseAveragedModel):
 class ExpWarmupEMAHook(EMAHook):
     """mmengine's ``EMAHook`` with :class:`ExpWarmupEMA`.
 
-    Acts after each training iteration (update), around validation and test (the average takes part
-    in place of the model) and when a checkpoint is saved or loaded: ``state_dict`` of a checkpoint
-    holds the average, ``ema_state_dict`` the model in training and the number of updates, from
-    which a resumed run goes on with its decay.
+    Acts after each training iteration (update, but for steps that ``NonFiniteLossHook`` leaves
+    out), around validation and test (the average takes part in place of the model) and when a
+    checkpoint is saved or loaded: ``state_dict`` of a checkpoint holds the average,
+    ``ema_state_dict`` the model in training and the number of updates, from which a resumed run
+    goes on with its decay.
 
     Args:
         decay: Final decay; None leaves it to :class:`~deim_mmdet.engine.DEIMRunner`.
@@ -90,9 +93,14 @@ class ExpWarmupEMAHook(EMAHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        self._guards = [hook for hook in runner.hooks if isinstance(hook, NonFiniteLossHook)]
         # The copy was made before weights were initialised or loaded.
         if self.ema_model.steps == 0:
             self.ema_model.copy_from(self.src_model)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not any(guard.skipping for guard in self._guards):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def restore(self, checkpoint: dict) -> None:
         """Set model and average to those of a checkpoint that this hook took part in saving.

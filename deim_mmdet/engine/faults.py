@@ -1,0 +1,187 @@
+"""Faults of the machine around a training: what is checked before, and how each is explained."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.hooks import EMAHook
+
+from ..checkpoints.files import find_damage
+
+#: No space, quota used up, limit of file sizes.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GO_ON = 'then go on with --resume'
+# Neither half-written files, which begin with a dot, nor best ones.
+RESUMABLE = re.compile(r'(?!\.|best_).*_(\d+)\.pth')
+
+
+class RunFault(RuntimeError):
+    """A run ended for a reason outside of the program; the message says it and what to do."""
+
+
+def check_work_dir(work_dir: str | Path) -> None:
+    """Make the work directory, write a file there and remove it.
+
+    Raises:
+        RunFault: One of these is not possible.
+    """
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=work_dir) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunFault(
+            f'cannot write to the work directory {work_dir} ({error.strerror}): make it writable, '
+            'or name another by --work-dir'
+        ) from error
+
+
+def check_space(folder: str | Path, needed: int) -> None:
+    """Compare the free space of a folder with what one checkpoint takes.
+
+    Args:
+        folder: Where checkpoints go; need not exist yet.
+        needed: Bytes.
+
+    Raises:
+        RunFault: Not even one fits.
+    """
+    free = free_space(folder)
+    if free < needed:
+        raise RunFault(
+            f'{folder} has {megabytes(free)} of free space, but a checkpoint of this training '
+            f'takes about {megabytes(needed)}: free some, or name another folder by --work-dir'
+        )
+
+
+def free_space(folder: str | Path) -> int:
+    """Bytes that can be written under a folder, which need not exist yet."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def checkpoint_size(runner) -> int:
+    """About how many bytes a checkpoint of a training takes: weights, average and optimiser."""
+    weights = _size(runner.model.state_dict().values())
+    averages = sum(isinstance(hook, EMAHook) for hook in runner.hooks)
+    moments = sum(
+        _size(group['params']) * (len(group.get('betas', ())) or bool(group.get('momentum')))
+        for group in runner.optim_wrapper.optimizer.param_groups
+    )
+    return weights * (1 + averages) + moments
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def megabytes(size: int) -> str:
+    return f'{size / 1e6:.1f} MB'
+
+
+def unwritten_checkpoint(path: Path, needed: int, error: OSError) -> RunFault:
+    """The fault that ``path`` could not be written.
+
+    Args:
+        path: The checkpoint.
+        needed: About how many bytes it has.
+        error: What the system said.
+    """
+    return RunFault(
+        f'the checkpoint {path} could not be written ({error.strerror}): it takes about '
+        f'{megabytes(needed)}, and {megabytes(free_space(path.parent))} are free there. The '
+        f'checkpoints before it are untouched; free some space, {GO_ON}'
+    )
+
+
+@contextmanager
+def explained_faults(work_dir: str | Path) -> Iterator[None]:
+    """Turn what a fault of the machine raises somewhere in a training into one message.
+
+    Raises:
+        RunFault: A file could not be written for want of space, a data-loader worker died, or an
+            image has vanished.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        died = re.search(r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(.*)', str(error))
+        if died is None:
+            raise
+        raise RunFault(
+            f'the data-loader worker with process id {died[1]}{died[2].rstrip(" .")}: most often '
+            'memory has run out and the system killed it. Lower train_dataloader.num_workers, '
+            'train_dataloader.prefetch_factor or train_dataloader.batch_size (after "Bus error", '
+            f'give the machine or container more shared memory, /dev/shm), {GO_ON}'
+        ) from error
+    except FileNotFoundError as error:
+        # A worker puts its traceback into the message; the line behind it is the error's own.
+        if 'in DataLoader worker process' not in str(error):
+            raise
+        message = str(error).strip().splitlines()[-1].removeprefix('FileNotFoundError: ')
+        raise RunFault(f'{message} Training so far is not lost: {GO_ON}') from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RunFault(
+            f'{error.filename or work_dir} could not be written ({error.strerror}): '
+            f'{megabytes(free_space(work_dir))} are free in {work_dir}. The checkpoints are '
+            f'untouched; free some space, {GO_ON}'
+        ) from error
+
+
+def find_resumable(work_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
+    """The checkpoint to resume from: that which ``last_checkpoint`` names, if it is intact.
+
+    Otherwise the intact one of the latest step (the number at the end of its name), there or in the
+    work directory; best checkpoints don't count, as they hold no optimiser.
+
+    Returns:
+        The path, None where there is no checkpoint at all, and each damaged file that was
+        preferred to it, with what is wrong.
+
+    Raises:
+        RunFault: There are checkpoints, but none is intact.
+    """
+    work_dir = Path(work_dir)
+    pointer = work_dir / 'last_checkpoint'
+    candidates, damage = [], {}
+    if pointer.is_file():
+        named = pointer.read_text(errors='replace').strip('\0\n ')
+        if named:
+            candidates.append(Path(named))
+        else:
+            damage[str(pointer)] = 'empty'
+    folders = {work_dir, *(path.parent for path in candidates)}
+    others = [
+        (int(step[1]), path)
+        for folder in folders
+        for path in folder.glob('*.pth')
+        if (step := RESUMABLE.fullmatch(path.name))
+    ]
+    candidates += [path for _, path in sorted(others, reverse=True) if path not in candidates]
+    for path in candidates:
+        reason = find_damage(path)
+        if reason is None:
+            return path, damage
+        damage[str(path)] = reason
+    if damage:
+        raise RunFault(
+            f'no checkpoint in {work_dir} is intact: {describe_damage(damage)}. Start anew without '
+            '--resume, or name another checkpoint, --resume FILE'
+        )
+    return None, damage
+
+
+def describe_damage(damage: dict[str, str]) -> str:
+    return ', '.join(f'{path} ({reason})' for path, reason in damage.items())
