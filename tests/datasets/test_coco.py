@@ -116,10 +116,10 @@ def test_bad_boxes_are_dropped_and_counted_in_one_warning(edit, warnings):
     assert warnings[0].levelname == 'WARNING'
     message = warnings[0].getMessage()
     assert 'dropped 8 of 10 boxes' in message
-    assert '4 boxes without area (1.png, 0.png)' in message
-    assert '1 boxes with a coordinate that is not finite (0.png)' in message
-    assert '2 boxes outside the image (0.png)' in message
-    assert '1 boxes thinner than one pixel (0.png)' in message
+    assert '4 without area (1.png, 0.png)' in message
+    assert '1 with a coordinate that is not finite (0.png)' in message
+    assert '2 outside the image (0.png)' in message
+    assert '1 thinner than one pixel (0.png)' in message
 
 
 def test_good_file_is_silent(edit, warnings):

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 #: What of the message hub names a folder or a file in it, and what each start sets anew (mmengine's
-#: version has the commit of the checkout in it).
+#: version has the commit of the checkout in it) or the clock does.
 PATHS = ('last_ckpt', 'best_ckpt')
-OF_THE_START = ('cfg', 'experiment_name', 'mmengine_version', 'epoch', 'iter')
+OF_THE_START = ('cfg', 'experiment_name', 'mmengine_version', 'epoch', 'iter', 'eta')
 
 
 def state_of(path):

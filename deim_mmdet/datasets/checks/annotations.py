@@ -41,8 +41,9 @@ class CheckedAnnotations:
                 reasons[finding.problem].append(finding.image or finding.says)
         if not reasons:
             return None
+        titles = {problem: PROBLEMS[problem].title.removeprefix('boxes ') for problem in reasons}
         report = '; '.join(
-            f'{len(places)} {PROBLEMS[problem].title} ({some(dict.fromkeys(places))})'
+            f'{len(places)} {titles[problem]} ({some(dict.fromkeys(places))})'
             for problem, places in reasons.items()
         )
         return f'dropped {self.total - len(self.annotations)} of {self.total} boxes: {report}'
