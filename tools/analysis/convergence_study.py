@@ -136,14 +136,13 @@ def progress(run: Run, root: Path) -> tuple[float, float]:
     return min(0.999, last / per_epoch / run.epochs), seconds
 
 
-def make_data(runs: Iterable[Run], root: Path) -> None:
+def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
     """Make the data sets that the runs need and that aren't there."""
     for name in sorted({run.data for run in runs}):
         if options := DATA[name].make:
             tool = ROOT / 'tools/demo/make_dataset.py'
-            subprocess.run(
-                [sys.executable, tool, root / 'data' / name, *options.split()], check=True
-            )
+            command = [sys.executable, tool, root / 'data' / name, *options.split()]
+            subprocess.run([*command, '--jobs', str(jobs)], check=True)
 
 
 def run_all(
@@ -205,7 +204,7 @@ def train(runs: list[Run], root: Path, jobs: int) -> None:
     Raises:
         SystemExit: A run failed.
     """
-    make_data(runs, root)
+    make_data(runs, root, jobs)
 
     def report(running: list[str], waiting: list[str]) -> None:
         done = {run.name: progress(run, root) for run in runs}
