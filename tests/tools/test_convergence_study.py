@@ -5,7 +5,7 @@ import time
 import pytest
 
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.visualization.history import read_evaluations
+from deim_mmdet.visualization.history import Evaluation, read_evaluations, write_evaluations
 
 
 @pytest.fixture
@@ -131,6 +131,24 @@ def test_records_hold_curve_and_settings(tool, tmp_path):
     assert settings['config'] == 'configs/convergence/study_bccd_deim.py'
     assert (settings['epochs'], settings['evaluated epochs']) == (4, 3)
     assert settings['iterations an epoch'] == 10
+
+
+def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
+    names = [
+        *('sparse_short_baseline_seed0', 'sparse_short_deim_seed0', 'sparse_short_deim_seed1'),
+        *('sparse_long_mal_seed0', 'reference_dfine_n', 'bccd_reproduction_dfine_n_seed2'),
+    ]
+    for name in names:
+        write_evaluations([Evaluation(1, 10, 1.0, 0.5, 0.7)], tmp_path / f'{name}.csv')
+    grouped = {
+        name: {variant: [path.stem for path in paths] for variant, paths in variants.items()}
+        for name, variants in tool.comparisons(tmp_path).items()
+    }
+    assert grouped == {
+        'sparse_short': {'baseline': names[:1], 'deim': names[1:3]},
+        'sparse_long': {'mal': names[3:4]},
+        'bccd_reproduction': {'dfine_n, reference': names[4:5], 'dfine_n, ours': names[5:]},
+    }
 
 
 def test_unknown_names_are_told(tool, monkeypatch):

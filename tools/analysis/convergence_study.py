@@ -11,7 +11,8 @@ that the study may be stopped (Ctrl-C) and started again at any time. The scenes
 made first. A run's name is <data set>_<budget>_<variant>_seed<n>.
 
 With --records, the small record of each run that was begun (AP by epoch as .csv, settings as .json)
-is written to a folder; tools/analysis/compare_runs.py draws records as it draws work directories.
+is written to a folder, and from all records in it, also from those of other machines, the
+comparisons of tools/analysis/compare_runs.py, one for each data set and budget.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from deim_mmdet.visualization.history import (
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ('baseline', 'mal', 'dense_o2o', 'deim')
+REPRODUCED = ('dfine_n', 'deim_dfine_n')
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 60.0
 
@@ -44,7 +46,7 @@ class Data:
     """A data set of the study.
 
     Args:
-        iters_per_epoch: With the study's batches.
+        iters_per_epoch: Of its training images, in the study's batches of 8.
         make: Options of tools/demo/make_dataset.py, or None for a data set that is there.
     """
 
@@ -54,12 +56,12 @@ class Data:
 
 DIGITS = '--train 2000 --val 200 --size 224 --digits 0 2 3 4'
 DATA = {
-    'sparse': Data(125, f'{DIGITS} --objects 1 3'),
-    'crowded': Data(125, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
-    'bccd': Data(12),
+    'sparse': Data(250, f'{DIGITS} --objects 1 3'),
+    'crowded': Data(250, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
+    'bccd': Data(25),
 }
 # Iterations of a run, about; whole epochs are taken.
-BUDGETS = {'short': 1000, 'long': 4000}
+BUDGETS = {'short': 1500, 'long': 6000}
 EVALUATIONS = 20
 
 
@@ -105,7 +107,7 @@ def plan(seeds: Iterable[int]) -> list[Run]:
     """All runs of the study, the most telling ones first."""
     runs = []
     for seed in seeds:
-        for model in ('dfine_n', 'deim_dfine_n'):
+        for model in REPRODUCED:
             name = f'bccd_reproduction_{model}'
             runs.append(Run(f'{name}_seed{seed}', f'{name}.py', 30, 1, seed, 'bccd'))
         for budget, iterations in BUDGETS.items():
@@ -268,6 +270,36 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
     return True
 
 
+def comparisons(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Records in a folder that belong into one plot: ``{comparison: {variant: records}}``."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    pairs = [
+        (f'{data}_{budget}', variant, f'{data}_{budget}_{variant}_seed*.csv')
+        for data in DATA
+        for budget in BUDGETS
+        for variant in VARIANTS
+    ]
+    for model in REPRODUCED:
+        pairs += [
+            ('bccd_reproduction', f'{model}, reference', f'reference_{model}.csv'),
+            ('bccd_reproduction', f'{model}, ours', f'bccd_reproduction_{model}_seed*.csv'),
+        ]
+    for comparison, variant, pattern in pairs:
+        if records := sorted(folder.glob(pattern)):
+            groups.setdefault(comparison, {})[variant] = records
+    return groups
+
+
+def draw_comparisons(folder: Path) -> None:
+    """Compare the records in a folder: ``comparison_<name>.png`` and ``.csv``, and the tables."""
+    for name, variants in comparisons(folder).items():
+        groups = [f'{variant}={",".join(map(str, paths))}' for variant, paths in variants.items()]
+        options = ['--title', name.replace('_', ', '), '--out', folder / f'comparison_{name}.png']
+        print(f'\n{name}', flush=True)
+        tool = ROOT / 'tools/analysis/compare_runs.py'
+        subprocess.run([sys.executable, tool, *groups, *options], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -284,7 +316,9 @@ def main() -> None:
         '--only', nargs='+', default=['*'], metavar='PATTERN', help="names, e.g. 'sparse_*_deim_*'"
     )
     parser.add_argument('--list', action='store_true', help='train nothing, say what is done')
-    parser.add_argument('--records', type=Path, metavar='FOLDER', help='write records here')
+    parser.add_argument(
+        '--records', type=Path, metavar='FOLDER', help='write records and plots here'
+    )
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f'--jobs must be at least 1, got {args.jobs}')
@@ -301,7 +335,8 @@ def main() -> None:
         train(runs, root, args.jobs)
     if args.records:
         written = sum(write_record(run, root, args.records) for run in runs)
-        print(f'{written} records in {args.records}')
+        print(f'{written} records written to {args.records}')
+        draw_comparisons(args.records)
 
 
 if __name__ == '__main__':
