@@ -8,6 +8,13 @@ auto_scale_lr = dict(enable=False)
 optim_wrapper = dict(
     paramwise_cfg=dict(rules=[dict(kind='norm', decay_mult=0.0), dict(kind='bias', decay_mult=0.0)])
 )
+# No restart from the best checkpoint: which one that is would be chosen on the test split.
+custom_hooks = [
+    dict(type='DenseO2OScheduleHook'),
+    dict(type='ExpWarmupEMAHook'),
+    dict(type='NonFiniteLossHook'),
+    dict(type='CheckpointCheckHook'),
+]
 train_dataloader = dict(num_workers=0, persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=_base_.test_set)
 test_dataloader = dict(num_workers=0, persistent_workers=False)

@@ -21,8 +21,7 @@ param_scheduler = [
 custom_hooks = [
     dict(type='DenseO2OScheduleHook', stages=(t1, t2, t3)),
     dict(type='ExpWarmupEMAHook', decay=0.998, warmup_iters=100),
-    dict(type='NonFiniteLossHook'),
-    dict(type='CheckpointCheckHook'),
+    *_base_.custom_hooks[2:],
 ]
 
 _base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2
