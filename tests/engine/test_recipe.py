@@ -8,6 +8,7 @@ from deim_mmdet.engine.recipe import (
     derive_recipe,
     derive_stages,
     format_recipe,
+    regime_note,
 )
 
 L = PublishedRecipe(epochs=58, batch_size=32, stages=(4, 29, 50), warmup_iters=2000)
@@ -144,3 +145,13 @@ def test_table_shows_published_beside_derived():
     assert '0.0005' in rows['learning rate']
     assert '0.000125 (x 0.25)' in rows['learning rate']
     assert '2000 (0.93 %)' in table
+
+
+def test_a_short_run_with_dense_o2o_is_warned_of():
+    assert '300 iterations' in regime_note(derive_recipe(L, 12, 8, 25))
+    assert regime_note(derive_recipe(BASELINE, 12, 8, 25)) is None
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_no_published_run_is_warned_of(model):
+    assert regime_note(derive_published(PublishedRecipe(**published_numbers(model)))) is None

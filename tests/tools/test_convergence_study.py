@@ -151,6 +151,32 @@ def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
     }
 
 
+def test_a_study_is_run_once_and_leaves_records_and_plot(tool, tmp_path, monkeypatch, capfd):
+    pytest.importorskip('sklearn')
+    digits = '--train 16 --val 4 --size 64 --digits 0 2 3 4 --objects 1 3'
+    monkeypatch.setattr(tool, 'DATA', {'sparse': tool.Data(2, digits)})
+    monkeypatch.setattr(tool, 'BUDGETS', {'short': 8})
+    monkeypatch.setattr(tool, 'VARIANTS', ('deim',))
+    monkeypatch.setattr(tool, 'REPRODUCED', ())
+    root, records = tmp_path / 'study', tmp_path / 'records'
+    arguments = ['--root', str(root), '--jobs', '1', '--records', str(records)]
+    monkeypatch.setattr('sys.argv', ['convergence_study.py', *arguments])
+    for _ in range(2):  # the second time there is nothing left to do
+        tool.main()
+        name = 'sparse_short_deim_seed0'
+        assert len(list((root / name).glob('*/vis_data/scalars.json'))) == 1
+        assert [line.iteration for line in read_evaluations(records / f'{name}.csv')] == [
+            2,
+            4,
+            6,
+            8,
+        ]
+        settings = json.loads((records / f'{name}.json').read_text())
+        assert settings['stages'] == [1, 2, 3]
+        assert (records / 'comparison_sparse_short.png').stat().st_size > 1000
+    assert f'{name} is finished' in capfd.readouterr().out
+
+
 def test_unknown_names_are_told(tool, monkeypatch):
     monkeypatch.setattr('sys.argv', ['convergence_study.py', '--only', 'nothing', '--list'])
     with pytest.raises(SystemExit, match='nothing'):
