@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
 
@@ -22,6 +24,20 @@ def base_datasets(dataset) -> Iterator[BaseDataset]:
     for child in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if child is not None:
             yield from base_datasets(child)
+
+
+def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
+    """Look for a training loop that counts epochs, which a hook needs.
+
+    Raises:
+        TypeError: The loop is another; names both and the remedy.
+    """
+    if not isinstance(loop, EpochBasedTrainLoop):
+        raise TypeError(
+            f'{type(hook).__name__} acts by epoch, but the training loop is '
+            f"{type(loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
+            'max_epochs=...)'
+        )
 
 
 def check_classes(model: nn.Module, dataset, split: str) -> None:

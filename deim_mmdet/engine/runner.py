@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checkpoints.loading import SCHEME
 from .checks import bare_model, check_classes, check_object_counts
-from .hooks import DenseO2OScheduleHook, ExpWarmupEMAHook
+from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
 
 
@@ -28,10 +28,10 @@ class DEIMRunner(Runner):
     Before training it derives the run's numbers (:func:`~deim_mmdet.engine.recipe.derive_recipe`)
     from ``train_cfg.max_epochs``, the joint batch size and the iterations of an epoch, prints them
     beside the published ones and gives them to the optimiser (learning rates), ``FlatCosineLR``,
-    ``ExpWarmupEMAHook`` and ``DenseO2OScheduleHook``. A number that the config gives to one of them
-    itself is left alone. ``auto_scale_lr`` holds the published batch size and switches the rule for
-    batch sizes; mmengine's own scaling isn't applied on top. Without ``recipe`` in the config
-    nothing is derived.
+    ``ExpWarmupEMAHook``, ``EMARestartHook`` and ``DenseO2OScheduleHook``. A number that the config
+    gives to one of them itself is left alone. ``auto_scale_lr`` holds the published batch size and
+    switches the rule for batch sizes; mmengine's own scaling isn't applied on top. Without
+    ``recipe`` in the config nothing is derived.
 
     It refuses, before the first iteration, images with more objects than queries and a number of
     classes other than the data set's; loads checkpoints of the reference and of transformers as its
@@ -154,6 +154,8 @@ class DEIMRunner(Runner):
                 hook.set_default(recipe.stages)
             elif isinstance(hook, ExpWarmupEMAHook):
                 hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
+            elif isinstance(hook, EMARestartHook):
+                hook.set_default(recipe.ema_restart_decay, recipe.ema_restart_step)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         """Load a checkpoint as mmengine does; one of the reference or transformers is converted.
