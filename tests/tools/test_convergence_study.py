@@ -1,3 +1,4 @@
+import fcntl
 import json
 import sys
 import time
@@ -101,6 +102,14 @@ def test_stopped_it_ends_what_it_started(tool, tmp_path):
     alive.unlink(missing_ok=True)
     time.sleep(0.2)
     assert not alive.exists()
+
+
+def test_two_studies_do_not_train_the_same_runs(tool, tmp_path):
+    with (tmp_path / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match=rf'another study.*{tmp_path}'):
+            tool.train([], tmp_path, 1)
+    tool.train([], tmp_path, 1)
 
 
 def test_progress_and_time_left(tool, tmp_path):

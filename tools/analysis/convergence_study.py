@@ -16,6 +16,7 @@ comparisons of tools/analysis/compare_runs.py, one for each data set and budget.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -204,8 +205,14 @@ def train(runs: list[Run], root: Path, jobs: int) -> None:
     """Make the data of the runs and train those that aren't finished.
 
     Raises:
-        SystemExit: A run failed.
+        SystemExit: A run failed, or another study is at work in ``root``.
     """
+    root.mkdir(parents=True, exist_ok=True)
+    lock = (root / 'lock').open('w')  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f'another study is at work in {root}: wait for it, or give another --root')
     make_data(runs, root, jobs)
 
     def report(running: list[str], waiting: list[str]) -> None:

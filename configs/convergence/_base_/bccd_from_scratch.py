@@ -10,6 +10,7 @@ optim_wrapper = dict(
 )
 # No restart from the best checkpoint: which one that is would be chosen on the test split.
 custom_hooks = [
+    dict(type='DerivedSeedHook'),
     dict(type='DenseO2OScheduleHook'),
     dict(type='ExpWarmupEMAHook'),
     dict(type='NonFiniteLossHook'),

@@ -19,9 +19,10 @@ param_scheduler = [
     )
 ]
 custom_hooks = [
+    _base_.custom_hooks[0],
     dict(type='DenseO2OScheduleHook', stages=(t1, t2, t3)),
     dict(type='ExpWarmupEMAHook', decay=0.998, warmup_iters=100),
-    *_base_.custom_hooks[2:],
+    *_base_.custom_hooks[3:],
 ]
 
 _base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2
