@@ -58,8 +58,7 @@ def test_every_run_has_its_config_and_the_same_iterations(tool, repo_root):
     for budget, iterations in tool.BUDGETS.items():
         for run in runs:
             if f'_{budget}_' in run.name:
-                done = run.epochs * tool.DATA[run.data].iters_per_epoch
-                assert done == pytest.approx(iterations, rel=0.03)
+                assert run.iterations == pytest.approx(iterations, rel=0.03)
 
 
 def test_commands_run_side_by_side_and_a_failure_stops_no_other(tool, tmp_path):
@@ -112,20 +111,21 @@ def test_two_studies_do_not_train_the_same_runs(tool, tmp_path):
     tool.train([], tmp_path, 1)
 
 
-def test_progress_and_time_left(tool, tmp_path):
-    run = tool.Run('half', 'a.py', 4, 1, 0, 'bccd')
-    other = tool.Run('not_begun', 'b.py', 2, 1, 0, 'bccd')
+def test_progress_and_time_left(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, 'DATA', {'some': tool.Data(10)})
+    run = tool.Run('half', 'a.py', 4, 1, 0, 'some')
+    other = tool.Run('not_begun', 'b.py', 2, 1, 0, 'some')
     assert tool.progress(run, tmp_path) == (0.0, 0.0)
     write_scalars(tmp_path / 'half', 2, [1, 2])
     done = {r.name: tool.progress(r, tmp_path) for r in (run, other)}
-    assert done['half'] == (0.5, 5.0)
-    # Two epochs of the one and two of the other, of which nothing is known but the first's pace.
+    assert done['half'] == (0.5, 0.5)
+    # 20 iterations of each; of the other nothing is known but the first one's pace.
     assert tool.seconds_left([run, other], done) == pytest.approx(20)
     # All iterations, but the last evaluation isn't there: not finished.
     write_scalars(tmp_path / 'all', 4, [1, 2, 3])
-    assert tool.progress(tool.Run('all', 'a.py', 4, 1, 0, 'bccd'), tmp_path)[0] < 1
+    assert tool.progress(tool.Run('all', 'a.py', 4, 1, 0, 'some'), tmp_path)[0] < 1
     write_scalars(tmp_path / 'finished', 4, [4])
-    assert tool.progress(tool.Run('finished', 'a.py', 4, 1, 0, 'bccd'), tmp_path)[0] == 1
+    assert tool.progress(tool.Run('finished', 'a.py', 4, 1, 0, 'some'), tmp_path)[0] == 1
 
 
 def test_records_hold_curve_and_settings(tool, tmp_path):

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from statistics import median
 
 from deim_mmdet.utils.files import replaced_when_complete
 from deim_mmdet.visualization.history import (
@@ -86,6 +87,11 @@ class Run:
     seed: int
     data: str
 
+    @property
+    def iterations(self) -> int:
+        """Its length in iterations."""
+        return self.epochs * DATA[self.data].iters_per_epoch
+
     def command(self, root: Path) -> list[str]:
         """Command that trains it, or goes on with it, under ``root``."""
         options = {
@@ -123,20 +129,17 @@ def plan(seeds: Iterable[int]) -> list[Run]:
 
 
 def progress(run: Run, root: Path) -> tuple[float, float]:
-    """Share of a run that is done, in [0, 1], and its seconds an epoch (0 where nothing is)."""
+    """Share of a run that is done, in [0, 1], and its seconds an iteration (0 where unknown)."""
     try:
         history = read_history(root / run.name)
     except FileNotFoundError:
         return 0.0, 0.0
-    evaluated = max(history.val, default=0)
-    if evaluated >= run.epochs:
-        return 1.0, 0.0
-    last = max(history.train)
-    times = [line['time'] for line in history.train.values() if 'time' in line]
-    per_epoch = history.iterations_per_epoch
-    seconds = sum(times) / max(1, len(times)) * per_epoch
+    # The median: a machine may be busy or asleep for a while.
+    seconds = median([line['time'] for line in history.train.values() if 'time' in line] or [0.0])
+    if max(history.val, default=0) >= run.epochs:
+        return 1.0, seconds
     # Not all of it before the last evaluation.
-    return min(0.999, last / per_epoch / run.epochs), seconds
+    return min(0.999, max(history.train) / run.iterations), seconds
 
 
 def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
@@ -248,7 +251,7 @@ def seconds_left(runs: Iterable[Run], done: dict[str, tuple[float, float]]) -> f
             measured[run.config] = done[run.name][1]
     mean = sum(measured.values()) / max(1, len(measured))
     return sum(
-        (1 - done[run.name][0]) * run.epochs * measured.get(run.config, mean) for run in runs
+        (1 - done[run.name][0]) * run.iterations * measured.get(run.config, mean) for run in runs
     )
 
 
@@ -270,7 +273,7 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
         'iterations an epoch': history.iterations_per_epoch,
         'stages': read_boundaries(root / run.name),
         'data': DATA[run.data].make or 'BCCD, train.json and test.json',
-        'seconds an iteration': round(progress(run, root)[1] / history.iterations_per_epoch, 3),
+        'seconds an iteration': round(progress(run, root)[1], 3),
     }
     with replaced_when_complete(folder / f'{run.name}.json') as path:
         path.write_text(json.dumps(settings, indent=2) + '\n')
