@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from deim_mmdet.utils.tables import format_table, write_table
-from deim_mmdet.visualization.figures import save_figure
+from deim_mmdet.utils.tables import format_table
+from deim_mmdet.visualization.figures import save_with_table
 from deim_mmdet.visualization.history import Evaluation, read_evaluations
 
 
@@ -175,12 +175,11 @@ def main() -> None:
         if name not in by_name:
             raise ValueError(f'--baseline {name}: the groups are {", ".join(by_name)}')
         table = compare(curves, by_name[name])
-        save_figure(draw(curves, by_name[name], args.title), args.out)
-        write_table(table, args.out.with_suffix('.csv'))
+        written = save_with_table(draw(curves, by_name[name], args.title), table, args.out)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     print(format_table(table))
-    print(args.out, args.out.with_suffix('.csv'))
+    print(args.out, written)
 
 
 if __name__ == '__main__':

@@ -47,8 +47,8 @@ from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.utils import Stage
-from deim_mmdet.utils.tables import format_table, write_table
-from deim_mmdet.visualization.figures import save_figure
+from deim_mmdet.utils.tables import format_table
+from deim_mmdet.visualization.figures import save_with_table
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ONE_TO_ONE, DENSE_ONE_TO_ONE = 'one-to-one', 'Dense one-to-one'
@@ -384,13 +384,12 @@ def main() -> None:
             }
         counts = match_statistics(config, args.num, matchings, args.seed)
         rows = summarise(counts)
-        save_figure(draw_statistics(counts), args.out)
         table = [list(rows[0]), *(list(row.values()) for row in rows)]
-        write_table(table, args.out.with_suffix('.csv'))
+        written = save_with_table(draw_statistics(counts), table, args.out)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     print(format_table(table))
-    print(args.out, args.out.with_suffix('.csv'))
+    print(args.out, written)
 
 
 if __name__ == '__main__':
