@@ -30,6 +30,11 @@ num_workers = 4
 # Weights to start from, or None for a backbone trained on ImageNet.
 load_from = None
 
+# The two parts of DEIM. They take time to pay: in a short run D-FINE without them may be ahead
+# (docs/convergence.md says what was seen). Where epochs times images are few, try both ways.
+mal = True
+dense_o2o = True
+
 # ------------------------------------------------------------------------------------------------
 
 model = dict(
@@ -41,6 +46,12 @@ model = dict(
         ]
     ),
 )
+if not mal:
+    model['bbox_head']['loss_cls'] = dict(
+        _delete_=True, type='VarifocalQualityLoss', alpha=0.75, gamma=2.0, loss_weight=1.0
+    )
+if not dense_o2o:
+    recipe = dict(stages=(0, 0, _base_.recipe.stages[2]))
 train_cfg = dict(max_epochs=max_epochs)
 
 training_set = dict(
@@ -59,6 +70,7 @@ val_evaluator = dict(ann_file=data_root + val_annotations)
 test_evaluator = val_evaluator
 
 _base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2
+_base_.train_dataloader.dataset.pipeline[0].mosaic[0].scale = (image_size, image_size)
 _base_.train_dataloader.dataset.pipeline[2].scale = (image_size, image_size)
 _base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
 _base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)

@@ -1,5 +1,6 @@
 """The configs against the published recipes, built as a training builds them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
 from deim_mmdet.engine import PublishedRecipe, derive_recipe
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.models.losses import MatchabilityAwareLoss, VarifocalQualityLoss
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 OWN = sorted(path.name for path in CONFIGS.glob('*.py'))
@@ -117,22 +119,26 @@ def test_rtdetr_has_the_network_of_rtdetrv2():
         assert (first.recipe.epochs, first.recipe.warmup_iters) == (72, 0)
 
 
-def test_custom_config_derives_everything_from_its_head(tmp_path):
+def write_custom(path, **changes):
+    """The config for own data over N with other values in its head."""
     text = (CONFIGS / 'deim_dfine_custom.py').read_text()
-    changes = {
-        "'./deim_dfine_s.py'": f"'{CONFIGS}/deim_dfine_n.py'",
-        "classes = ('cat', 'dog')": "classes = ('a', 'b', 'c')",
-        "data_root = 'data/custom/'": "data_root = '/mine/'",
-        'image_size = 640': 'image_size = 416',
-        'max_epochs = 60': 'max_epochs = 7',
-        'batch_size = 8': 'batch_size = 3',
-    }
-    for old, new in changes.items():
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    path = tmp_path / 'mine.py'
+    text = text.replace("'./deim_dfine_s.py'", f"'{CONFIGS}/deim_dfine_n.py'")
+    for name, value in changes.items():
+        text, count = re.subn(rf'(?m)^{name} = .*', f'{name} = {value!r}', text)
+        assert count == 1
     path.write_text(text)
-    cfg = load_config(str(path))
+    return load_config(str(path))
+
+
+def test_custom_config_derives_everything_from_its_head(tmp_path):
+    cfg = write_custom(
+        tmp_path / 'mine.py',
+        classes=('a', 'b', 'c'),
+        data_root='/mine/',
+        image_size=416,
+        max_epochs=7,
+        batch_size=3,
+    )
     assert cfg.model.bbox_head.num_classes == 3
     assert cfg.train_cfg.max_epochs == 7
     assert cfg.train_dataloader.batch_size == 3
@@ -151,4 +157,17 @@ def test_custom_config_derives_everything_from_its_head(tmp_path):
         if transform.type == 'Resize'
     ]
     assert sizes == [(416, 416)] * 3
-    assert cfg.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size == 208
+    mosaic = cfg.train_dataloader.dataset.pipeline[0].mosaic[0]
+    assert (mosaic.tile_size, mosaic.scale) == (208, (416, 416))
+
+
+@pytest.mark.parametrize('mal', [True, False])
+@pytest.mark.parametrize('dense_o2o', [True, False])
+def test_custom_config_switches_the_parts_of_deim(tmp_path, mal, dense_o2o):
+    cfg = write_custom(tmp_path / 'mine.py', mal=mal, dense_o2o=dense_o2o)
+    criterion = build_model(cfg).bbox_head.criterion
+    assert type(criterion.loss_cls) is (MatchabilityAwareLoss if mal else VarifocalQualityLoss)
+    published = published_recipe(cfg)
+    assert published.dense == dense_o2o
+    # All else as it is with both.
+    assert published.stages[2] == load('deim_dfine_n.py').recipe.stages[2]

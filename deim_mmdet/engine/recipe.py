@@ -20,6 +20,10 @@ from dataclasses import dataclass
 COCO_TRAIN_IMAGES = 118287
 #: What each evaluation of the no-augmentation stage that is no new best takes off the EMA's decay.
 EMA_RESTART_STEP = 1e-4
+#: The shortest training in which DEIM is known to be ahead of its baseline: the published one of N.
+SEEN_AHEAD_ITERS = 147840
+#: The longest training in which it was seen behind its baseline (docs/convergence.md).
+SEEN_BEHIND_ITERS = 750
 
 
 @dataclass(frozen=True)
@@ -251,4 +255,18 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
     widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
     return '\n'.join(
         f'{row[0]!s:<{widths[0]}}  {row[1]!s:>{widths[1]}}  {row[2]!s:>{widths[2]}}' for row in rows
+    )
+
+
+def regime_note(recipe: Recipe) -> str | None:
+    """A warning where Dense O2O is used in a run shorter than those in which it is known to pay."""
+    dense = recipe.stages[1] > recipe.stages[0]
+    total = recipe.epochs * recipe.iters_per_epoch
+    if not dense or total >= SEEN_AHEAD_ITERS:
+        return None
+    return (
+        f'This run has {total} iterations. DEIM is known to be ahead of its baseline in published '
+        f'runs, of {SEEN_AHEAD_ITERS} iterations and more on COCO, and was seen behind it in one '
+        f'of {SEEN_BEHIND_ITERS} from scratch. In between it depends: compare with a run without '
+        'Dense O2O and MAL. See docs/convergence.md'
     )

@@ -25,7 +25,7 @@ from .faults import (
 )
 from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
 from .processes import init_gloo, naming_lost_processes
-from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
+from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
 
 
 # In mmengine's own registry, where both its tools and mmdet's find it.
@@ -153,6 +153,8 @@ class DEIMRunner(Runner):
         self._apply(self.recipe, optim_wrapper)
         lr = self.cfg.optim_wrapper.optimizer.lr
         self.logger.info('Recipe\n' + format_recipe(published, self.recipe, lr))
+        if note := regime_note(self.recipe):
+            self.logger.warning(note)
 
     def _published_recipe(self, auto_scale_lr: dict) -> PublishedRecipe:
         batch_size = auto_scale_lr.get('base_batch_size')

@@ -1,5 +1,6 @@
 """Plots: colours of the stages, and figures as files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -7,6 +8,7 @@ from matplotlib.figure import Figure
 
 from deim_mmdet.utils import Stage
 from deim_mmdet.utils.files import replaced_when_complete
+from deim_mmdet.utils.tables import write_table
 
 STAGE_COLOURS = {
     Stage.WARM_UP: '#f2e6c9',
@@ -37,3 +39,15 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise ValueError(f'{path}: give it a suffix of an image format, e.g. .png')
     with replaced_when_complete(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def save_with_table(figure: Figure, table: Sequence[Sequence], path: Path) -> Path:
+    """Write a figure, and beside it its table as .csv, whose path is returned.
+
+    Raises:
+        ValueError: The suffix names no format that matplotlib writes.
+    """
+    save_figure(figure, path)
+    table_path = Path(path).with_suffix('.csv')
+    write_table(table, table_path)
+    return table_path

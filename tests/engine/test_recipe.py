@@ -8,6 +8,7 @@ from deim_mmdet.engine.recipe import (
     derive_recipe,
     derive_stages,
     format_recipe,
+    regime_note,
 )
 
 L = PublishedRecipe(epochs=58, batch_size=32, stages=(4, 29, 50), warmup_iters=2000)
@@ -177,3 +178,13 @@ def test_table_shows_published_beside_derived():
 def test_table_of_a_recipe_without_the_last_stage_has_no_restart():
     published = dataclasses.replace(BASELINE, stages=(0, 0, 80))
     assert 'restart' not in format_recipe(published, derive_recipe(published, 12, 8, 25), lr=1e-4)
+
+
+def test_a_short_run_with_dense_o2o_is_warned_of():
+    assert '300 iterations' in regime_note(derive_recipe(L, 12, 8, 25))
+    assert regime_note(derive_recipe(BASELINE, 12, 8, 25)) is None
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_no_published_run_is_warned_of(model):
+    assert regime_note(derive_published(PublishedRecipe(**published_numbers(model)))) is None

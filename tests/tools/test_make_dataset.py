@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import cv2
@@ -56,6 +57,16 @@ def test_same_settings_give_the_same_bytes(tool, settings, folder, tmp_path):
     assert contents(tmp_path / 'again') == contents(folder)
     tool.make_dataset(tmp_path / 'other', replace(settings, seed=1))
     assert contents(tmp_path / 'other')['train/00000.jpg'] != contents(folder)['train/00000.jpg']
+
+
+def test_processes_change_no_byte(tool, settings, folder, tmp_path):
+    # Processes find the tool's functions by name.
+    sys.modules[tool.__name__] = tool
+    try:
+        tool.make_dataset(tmp_path / 'again', settings, jobs=2)
+    finally:
+        del sys.modules[tool.__name__]
+    assert contents(tmp_path / 'again') == contents(folder)
 
 
 def test_more_images_leave_the_first_ones_as_they_are(tool, settings, folder, tmp_path):

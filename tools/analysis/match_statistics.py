@@ -22,7 +22,6 @@ Writes a plot and, beside it, the table as .csv.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,8 +47,8 @@ from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.utils import Stage
-from deim_mmdet.utils.files import replaced_when_complete
-from deim_mmdet.visualization.figures import save_figure
+from deim_mmdet.utils.tables import format_table
+from deim_mmdet.visualization.figures import save_with_table
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ONE_TO_ONE, DENSE_ONE_TO_ONE = 'one-to-one', 'Dense one-to-one'
@@ -317,19 +316,6 @@ def summarise(counts: dict[str, np.ndarray]) -> list[dict[str, str | int | float
     ]
 
 
-def format_table(rows: list[dict]) -> str:
-    """The table as aligned text."""
-    lines = [list(rows[0]), *([f'{value}' for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
 def draw_statistics(counts: dict[str, np.ndarray]) -> Figure:
     """Distribution of the positives per image, and their means with 5–95 % ranges."""
     figure = Figure(figsize=(11, 4.2), layout='constrained')
@@ -365,17 +351,6 @@ def draw_statistics(counts: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
-    """Write the table."""
-    with (
-        replaced_when_complete(path) as temporary,
-        open(temporary, 'w', newline='', encoding='utf-8') as file,
-    ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -409,12 +384,12 @@ def main() -> None:
             }
         counts = match_statistics(config, args.num, matchings, args.seed)
         rows = summarise(counts)
-        save_figure(draw_statistics(counts), args.out)
-        write_csv(rows, args.out.with_suffix('.csv'))
+        table = [list(rows[0]), *(list(row.values()) for row in rows)]
+        written = save_with_table(draw_statistics(counts), table, args.out)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
-    print(format_table(rows))
-    print(args.out, args.out.with_suffix('.csv'))
+    print(format_table(table))
+    print(args.out, written)
 
 
 if __name__ == '__main__':

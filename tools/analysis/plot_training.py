@@ -7,77 +7,14 @@ later run's figures replace the earlier ones of the same iterations.
 """
 
 import argparse
-import json
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from mmengine.config import Config
 
-from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
 from deim_mmdet.visualization.figures import save_figure, shade_stages
-
-
-@dataclass
-class History:
-    """What a training logged.
-
-    Args:
-        train: Per global iteration (from 1) the logged figures, ``epoch`` among them.
-        val: Per epoch (from 1) the figures of the evaluation.
-    """
-
-    train: dict[int, dict[str, float]]
-    val: dict[int, dict[str, float]]
-
-    @property
-    def iterations_per_epoch(self) -> int:
-        """The least number that puts every logged iteration into its epoch."""
-        return max(math.ceil(step / line['epoch']) for step, line in self.train.items())
-
-
-def read_history(work_dir: Path) -> History:
-    """Read the scalars of all runs in a work directory, oldest first.
-
-    Raises:
-        FileNotFoundError: If the directory holds none.
-    """
-    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    history = History({}, {})
-    for file in files:
-        for line in file.read_text().splitlines():
-            try:
-                figures = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run
-            if 'loss' in figures:
-                history.train[figures['step']] = figures
-            elif 'step' in figures:
-                history.val[figures['step']] = figures
-    if not history.train:
-        raise FileNotFoundError(
-            f'no training figures under {work_dir}: expected <time>/vis_data/scalars.json there'
-        )
-    return history
-
-
-def read_boundaries(work_dir: Path) -> tuple[int, int, int] | None:
-    """Epochs (t1, t2, t3) between the stages, from the run's configuration; None if it has none."""
-    configs = sorted(Path(work_dir).glob('*/vis_data/config.py'))
-    if not configs:
-        return None
-    config = Config.fromfile(configs[-1], import_custom_modules=False)
-    for hook in config.get('custom_hooks') or []:
-        if hook['type'] == 'DenseO2OScheduleHook':
-            if hook.get('stages'):
-                return tuple(hook['stages'])
-            published = PublishedRecipe(
-                batch_size=config.auto_scale_lr.base_batch_size, **config.recipe
-            )
-            return derive_stages(published, config.train_cfg.max_epochs)
-    return None
+from deim_mmdet.visualization.history import read_boundaries, read_history
 
 
 def plot_training(work_dir: Path, out: Path) -> None:

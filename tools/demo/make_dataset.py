@@ -6,6 +6,7 @@ two photographs. Training and validation share no source: each digit scan belong
 and so does each half of a photograph.
 
     python tools/demo/make_dataset.py data/digits --train 800 --val 150 --objects 1 4
+    python tools/demo/make_dataset.py data/crowd --train 5000 --objects 8 20 --jobs 4
 """
 
 import argparse
@@ -14,7 +15,10 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -30,6 +34,8 @@ INK_OPACITY = 0.5
 MIN_VISIBLE = 0.6
 MAX_TURN_DEG = 12.0
 PLACEMENT_TRIALS = 30
+# Every so many images a line says how far it is.
+PROGRESS_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Material:
     photographs: list[np.ndarray]
 
 
+@cache
 def load_material(settings: SceneSettings, split: str) -> Material:
     """The scans and halves of photographs that belong to ``split`` and to no other."""
     digits = load_digits()
@@ -187,9 +194,23 @@ def compose(material: Material, settings: SceneSettings, rng: np.random.Generato
     return image, np.array(boxes, np.int64).reshape(-1, 4), np.array(digits, np.int64)
 
 
-def write_split(folder: Path, settings: SceneSettings, split: str) -> dict:
-    """Write the images of ``split`` and its annotation file; returns the COCO dictionary."""
-    material = load_material(settings, split)
+def write_scene(folder: Path, settings: SceneSettings, split: str, index: int):
+    """Write image ``index`` of ``split``; returns its (N, 4) boxes and (N,) digits."""
+    rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
+    image, boxes, digits = compose(load_material(settings, split), settings, rng)
+    path = folder / split / name_of(index)
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise OSError(f'could not write {path}')
+    return boxes, digits
+
+
+def name_of(index: int) -> str:
+    """File name of an image."""
+    return f'{index:05d}.jpg'
+
+
+def write_split(folder: Path, settings: SceneSettings, split: str, jobs: int) -> None:
+    """Write the images of ``split``, in ``jobs`` processes, and its annotation file."""
     (folder / split).mkdir()
     coco = {
         'info': {'description': f'handwritten digits on photographs, {split}'},
@@ -200,34 +221,36 @@ def write_split(folder: Path, settings: SceneSettings, split: str) -> dict:
         ],
     }
     category_ids = {digit: i for i, digit in enumerate(settings.digits, 1)}
-    for index in range(getattr(settings, split)):
-        rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
-        image, boxes, digits = compose(material, settings, rng)
-        file_name = f'{index:05d}.jpg'
-        if not cv2.imwrite(str(folder / split / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-            raise OSError(f'could not write {folder / split / file_name}')
-        side = settings.size
-        coco['images'].append({'id': index, 'file_name': file_name, 'width': side, 'height': side})
-        for box, digit in zip(boxes.tolist(), digits.tolist(), strict=True):
-            coco['annotations'].append(
-                {
-                    'id': len(coco['annotations']) + 1,
-                    'image_id': index,
-                    'category_id': category_ids[digit],
-                    'bbox': box,
-                    'area': box[2] * box[3],
-                    'iscrowd': 0,
-                }
+    write = partial(write_scene, folder, settings, split)
+    count, side = getattr(settings, split), settings.size
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        scenes = pool.map(write, range(count), chunksize=20) if pool else map(write, range(count))
+        for index, (boxes, digits) in enumerate(scenes):
+            coco['images'].append(
+                {'id': index, 'file_name': name_of(index), 'width': side, 'height': side}
             )
+            for box, digit in zip(boxes.tolist(), digits.tolist(), strict=True):
+                coco['annotations'].append(
+                    {
+                        'id': len(coco['annotations']) + 1,
+                        'image_id': index,
+                        'category_id': category_ids[digit],
+                        'bbox': box,
+                        'area': box[2] * box[3],
+                        'iscrowd': 0,
+                    }
+                )
+            if (index + 1) % PROGRESS_IMAGES == 0:
+                print(f'{split}: {index + 1} of {count} images', file=sys.stderr, flush=True)
     (folder / f'{split}.json').write_text(json.dumps(coco))
-    return coco
 
 
-def make_dataset(out: Path, settings: SceneSettings) -> bool:
+def make_dataset(out: Path, settings: SceneSettings, jobs: int = 1) -> bool:
     """Write the data set to ``out``: ``train/``, ``val/``, ``train.json`` and ``val.json``.
 
     Written beside ``out`` and moved there when complete. A data set made with the same settings
-    is kept, one made with others is replaced.
+    is kept, one made with others is replaced. Its bytes don't depend on ``jobs``, the processes
+    that draw the images.
 
     Returns:
         Whether it was written; False if it was there.
@@ -246,17 +269,17 @@ def make_dataset(out: Path, settings: SceneSettings) -> bool:
         if json.loads(written.read_text()) == settings.as_json():
             return False
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f'.{out.name}.{os.getpid()}.part')
-    partial.mkdir()
+    part = out.with_name(f'.{out.name}.{os.getpid()}.part')
+    part.mkdir()
     try:
         for split in SPLITS:
-            write_split(partial, settings, split)
-        (partial / SETTINGS_FILE).write_text(json.dumps(settings.as_json(), indent=2))
+            write_split(part, settings, split, jobs)
+        (part / SETTINGS_FILE).write_text(json.dumps(settings.as_json(), indent=2))
         if out.exists():
             shutil.rmtree(out)
-        partial.rename(out)
+        part.rename(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
     return True
 
 
@@ -303,17 +326,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--digits', type=int, nargs='+', default=default.digits, help='digits in use, each a class'
     )
     parser.add_argument('--seed', type=int, default=default.seed)
+    parser.add_argument('--jobs', type=int, default=1, help='processes that draw the images')
     return parser.parse_args(argv)
 
 
 def main() -> None:
     args = vars(parse_args())
-    out = args.pop('out')
+    out, jobs = args.pop('out'), args.pop('jobs')
     try:
+        if jobs < 1:
+            raise ValueError(f'--jobs must be at least 1, got {jobs}')
         settings = SceneSettings(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
         )
-        written = make_dataset(out, settings)
+        written = make_dataset(out, settings, jobs)
     except (ValueError, FileExistsError) as error:
         sys.exit(str(error))
     print(f'{"written to" if written else "already in"} {out}\n{describe(out)}')

@@ -1,0 +1,11 @@
+# D-FINE N of the comparison on BCCD that the reference implementation was run in: VFL, ReLU, no
+# Dense O2O, and a constant learning rate.
+_base_ = './_base_/bccd_reproduction.py'
+
+model = dict(bbox_head=dict(act='ReLU', **_base_.without_mal.bbox_head))
+param_scheduler = [dict(_base_.param_scheduler[0], lr_gamma=1.0)]
+custom_hooks = [
+    _base_.custom_hooks[0],
+    dict(_base_.custom_hooks[1], stages=(0, 0, _base_.t3)),
+    *_base_.custom_hooks[2:],
+]

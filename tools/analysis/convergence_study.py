@@ -1,0 +1,353 @@
+"""Run the convergence study: which part of DEIM pays, on which data, after how many iterations.
+
+    python tools/analysis/convergence_study.py --list
+    BCCD_ROOT=data/bccd python tools/analysis/convergence_study.py --jobs 2
+    python tools/analysis/convergence_study.py --only 'sparse_short_*' --seeds 0 1 2
+    python tools/analysis/convergence_study.py --list --records docs/convergence
+
+A run is a config of configs/convergence with a budget and a seed, trained on the CPU with one
+thread. What is finished in the work directory is left alone and what is unfinished is resumed, so
+that the study may be stopped (Ctrl-C) and started again at any time. The scenes with digits are
+made first. A run's name is <data set>_<budget>_<variant>_seed<n>.
+
+With --records, the small record of each run that was begun (AP by epoch as .csv, settings as .json)
+is written to a folder, and from all records in it, also from those of other machines, the
+comparisons of tools/analysis/compare_runs.py, one for each data set and budget.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import median
+
+from deim_mmdet.utils.files import replaced_when_complete
+from deim_mmdet.visualization.history import (
+    evaluations_of,
+    read_boundaries,
+    read_history,
+    write_evaluations,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANTS = ('baseline', 'mal', 'dense_o2o', 'deim')
+REPRODUCED = ('dfine_n', 'deim_dfine_n')
+POLL_SECONDS = 2.0
+REPORT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of the study.
+
+    Args:
+        iters_per_epoch: Of its training images, in the study's batches of 8.
+        make: Options of tools/demo/make_dataset.py, or None for a data set that is there.
+    """
+
+    iters_per_epoch: int
+    make: str | None = None
+
+
+DIGITS = '--train 2000 --val 200 --size 224 --digits 0 2 3 4'
+DATA = {
+    'sparse': Data(250, f'{DIGITS} --objects 1 3'),
+    'crowded': Data(250, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
+    'bccd': Data(25),
+}
+# Iterations of a run, about; whole epochs are taken.
+BUDGETS = {'short': 1500, 'long': 6000}
+EVALUATIONS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Args:
+        name: Of its work directory and record.
+        config: File under configs/convergence.
+        epochs: Its length.
+        val_interval: Epochs between evaluations.
+        seed: Of weights, order and augmentation.
+        data: The key in ``DATA``.
+    """
+
+    name: str
+    config: str
+    epochs: int
+    val_interval: int
+    seed: int
+    data: str
+
+    @property
+    def iterations(self) -> int:
+        """Its length in iterations."""
+        return self.epochs * DATA[self.data].iters_per_epoch
+
+    def command(self, root: Path) -> list[str]:
+        """Command that trains it, or goes on with it, under ``root``."""
+        options = {
+            'train_cfg.max_epochs': self.epochs,
+            'train_cfg.val_interval': self.val_interval,
+            'randomness.seed': self.seed,
+        }
+        if DATA[self.data].make:
+            options['data_root'] = root / 'data' / self.data
+        return [
+            sys.executable,
+            str(ROOT / 'tools/train.py'),
+            str(ROOT / 'configs/convergence' / self.config),
+            *('--work-dir', str(root / self.name), '--resume', '--cfg-options'),
+            *(f'{key}={value}' for key, value in options.items()),
+        ]
+
+
+def plan(seeds: Iterable[int]) -> list[Run]:
+    """All runs of the study, the most telling ones first."""
+    runs = []
+    for seed in seeds:
+        for model in REPRODUCED:
+            name = f'bccd_reproduction_{model}'
+            runs.append(Run(f'{name}_seed{seed}', f'{name}.py', 30, 1, seed, 'bccd'))
+        for budget, iterations in BUDGETS.items():
+            for data, facts in DATA.items():
+                epochs = round(iterations / facts.iters_per_epoch)
+                interval = max(1, epochs // EVALUATIONS)
+                for variant in VARIANTS:
+                    name = f'{data}_{budget}_{variant}_seed{seed}'
+                    config = f'study_{data}_{variant}.py'
+                    runs.append(Run(name, config, epochs, interval, seed, data))
+    return runs
+
+
+def progress(run: Run, root: Path) -> tuple[float, float]:
+    """Share of a run that is done, in [0, 1], and its seconds an iteration (0 where unknown)."""
+    try:
+        history = read_history(root / run.name)
+    except FileNotFoundError:
+        return 0.0, 0.0
+    # The median: a machine may be busy or asleep for a while.
+    seconds = median([line['time'] for line in history.train.values() if 'time' in line] or [0.0])
+    if max(history.val, default=0) >= run.epochs:
+        return 1.0, seconds
+    # Not all of it before the last evaluation.
+    return min(0.999, max(history.train) / run.iterations), seconds
+
+
+def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
+    """Make the data sets that the runs need and that aren't there."""
+    for name in sorted({run.data for run in runs}):
+        if options := DATA[name].make:
+            tool = ROOT / 'tools/demo/make_dataset.py'
+            command = [sys.executable, tool, root / 'data' / name, *options.split()]
+            subprocess.run([*command, '--jobs', str(jobs)], check=True)
+
+
+def run_all(
+    commands: dict[str, list[str]],
+    logs: Callable[[str], Path],
+    jobs: int,
+    report: Callable[[list[str], list[str]], None],
+) -> list[str]:
+    """Run commands, ``jobs`` at a time, each with one thread.
+
+    Stopped, it ends the commands that it started before it ends itself.
+
+    Args:
+        commands: By name, in order.
+        logs: File that a command's output is appended to.
+        jobs: Commands side by side.
+        report: Called now and then with the names of those running and of those waiting.
+
+    Returns:
+        Names of those that failed; the others were run all the same.
+    """
+    waiting, running, failed = list(commands), {}, []
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
+    reported = -REPORT_SECONDS
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.pop(0)
+                log = logs(name)
+                log.parent.mkdir(parents=True, exist_ok=True)
+                with log.open('a') as file:
+                    running[name] = subprocess.Popen(
+                        commands[name], env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+                    )
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                report(list(running), waiting)
+            time.sleep(min(POLL_SECONDS, REPORT_SECONDS))
+            for name, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if process.returncode:
+                    failed.append(name)
+                    print(f'{name} failed, see {logs(name)}', flush=True)
+                else:
+                    print(f'{name} is finished', flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return failed
+
+
+def train(runs: list[Run], root: Path, jobs: int) -> None:
+    """Make the data of the runs and train those that aren't finished.
+
+    Raises:
+        SystemExit: A run failed, or another study is at work in ``root``.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    lock = (root / 'lock').open('w')  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f'another study is at work in {root}: wait for it, or give another --root')
+    make_data(runs, root, jobs)
+
+    def report(running: list[str], waiting: list[str]) -> None:
+        done = {run.name: progress(run, root) for run in runs}
+        left = seconds_left(runs, done) / jobs
+        shares = ', '.join(f'{name} {done[name][0]:.0%}' for name in running)
+        finished = sum(share == 1 for share, _ in done.values())
+        print(
+            f'{finished} of {len(runs)} runs finished; {shares}; {len(waiting)} waiting; about '
+            f'{left // 3600:.0f}:{left % 3600 // 60:02.0f} h left',
+            flush=True,
+        )
+
+    open_runs = {run.name: run.command(root) for run in runs if progress(run, root)[0] < 1}
+    failed = run_all(open_runs, lambda name: root / name / 'output.log', jobs, report)
+    if failed:
+        sys.exit(f'{len(failed)} runs failed: {", ".join(failed)}')
+
+
+def seconds_left(runs: Iterable[Run], done: dict[str, tuple[float, float]]) -> float:
+    """Seconds of training, one run after the other, that are left.
+
+    A run that didn't begin is taken to be as fast as others of its configuration, or else as the
+    mean of all.
+
+    Args:
+        runs: The runs.
+        done: What :func:`progress` gives, by name.
+    """
+    measured: dict[str, float] = {}
+    for run in runs:
+        if done[run.name][1]:
+            measured[run.config] = done[run.name][1]
+    mean = sum(measured.values()) / max(1, len(measured))
+    return sum(
+        (1 - done[run.name][0]) * run.iterations * measured.get(run.config, mean) for run in runs
+    )
+
+
+def write_record(run: Run, root: Path, folder: Path) -> bool:
+    """Write the record of a run; False where nothing was evaluated yet."""
+    try:
+        history = read_history(root / run.name)
+    except FileNotFoundError:
+        return False
+    evaluations = evaluations_of(history)
+    if not evaluations:
+        return False
+    write_evaluations(evaluations, folder / f'{run.name}.csv')
+    settings = {
+        'config': f'configs/convergence/{run.config}',
+        'seed': run.seed,
+        'epochs': run.epochs,
+        'evaluated epochs': evaluations[-1].epoch,
+        'iterations an epoch': history.iterations_per_epoch,
+        'stages': read_boundaries(root / run.name),
+        'data': DATA[run.data].make or 'BCCD, train.json and test.json',
+        'seconds an iteration': round(progress(run, root)[1], 3),
+    }
+    with replaced_when_complete(folder / f'{run.name}.json') as path:
+        path.write_text(json.dumps(settings, indent=2) + '\n')
+    return True
+
+
+def comparisons(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Records in a folder that belong into one plot: ``{comparison: {variant: records}}``."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    pairs = [
+        (f'{data}_{budget}', variant, f'{data}_{budget}_{variant}_seed*.csv')
+        for data in DATA
+        for budget in BUDGETS
+        for variant in VARIANTS
+    ]
+    for model in REPRODUCED:
+        pairs += [
+            ('bccd_reproduction', f'{model}, reference', f'reference_{model}.csv'),
+            ('bccd_reproduction', f'{model}, ours', f'bccd_reproduction_{model}_seed*.csv'),
+        ]
+    for comparison, variant, pattern in pairs:
+        if records := sorted(folder.glob(pattern)):
+            groups.setdefault(comparison, {})[variant] = records
+    return groups
+
+
+def draw_comparisons(folder: Path) -> None:
+    """Compare the records in a folder: ``comparison_<name>.png`` and ``.csv``, and the tables."""
+    for name, variants in comparisons(folder).items():
+        groups = [f'{variant}={",".join(map(str, paths))}' for variant, paths in variants.items()]
+        options = ['--title', name.replace('_', ', '), '--out', folder / f'comparison_{name}.png']
+        print(f'\n{name}', flush=True)
+        tool = ROOT / 'tools/analysis/compare_runs.py'
+        subprocess.run([sys.executable, tool, *groups, *options], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--root',
+        type=Path,
+        default=ROOT / 'work_dirs/convergence',
+        help='folder of the work directories and the digits; default work_dirs/convergence',
+    )
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs side by side')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds; default 0')
+    parser.add_argument(
+        '--only', nargs='+', default=['*'], metavar='PATTERN', help="names, e.g. 'sparse_*_deim_*'"
+    )
+    parser.add_argument('--list', action='store_true', help='train nothing, say what is done')
+    parser.add_argument(
+        '--records', type=Path, metavar='FOLDER', help='write records and plots here'
+    )
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f'--jobs must be at least 1, got {args.jobs}')
+    root = args.root.resolve()
+    everything = plan(args.seeds)
+    runs = [run for run in everything if any(fnmatch(run.name, p) for p in args.only)]
+    if not runs:
+        sys.exit(f'--only: no run is named {" or ".join(args.only)}; --list shows all names')
+
+    if args.list:
+        for run in runs:
+            print(f'{progress(run, root)[0]:4.0%}  {run.name}')
+    else:
+        train(runs, root, args.jobs)
+    if args.records:
+        written = sum(write_record(run, root, args.records) for run in runs)
+        print(f'{written} records written to {args.records}')
+        draw_comparisons(args.records)
+
+
+if __name__ == '__main__':
+    main()
