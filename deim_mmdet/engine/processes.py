@@ -3,6 +3,7 @@
 import datetime
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -82,3 +83,13 @@ def naming_lost_processes() -> Iterator[None]:
             'the reason; one that was killed (e.g. for want of memory) leaves none. Go on from '
             f'the last checkpoint with --resume. ({error})'
         ) from error
+
+
+def wait_for_gloo_threads() -> None:
+    """Let the threads of gloo come to rest, before processes are forked.
+
+    They drop the tensors of a finished exchange, for which they take locks of Python. A process
+    that is forked in that moment finds the lock taken for ever (seen with CPython 3.11).
+    """
+    if dist.is_initialized() and dist.get_backend() == 'gloo':
+        time.sleep(0.1)

@@ -24,7 +24,7 @@ from .faults import (
     unwritten_checkpoint,
 )
 from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
-from .processes import init_gloo, naming_lost_processes
+from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
 
 
@@ -70,6 +70,12 @@ class DEIMRunner(Runner):
             # The layout of oneDNN's kernels, which else convert features before and after each.
             model = model.to(memory_format=torch.channels_last)
         return model
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        super().call_hook(fn_name, **kwargs)
+        if fn_name in ('before_train_epoch', 'before_val_epoch', 'before_test_epoch'):
+            # Next, the data loader forks its workers.
+            wait_for_gloo_threads()
 
     @naming_lost_processes()
     def val(self) -> dict:

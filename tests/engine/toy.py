@@ -270,6 +270,7 @@ def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
         cwd=arguments[1].parent,
         capture_output=True,
         text=True,
+        timeout=900,
     )
     assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
