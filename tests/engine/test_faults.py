@@ -215,7 +215,7 @@ def test_nan_in_a_checkpoint_is_named(part, make_runner, work_dir):
         'ema_state_dict': ('module.backbone.0.weight', checkpoint['ema_state_dict']),
         'optimizer': ('state.0.exp_avg', checkpoint['optimizer']['state'][0]),
     }[part]
-    tensors[name.removeprefix('state.0.')].view(-1)[3] = float('nan')
+    tensors[name.removeprefix('state.0.')][3, 0, 0, 0] = float('nan')
     torch.save(checkpoint, path)
     for options in [dict(resume=True)] + [{}] * (part == 'state_dict'):
         runner = make_runner(load_from=str(path), **options)
