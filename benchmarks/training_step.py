@@ -49,7 +49,8 @@ def build(name: str) -> dict:
     # transformers freezes the norms of the backbone, and nothing else of it.
     cfg.backbone.update(init_cfg=None, frozen_stem=False, norm_frozen=True)
     theirs = build_counterpart(cfg)
-    ours = MODELS.build(cfg)
+    # The layout that DEIMRunner gives to models on a CPU.
+    ours = MODELS.build(cfg).to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         weights = find_weights(read_checkpoint(Path(folder) / 'model.safetensors'))

@@ -13,6 +13,7 @@ model = dict(
         ]
     )
 )
+recipe = dict(ema_restart_decay=0.9998)
 optim_wrapper = dict(
     paramwise_cfg=dict(
         rules=[dict(name=r'^backbone\.', lr_mult=0.01), dict(kind='norm', decay_mult=0.0)]

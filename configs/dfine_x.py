@@ -10,6 +10,7 @@ model = dict(
     backbone=dict(frozen_stem=True, norm_frozen=True),
     bbox_head=_base_.baseline_head,
 )
+recipe = dict(ema_restart_decay=0.9998)
 optim_wrapper = dict(
     paramwise_cfg=dict(
         rules=[dict(name=r'^backbone\.', lr_mult=0.01), dict(kind='norm', decay_mult=0.0)]

@@ -23,6 +23,11 @@ def _one_thread_and_scope():
     init_default_scope('mmdet')
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _own_cache(tmp_path_factory):
+    os.environ['DEIM_MMDET_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

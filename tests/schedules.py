@@ -24,4 +24,5 @@ def published_numbers(model: str) -> dict:
         lr_gamma=golden['lr_schedule']['lr_gamma'],
         ema_decay=golden['ema']['decay'],
         ema_warmup_iters=golden['ema']['warmups'],
+        ema_restart_decay=golden['ema_restart_decay'],
     )

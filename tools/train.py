@@ -1,6 +1,6 @@
 """Train a detector.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--amp] [--resume [CHECKPOINT]] ...
+    python tools/train.py CONFIG [--work-dir DIR] [--epochs N] [--resume [CHECKPOINT]] ...
     mim train deim_mmdet CONFIG [--gpus 0] [...]
 
 CONFIG is a path; through mim it may be the name of one of the package's configs, from anywhere.
@@ -14,7 +14,16 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 
-from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.checks import check_data
+from deim_mmdet.engine.config import load_config, override_length
+
+
+def positive(text: str) -> int:
+    """Type of an argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
+    return number
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +34,20 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU'
+    )
+    parser.add_argument(
+        '--epochs',
+        type=positive,
+        help='epochs of training; stages, warm-ups and EMA of a config with a recipe follow',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=positive,
+        help='images of each process in an iteration; learning rates and durations follow where '
+        'auto_scale_lr is on',
+    )
+    parser.add_argument(
+        '--val-interval', type=positive, help='evaluate after every so many epochs, and the last'
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -45,6 +68,11 @@ def parse_args() -> argparse.Namespace:
         help='settings in place of those of the config, as key=value: train_cfg.max_epochs=12, '
         'data_root=/data/mine, image_size=320. Lists: key="[a,b]" or key=a,b',
     )
+    parser.add_argument(
+        '--no-check-data',
+        action='store_true',
+        help='do not look for faults in the annotations first, see tools/check_dataset.py',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -61,6 +89,7 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    override_length(cfg, args.epochs, args.batch_size, args.val_interval)
     if args.amp:
         # DEIMRunner trains in bfloat16 where there is no GPU.
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -82,6 +111,8 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = prepare(args)
+    if not args.no_check_data:
+        check_data(cfg)
     RUNNERS.build(cfg).train()
 
 

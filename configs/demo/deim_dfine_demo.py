@@ -23,7 +23,8 @@ model = dict(
 # rates are not scaled down to the batch size, and the backbone's is that of the rest.
 recipe = dict(stages=(40, 72, 120), lr_gamma=0.3)
 auto_scale_lr = dict(enable=False)
-train_cfg = dict(max_epochs=12, val_interval=2)
+# The last stage begins after epoch 9 and restarts from the best evaluated one, so that is one.
+train_cfg = dict(max_epochs=12, val_interval=3)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(
@@ -70,7 +71,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + validation_set['ann_file'])
 test_evaluator = val_evaluator
 
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=2, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=3, max_keep_ckpts=1))
 log_processor = dict(window_size=20)
 randomness = dict(seed=0)
 

@@ -40,7 +40,8 @@ class TrainingStep:
         size: tuple[int, int],
         objects: int = 10,
     ) -> None:
-        self.model = model.train()
+        # The layout that DEIMRunner gives to models on a CPU.
+        self.model = model.train().to(memory_format=torch.channels_last)
         self.optimizer = build_optim_wrapper(model, optim_wrapper)
         self.seconds = {part: [] for part in PARTS}
         self.images, self.samples = _random_batch(model.bbox_head.num_classes, batch, size, objects)

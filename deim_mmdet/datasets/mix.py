@@ -4,6 +4,8 @@ import cv2
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS
 
+from deim_mmdet.utils.randomness import Purpose, SharedSeed, seeded
+
 
 @DATASETS.register_module()
 class DenseO2ODataset(MultiImageMixDataset):
@@ -17,6 +19,12 @@ class DenseO2ODataset(MultiImageMixDataset):
 
     A copy in another process takes over the number of OpenCV's threads of this one. Workers of a
     data loader that are forked do so by nature; those that are spawned would use all cores each.
+
+    After :meth:`set_seed` (``DerivedSeedHook`` calls it) what is drawn for a sample, its partners
+    included, follows from seed, epoch and index alone: whichever worker makes it, in whatever
+    order, in a training that was resumed or not. Wrappers that give an image several indexes
+    (``RepeatDataset``, ``ClassBalancedDataset``) belong inside, into ``dataset``: outside they
+    would repeat the augmented sample.
 
     Args:
         dataset: Data set of single images, or its config; with an empty pipeline for ``DenseO2O``.
@@ -34,7 +42,23 @@ class DenseO2ODataset(MultiImageMixDataset):
         ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._seed = SharedSeed()
+
+    def set_seed(self, seed: int, epoch: int) -> None:
+        """Make the samples follow from these numbers, in this process and all worker processes."""
+        self._seed.set(seed, epoch)
+
     def __getitem__(self, idx: int) -> dict:
+        numbers = self._seed.get()
+        if numbers is None:
+            return self._sample(idx)
+        seed, epoch = numbers
+        with seeded(seed, Purpose.SAMPLE, epoch, int(idx) % len(self)):
+            return self._sample(idx)
+
+    def _sample(self, idx: int) -> dict:
         results = self.dataset[idx]
         for transform, kind in zip(self.pipeline, self.pipeline_types, strict=True):
             if kind not in (self._skip_type_keys or ()):

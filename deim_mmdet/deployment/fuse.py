@@ -114,7 +114,7 @@ def _replace(
 
 
 def _can_split(block: Block) -> bool:
-    act = block.aggregation[0][1]
+    act = block.aggregation[0].act
     return block.residual and not (isinstance(act, Clamp) and act.low is None)
 
 
@@ -127,16 +127,14 @@ def _merge_branches(block: RepVGGBlock) -> nn.Module:
 
 
 def _fold_affine(layer: ConvBNAct) -> nn.Module:
-    """Convolution and activation, the learnable affine after the activation in both."""
-    conv = layer.conv
-    if isinstance(layer.act, nn.Identity):
-        return conv
-    if isinstance(layer.lab, nn.Identity):
-        return nn.Sequential(conv, layer.act)
-    scale, bias = layer.lab.scale.item(), layer.lab.bias.item()
-    conv.weight.mul_(scale)
-    conv.bias.mul_(scale).add_(bias)
-    return nn.Sequential(conv, Clamp(low=bias) if scale >= 0 else Clamp(high=bias))
+    """The layer with its learnable affine, if any, in the convolution and the activation."""
+    if not isinstance(layer.lab, nn.Identity):
+        scale, bias = layer.lab.scale.item(), layer.lab.bias.item()
+        layer.conv.weight.mul_(scale)
+        layer.conv.bias.mul_(scale).add_(bias)
+        layer.act = Clamp(low=bias) if scale >= 0 else Clamp(high=bias)
+        layer.lab = nn.Identity()
+    return layer
 
 
 def _drop_unused_heads(decoder: DFINEDecoder | RTDETRDecoder) -> None:

@@ -130,12 +130,13 @@ class SplitBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.layers = block.layers
-        (conv, act), self.expand = block.aggregation
-        width = self.expand[0].out_channels
+        squeeze, self.expand = block.aggregation
+        conv, act = squeeze.conv, squeeze.act
+        width = self.expand.conv.out_channels
         # A bound other than 0 would keep runtimes from merging it: as b + max(y − b, 0), the next
         # convolution takes the b in.
         bound = act.low if isinstance(act, Clamp) else 0.0
-        following = self.expand[0]
+        following = self.expand.conv
         following.bias.add_(following.weight.sum((1, 2, 3)) * bound)
         self.of_input = _part_of(conv, slice(width), conv.bias - bound)
         self.of_outputs = _part_of(conv, slice(width, None), None)

@@ -2,10 +2,13 @@ from .hooks import (
     AtomicCheckpointHook,
     CheckpointCheckHook,
     DenseO2OScheduleHook,
+    DerivedSeedHook,
+    EMARestartHook,
     ExpWarmupEMA,
     ExpWarmupEMAHook,
     NonFiniteLossError,
     NonFiniteLossHook,
+    ResumableEarlyStoppingHook,
 )
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .recipe import PublishedRecipe, Recipe, derive_recipe
@@ -18,6 +21,8 @@ __all__ = [
     'CpuAmpOptimWrapper',
     'DEIMRunner',
     'DenseO2OScheduleHook',
+    'DerivedSeedHook',
+    'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'FlatCosineLR',
@@ -25,6 +30,7 @@ __all__ = [
     'NonFiniteLossHook',
     'PublishedRecipe',
     'Recipe',
+    'ResumableEarlyStoppingHook',
     'RuleOptimWrapperConstructor',
     'derive_recipe',
 ]

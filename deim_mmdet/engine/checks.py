@@ -1,10 +1,19 @@
 """What is checked before training or testing starts, with one clear message each."""
 
+import os
 from collections.abc import Iterator
 
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
+
+from ..datasets.checks.config import check_datasets
+
+# Where launchers say which of several processes this one is.
+RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -22,6 +31,40 @@ def base_datasets(dataset) -> Iterator[BaseDataset]:
     for child in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if child is not None:
             yield from base_datasets(child)
+
+
+def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
+    """Look for a training loop that counts epochs, which a hook needs.
+
+    Raises:
+        TypeError: The loop is another; names both and the remedy.
+    """
+    if not isinstance(loop, EpochBasedTrainLoop):
+        raise TypeError(
+            f'{type(hook).__name__} acts by epoch, but the training loop is '
+            f"{type(loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
+            'max_epochs=...)'
+        )
+
+
+def check_data(config: Config) -> None:
+    """Check the annotations of the training and validation sets, and print what is found.
+
+    The first of several processes does so, and takes what it checked before from a cache.
+
+    Raises:
+        ValueError: Something would break training; names it and the remedy.
+    """
+    if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES):
+        return
+    reports = check_datasets(config, splits=('training', 'validation'))
+    for report in reports:
+        print(report.text(), flush=True)
+    if any(report.breaks for report in reports):
+        raise ValueError(
+            'the data would break training, see BREAKS above: tools/check_dataset.py with this '
+            'config lists all of it; --no-check-data trains regardless'
+        )
 
 
 def check_classes(model: nn.Module, dataset, split: str) -> None:

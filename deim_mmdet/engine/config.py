@@ -70,6 +70,39 @@ def override_image_size(cfg: Config, size: int) -> None:
     _replace(cfg, replaced)
 
 
+def override_length(
+    cfg: Config,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    val_interval: int | None = None,
+) -> None:
+    """Put what is given in place of the length of a training; its recipe follows when it starts.
+
+    Args:
+        cfg: Config of a training, changed in place.
+        epochs: Epochs of training.
+        batch_size: Images of each process in an iteration.
+        val_interval: Epochs from one evaluation to the next.
+
+    Raises:
+        ValueError: The config doesn't train by epochs, or its loader has no batch size.
+    """
+    loop = cfg.train_cfg
+    if (epochs or val_interval) and 'max_epochs' not in loop:
+        raise ValueError(
+            f'--epochs and --val-interval need train_cfg.max_epochs, but train_cfg={dict(loop)}: '
+            'set its numbers by --cfg-options'
+        )
+    if batch_size and 'batch_size' not in cfg.train_dataloader:
+        raise ValueError('--batch-size needs train_dataloader.batch_size in the config')
+    if epochs:
+        loop.max_epochs = epochs
+    if val_interval:
+        loop.val_interval = val_interval
+    if batch_size:
+        cfg.train_dataloader.batch_size = batch_size
+
+
 def _replace(node: Any, replaced: Callable[[str, Any], Any]) -> None:
     """Apply ``replaced(key, value)`` to every value under ``node`` that isn't a container."""
     items = node.items() if hasattr(node, 'items') else enumerate(node)

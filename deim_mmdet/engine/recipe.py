@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 #: Images of COCO train2017, on which the published recipes are defined.
 COCO_TRAIN_IMAGES = 118287
+#: What each evaluation of the no-augmentation stage that is no new best takes off the EMA's decay.
+EMA_RESTART_STEP = 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class PublishedRecipe:
         lr_gamma: Factor of the learning rate at the end of the cosine; 1 keeps it flat.
         ema_decay: Decay of the EMA after its warm-up, in (0, 1).
         ema_warmup_iters: Time constant of the EMA's warm-up, in iterations.
+        ema_restart_decay: Decay of the EMA from the restart at the no-augmentation stage on, in
+            (0, 1).
         train_images: Images an epoch, which makes ``train_images // batch_size`` iterations.
 
     Raises:
@@ -47,6 +51,7 @@ class PublishedRecipe:
     lr_gamma: float = 0.5
     ema_decay: float = 0.9999
     ema_warmup_iters: int = 1000
+    ema_restart_decay: float = 0.9999
     train_images: int = COCO_TRAIN_IMAGES
 
     def __post_init__(self) -> None:
@@ -56,8 +61,9 @@ class PublishedRecipe:
             raise ValueError(
                 f'recipe: stages={self.stages} must be in order and within epochs={self.epochs}'
             )
-        if not 0 < self.ema_decay < 1:
-            raise ValueError(f'recipe: ema_decay={self.ema_decay} must be between 0 and 1')
+        for name in ('ema_decay', 'ema_restart_decay'):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f'recipe: {name}={getattr(self, name)} must be between 0 and 1')
         for name in ('batch_size', 'ema_warmup_iters', 'lr_gamma'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'recipe: {name}={getattr(self, name)} must be positive')
@@ -67,6 +73,11 @@ class PublishedRecipe:
     @property
     def iters_per_epoch(self) -> int:
         return self.train_images // self.batch_size
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the recipe has a no-augmentation stage, at which training restarts."""
+        return self.stages[2] < self.epochs
 
     @property
     def dense(self) -> bool:
@@ -80,7 +91,8 @@ class Recipe:
 
     ``lr_scale`` multiplies the published learning rates. The learning rate is warmed up over
     ``warmup_iters``, is flat until ``cosine_begin``, falls along a cosine to ``lr_gamma`` times its
-    value at ``cosine_end`` and stays there. ``stages`` are ``(t1, t2, t3)`` in epochs.
+    value at ``cosine_end`` and stays there. ``stages`` are ``(t1, t2, t3)`` in epochs. From t3 on
+    the EMA's decay is ``ema_restart_decay``, less ``ema_restart_step`` for each further restart.
     """
 
     epochs: int
@@ -94,6 +106,8 @@ class Recipe:
     lr_gamma: float
     ema_decay: float
     ema_warmup_iters: float
+    ema_restart_decay: float
+    ema_restart_step: float
 
 
 def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, int]:
@@ -162,7 +176,12 @@ def derive_recipe(
     _, t2, t3 = stages
     if not published.dense:
         t2 = t3
-    horizon = 1 / (1 - published.ema_decay) * stretch
+
+    def stretched(decay: float) -> float:
+        # 1 - 1 / horizon, written so that the published decay comes back to the last bit; a
+        # horizon under an iteration is no averaging.
+        return max(0.0, 1 - (1 - decay) / stretch)
+
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -173,10 +192,10 @@ def derive_recipe(
         cosine_begin=t2 * iters_per_epoch,
         cosine_end=t3 * iters_per_epoch,
         lr_gamma=published.lr_gamma,
-        # 1 - 1 / horizon, written so that the published decay comes back to the last bit; a
-        # horizon under an iteration is no averaging.
-        ema_decay=1 - (1 - published.ema_decay) / stretch if horizon > 1 else 0.0,
+        ema_decay=stretched(published.ema_decay),
         ema_warmup_iters=published.ema_warmup_iters * stretch,
+        ema_restart_decay=stretched(published.ema_restart_decay),
+        ema_restart_step=EMA_RESTART_STEP / stretch,
     )
 
 
@@ -216,6 +235,19 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
             share(recipe.ema_warmup_iters, total),
         ),
     ]
+    if published.restarts:
+        rows += [
+            (
+                'EMA decay from the restart at the no-augmentation stage on',
+                f'{published.ema_restart_decay:.6g}',
+                f'{recipe.ema_restart_decay:.6g}',
+            ),
+            (
+                'less for each evaluation of it that is no new best',
+                f'{EMA_RESTART_STEP:.3g}',
+                f'{recipe.ema_restart_step:.3g}',
+            ),
+        ]
     widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
     return '\n'.join(
         f'{row[0]!s:<{widths[0]}}  {row[1]!s:>{widths[1]}}  {row[2]!s:>{widths[2]}}' for row in rows

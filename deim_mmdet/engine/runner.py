@@ -4,6 +4,7 @@ import copy
 import os
 from pathlib import Path
 
+import torch
 from mmengine.device import is_cuda_available
 from mmengine.dist import is_distributed, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -14,7 +15,7 @@ from torch import nn
 
 from ..checkpoints.loading import SCHEME
 from .checks import bare_model, check_classes, check_object_counts
-from .hooks import DenseO2OScheduleHook, ExpWarmupEMAHook
+from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
 from .processes import init_gloo, naming_lost_processes
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe
 
@@ -27,17 +28,17 @@ class DEIMRunner(Runner):
     Before training it derives the run's numbers (:func:`~deim_mmdet.engine.recipe.derive_recipe`)
     from ``train_cfg.max_epochs``, the joint batch size and the iterations of an epoch, prints them
     beside the published ones and gives them to the optimiser (learning rates), ``FlatCosineLR``,
-    ``ExpWarmupEMAHook`` and ``DenseO2OScheduleHook``. A number that the config gives to one of them
-    itself is left alone. ``auto_scale_lr`` holds the published batch size and switches the rule for
-    batch sizes; mmengine's own scaling isn't applied on top. Without ``recipe`` in the config
-    nothing is derived.
+    ``ExpWarmupEMAHook``, ``EMARestartHook`` and ``DenseO2OScheduleHook``. A number that the config
+    gives to one of them itself is left alone. ``auto_scale_lr`` holds the published batch size and
+    switches the rule for batch sizes; mmengine's own scaling isn't applied on top. Without
+    ``recipe`` in the config nothing is derived.
 
     It refuses, before the first iteration, images with more objects than queries and a number of
     classes other than the data set's; loads checkpoints of the reference and of transformers as its
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
     leaves no half-written one. Where another process of the run is lost it says so. On a machine
-    without CUDA it trains with ``--launcher`` over gloo, with ``--amp`` in bfloat16, and without
-    SyncBN.
+    without CUDA it trains with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without
+    SyncBN, and with convolutions laid out channels-last.
     """
 
     #: The derived numbers, from the start of training on; None without a recipe in the config.
@@ -60,6 +61,13 @@ class DEIMRunner(Runner):
     @naming_lost_processes()
     def test(self) -> dict:
         return super().test()
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        model = super().build_model(model)
+        if not is_cuda_available():
+            # The layout of oneDNN's kernels, which else convert features before and after each.
+            model = model.to(memory_format=torch.channels_last)
+        return model
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self.distributed and not is_cuda_available():
@@ -161,6 +169,8 @@ class DEIMRunner(Runner):
                 hook.set_default(recipe.stages)
             elif isinstance(hook, ExpWarmupEMAHook):
                 hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
+            elif isinstance(hook, EMARestartHook):
+                hook.set_default(recipe.ema_restart_decay, recipe.ema_restart_step)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         """Load a checkpoint as mmengine does; one of the reference or transformers is converted.

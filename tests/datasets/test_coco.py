@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
@@ -115,10 +116,10 @@ def test_bad_boxes_are_dropped_and_counted_in_one_warning(edit, warnings):
     assert warnings[0].levelname == 'WARNING'
     message = warnings[0].getMessage()
     assert 'dropped 8 of 10 boxes' in message
-    assert '4 without area (1.png, 0.png)' in message
-    assert '1 with a coordinate that is not finite (0.png)' in message
-    assert '2 outside the image (0.png)' in message
-    assert '1 thinner than one pixel (0.png)' in message
+    assert '4 boxes without area (1.png, 0.png)' in message
+    assert '1 boxes with a coordinate that is not finite (0.png)' in message
+    assert '2 boxes outside the image (0.png)' in message
+    assert '1 boxes thinner than one pixel (0.png)' in message
 
 
 def test_good_file_is_silent(edit, warnings):
@@ -177,19 +178,19 @@ def replace(name, number, /, **fields):
             lambda content: content['annotations'][1].pop('bbox') and None,
             'lacks bbox in entry 1 of "annotations"',
         ),
-        (replace('annotations', 1, bbox=[1, 2, 3]), r'annotation 1 with bbox \[1, 2, 3\]'),
-        (replace('annotations', 1, bbox=None), 'annotation 1 with bbox None'),
         (
-            replace('annotations', 1, category_id=8),
-            '1 annotations whose category_id is not in "categories": annotation 1 with '
-            'category_id 8',
+            replace('annotations', 1, bbox=[1, 2, 3]),
+            r'entry 1 of "annotations" with bbox \[1, 2, 3\]\. It must be \[x, y',
         ),
-        (
-            replace('annotations', 1, image_id=99),
-            '1 annotations whose image_id is not in "images": annotation 1 with image_id 99',
-        ),
-        (replace('images', 1, id=0), 'entries of "images" with the same id: 0'),
-        (replace('annotations', 1, id=0), 'entries of "annotations" with the same id: 0'),
+        (replace('annotations', 1, bbox=None), 'entry 1 of "annotations" with bbox None'),
+        (replace('images', 1, id=0), 'entries of "images" with the same id.*: 0'),
+        (replace('images', 1, width=0), 'entry 1 of "images" with width 0. It must be a number'),
+        (replace('images', 1, height='50'), 'entry 1 of "images" with height \'50\''),
+        (replace('images', 1, file_name='\ud800'), r'entry 1 of "images" with file_name'),
+        (replace('annotations', 1, id=None), 'entry 1 of "annotations" with id None'),
+        (replace('annotations', 1, area='1'), "with area '1'. It must be a number"),
+        (replace('annotations', 1, iscrowd='0'), "with iscrowd '0'. It must be 0 or 1"),
+        (replace('categories', 1, name=None), 'entry 1 of "categories" with name None'),
         (replace('categories', 1, id=3), 'entries of "categories" with the same id: 3'),
         (
             replace('categories', 1, name='cat'),
@@ -203,10 +204,66 @@ def test_each_fault_of_the_file_is_named(edit, tmp_path, change, message):
 
 
 def test_classes_that_do_not_fit_the_file_are_named(edit):
-    with pytest.raises(ValueError, match=r"no category 'bird'.*Its categories: 'cat', 'dog'"):
+    with pytest.raises(ValueError, match=r"no category 'bird'.*categories are 'cat', 'dog'"):
         edit(metainfo={'classes': ('cat', 'bird')})
-    with pytest.raises(ValueError, match=r"another order.*Write classes=\('cat', 'dog'\)"):
+    with pytest.raises(ValueError, match=r"another order.*write classes=\('cat', 'dog'\)"):
         edit(metainfo={'classes': ('dog', 'cat')})
+
+
+@pytest.mark.parametrize('field', ['image_id', 'category_id'])
+def test_boxes_of_unknown_images_and_categories_are_dropped(edit, warnings, field):
+    dataset = edit(replace('annotations', 1, **{field: 99}))
+    assert boxes_of(dataset) == [[[5, 5, 25, 15]], [[0, 0, 9, 9]]]
+    message = warnings[0].getMessage()
+    assert f'dropped 1 of 3 boxes: 1 boxes whose {field} is not in' in message
+
+
+def test_annotation_ids_matter_to_evaluation_alone(edit):
+    change = replace('annotations', 1, id=0)
+    assert boxes_of(edit(change)) == boxes_of(edit())
+    with pytest.raises(ValueError, match=r'entries of "annotations" with the same id: 0\. Give'):
+        edit(change, test_mode=True)
+    with pytest.raises(ValueError, match=r"id 'a'\. It must be an integer"):
+        edit(replace('annotations', 1, id='a'), test_mode=True)
+
+
+@pytest.mark.parametrize(('number', 'expected'), [(1, 1.0), (0, 0.0)])
+def test_evaluation_never_finds_an_annotation_with_id_zero(edit, number, expected):
+    def change(content):
+        content['images'] = content['images'][:1]
+        content['annotations'] = [{**content['annotations'][0], 'id': number}]
+
+    dataset = edit(change, test_mode=True)
+    metric = CocoMetric(ann_file=dataset.ann_file)
+    metric.dataset_meta = dataset.metainfo
+    found = dict(
+        bboxes=torch.tensor([[5.0, 5, 25, 15]]), scores=torch.ones(1), labels=torch.tensor([0])
+    )
+    metric.process({}, [dict(img_id=0, ori_shape=(40, 60), pred_instances=found)])
+    assert metric.evaluate(1)['coco/bbox_mAP'] == expected
+
+
+def test_an_image_that_is_there_twice_counts_once(edit):
+    dataset = edit(lambda content: content['images'].append(dict(content['images'][0])))
+    assert boxes_of(dataset) == boxes_of(edit())
+
+
+def test_a_file_without_any_usable_box_is_refused(edit):
+    def change(content):
+        for annotation in content['annotations']:
+            annotation['category_id'] = 99
+
+    with pytest.raises(ValueError, match=r'none of whose boxes can be used: 0 of 3'):
+        edit(change)
+
+
+def test_repeated_names_in_an_object_are_refused(edit, tmp_path):
+    path = tmp_path / 'ann.json'
+    edit()
+    text = path.read_text()
+    path.write_text(text.replace('"annotations"', '"annotations": [], "annotations"'))
+    with pytest.raises(ValueError, match=r"ann\.json is not JSON.*'annotations' twice"):
+        CheckedCocoDataset(data_root=str(tmp_path), ann_file='ann.json')
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):

@@ -136,5 +136,61 @@ def test_copies_in_other_processes_take_over_the_threads(build, opencv_threads):
     assert copied[0]['inputs'].shape == (3, 32, 32)
 
 
+def pixels_and_boxes(sample):
+    return sample['inputs'], sample['data_samples'].gt_instances.bboxes.tensor
+
+
+def epoch_of(loader):
+    """Content of all samples of one pass, in the order of the images."""
+    samples = sorted(loader, key=lambda sample: sample['data_samples'].img_id)
+    return [pixels_and_boxes(sample) for sample in samples]
+
+
+def differences(ours, theirs):
+    """Number of samples that differ."""
+    assert len(ours) == len(theirs)
+    return sum(
+        not all(map(torch.equal, first, second)) for first, second in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    'workers',
+    [
+        dict(num_workers=0),
+        dict(num_workers=1, persistent_workers=True),
+        dict(num_workers=3, persistent_workers=True, prefetch_factor=4),
+        dict(num_workers=2),
+    ],
+    ids=['none', 'persistent', 'many', 'restarted'],
+)
+def test_samples_follow_from_seed_epoch_and_index(build, workers):
+    """Whatever makes them: samples of a fresh copy, one by one in reverse, are the truth."""
+    dataset = build(DenseO2ODataset, PIPELINE)
+    loader = DataLoader(dataset, batch_size=None, shuffle=True, **workers)
+    truth = build(DenseO2ODataset, PIPELINE)
+    epochs = []
+    for epoch in (0, 1, 2):
+        np.random.seed(epoch)
+        dataset.set_seed(11, epoch)
+        truth.set_seed(11, epoch)
+        expected = [pixels_and_boxes(truth[index]) for index in reversed(range(6))][::-1]
+        epochs.append(epoch_of(loader))
+        assert differences(epochs[-1], expected) == 0
+    assert differences(epochs[0], epochs[1]) == 6
+    dataset.set_seed(12, 2)
+    assert differences(epochs[2], epoch_of(loader)) == 6
+
+
+def test_a_seeded_data_set_leaves_the_generators_alone(build):
+    dataset = build(DenseO2ODataset, PIPELINE)
+    dataset.set_seed(0, 0)
+    np.random.seed(1)
+    expected = np.random.rand()
+    np.random.seed(1)
+    dataset[3]
+    assert np.random.rand() == expected
+
+
 def test_is_registered():
     assert DATASETS.get('DenseO2ODataset') is DenseO2ODataset

@@ -100,7 +100,7 @@ def test_affine_of_any_sign_becomes_a_bound(scale):
         inputs = torch.from_numpy(image('affine', (1, 3, 32, 32)))
         expected = scale * layer.bn(layer.conv(inputs)).relu() + 0.25
         torch.testing.assert_close(fused(inputs), expected, atol=1e-12, rtol=0)
-    assert isinstance(fused[1], Clamp)
+    assert isinstance(fused.act, Clamp)
 
 
 def test_a_fused_model_can_be_run_for_detections_but_not_trained():

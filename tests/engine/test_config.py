@@ -2,7 +2,7 @@ import pytest
 import toy
 from mmengine.config import Config
 
-from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.config import load_config, override_length
 
 CONFIG = str(toy.ROOT / 'configs' / 'deim_dfine_s.py')
 
@@ -63,3 +63,22 @@ def test_variable_that_the_config_lacks(tmp_path):
     path.write_text('model = dict()\n')
     with pytest.raises(ValueError, match='no variable data_root'):
         load_config(str(path), {'data_root': 'elsewhere'})
+
+
+def test_length_is_put_where_training_reads_it():
+    cfg = load_config(CONFIG)
+    before = cfg.to_dict()
+    override_length(cfg)
+    assert cfg.to_dict() == before
+    override_length(cfg, epochs=7, batch_size=3, val_interval=2)
+    assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (7, 2)
+    assert cfg.train_dataloader.batch_size == 3
+    assert cfg.val_dataloader.batch_size == before['val_dataloader']['batch_size']
+
+
+def test_length_of_a_config_that_has_none():
+    cfg = Config(dict(train_cfg=dict(max_iters=9), train_dataloader=dict(batch_sampler=dict())))
+    with pytest.raises(ValueError, match=r'max_epochs.*max_iters'):
+        override_length(cfg, epochs=3)
+    with pytest.raises(ValueError, match='batch_size'):
+        override_length(cfg, batch_size=3)

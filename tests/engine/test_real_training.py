@@ -1,12 +1,18 @@
 """Trainings of the smallest models themselves, at a size that a CPU can bear."""
 
+import argparse
 import json
 import math
-import os
+import shutil
 
 import pytest
 import toy
+from mmengine.config import DictAction
+from states import differences, state_of
 from toy import train
+
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine.config import load_config, override_length
 
 MODEL = toy.ROOT / 'configs' / 'deim_dfine_n.py'
 SMALL = (
@@ -76,13 +82,52 @@ def test_two_processes_with_images_without_objects(tmp_path):
         *('--launcher', 'pytorch', '--work-dir', work_dir),
         *('--cfg-options', *SMALL, *data_options(tmp_path)),
         *('train_dataloader.batch_size=1', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
-        launcher=(
-            *('-m', 'torch.distributed.run', '--nproc_per_node=2'),
-            f'--master_port={20000 + os.getpid() % 10000}',
-        ),
+        launcher=toy.two_processes(),
     )
     assert len(losses(work_dir)) == 12
     assert (work_dir / 'epoch_4.pth').exists()
+
+
+def test_resumed_at_each_epoch_it_ends_bit_for_bit_the_same(tmp_path):
+    """All that draws takes part: mosaic, mixup, sizes, crops, denoising; and so does a restart."""
+    toy.write_data_set(tmp_path, images=6)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('options', nargs='+', action=DictAction)
+    options = parser.parse_args([*SMALL, *data_options(tmp_path)]).options
+
+    def run(name, interval, load_from=None):
+        cfg = load_config(str(MODEL), options)
+        override_length(cfg, epochs=4, batch_size=2)
+        cfg.model.data_preprocessor.batch_augments.append(
+            dict(type='DenseO2OMultiScale', base_size=64)
+        )
+        cfg.merge_from_dict(
+            dict(
+                work_dir=str(tmp_path / name),
+                experiment_name=f'real_{name}',
+                resume=load_from is not None,
+                load_from=load_from,
+                launcher='none',
+                randomness=dict(seed=3),
+                **{
+                    'default_hooks.checkpoint.interval': interval,
+                    'default_hooks.checkpoint.max_keep_ckpts': -1,
+                },
+            )
+        )
+        DEIMRunner.from_cfg(cfg).train()
+        return state_of(tmp_path / name / 'epoch_4.pth')
+
+    whole = run('whole', interval=1)
+    assert whole['info']['ema_restart']['epoch'] == 1
+    for epoch in (1, 2, 3):
+        folder = tmp_path / f'from_{epoch}'
+        folder.mkdir()
+        shutil.copy(tmp_path / 'whole' / 'best_augmented.pth', folder)
+        checkpoint = tmp_path / 'whole' / f'epoch_{epoch}.pth'
+        resumed = run(folder.name, interval=4, load_from=str(checkpoint))
+        assert not differences(whole, resumed)
+        shutil.rmtree(folder)
 
 
 def test_crowdhuman(tmp_path):

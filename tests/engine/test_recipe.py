@@ -34,6 +34,8 @@ def test_published_run_gets_published_numbers(model):
     assert recipe.warmup_iters == published.warmup_iters
     assert recipe.ema_decay == published.ema_decay
     assert recipe.ema_warmup_iters == published.ema_warmup_iters
+    assert recipe.ema_restart_decay == published.ema_restart_decay
+    assert recipe.ema_restart_step == 1e-4
     assert recipe.cosine_end == published.stages[2] * published.iters_per_epoch
     if published.dense:
         assert recipe.cosine_begin == published.stages[1] * published.iters_per_epoch
@@ -84,9 +86,30 @@ def test_small_data_set_keeps_shares(published, epochs, batch_size, iters):
     assert horizon / total == pytest.approx(max(10000 / published_total, 1 / total), rel=1e-6)
 
 
+@pytest.mark.parametrize('scale_by_batch', [True, False])
+@pytest.mark.parametrize(
+    ('epochs', 'batch_size', 'iters', 'accumulation'),
+    [(12, 8, 2500, 1), (58, 32, 6000, 1), (24, 64, 900, 2), (58, 64, 1848, 1), (90, 16, 7392, 1)],
+)
+def test_decay_after_each_restart_is_scaled_as_the_decay(
+    epochs, batch_size, iters, accumulation, scale_by_batch
+):
+    """A recipe published with the decay that the n-th restart reaches would get it derived."""
+    x = dataclasses.replace(L, ema_restart_decay=0.9998)
+    arguments = (epochs, batch_size, iters, accumulation, scale_by_batch)
+    recipe = derive_recipe(x, *arguments)
+    for restarts in (0, 1, 2, 5):
+        published = dataclasses.replace(L, ema_decay=0.9998 - restarts * 1e-4)
+        expected = derive_recipe(published, *arguments).ema_decay
+        decay = recipe.ema_restart_decay - restarts * recipe.ema_restart_step
+        assert 0 < decay < 1
+        assert decay == pytest.approx(expected, rel=1e-9)
+
+
 def test_longer_run_keeps_durations():
     recipe = derive_published(L, epochs=120)
     assert (recipe.warmup_iters, recipe.ema_decay, recipe.ema_warmup_iters) == (2000, 0.9999, 1000)
+    assert (recipe.ema_restart_decay, recipe.ema_restart_step) == (0.9999, 1e-4)
 
 
 def test_accumulated_iterations_make_one_step():
@@ -126,6 +149,7 @@ def test_too_few_epochs_name_the_remedy():
         (dict(stages=(4, 60, 50)), 'stages'),
         (dict(stages=(4, 29, 59)), 'epochs'),
         (dict(ema_decay=1.0), 'ema_decay'),
+        (dict(ema_restart_decay=0.0), 'ema_restart_decay'),
         (dict(batch_size=0), 'batch_size'),
         (dict(warmup_iters=-1), 'warmup_iters'),
     ],
@@ -144,3 +168,12 @@ def test_table_shows_published_beside_derived():
     assert '0.0005' in rows['learning rate']
     assert '0.000125 (x 0.25)' in rows['learning rate']
     assert '2000 (0.93 %)' in table
+    restart = next(line for line in table.splitlines() if 'restart' in line)
+    assert restart.split()[-2:] == ['0.9999', '0.928544']
+    step = next(line for line in table.splitlines() if 'no new best' in line)
+    assert step.split()[-2:] == ['0.0001', '0.0715']
+
+
+def test_table_of_a_recipe_without_the_last_stage_has_no_restart():
+    published = dataclasses.replace(BASELINE, stages=(0, 0, 80))
+    assert 'restart' not in format_recipe(published, derive_recipe(published, 12, 8, 25), lr=1e-4)

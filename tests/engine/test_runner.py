@@ -5,7 +5,6 @@ import shutil
 import pytest
 import torch
 import toy
-from mmengine.config import Config
 
 from deim_mmdet.engine import DEIMRunner, NonFiniteLossError
 
@@ -16,19 +15,8 @@ def make_runner(tmp_path, request):
     toy.write_data_set(tmp_path)
 
     def make(**options):
-        cfg = Config.fromfile(toy.write_config(tmp_path), import_custom_modules=False)
-        cfg.merge_from_dict(
-            {
-                'work_dir': str(tmp_path / 'work'),
-                'launcher': 'none',
-                'experiment_name': f'{request.node.name}_{make.count}',
-                'train_dataloader.num_workers': 0,
-                'train_dataloader.persistent_workers': False,
-                'train_cfg.max_epochs': 4,
-                'train_cfg.val_interval': 10,
-                **options,
-            }
-        )
+        options = {'train_cfg.max_epochs': 4, 'train_cfg.val_interval': 10, **options}
+        cfg = toy.in_process(tmp_path, f'{request.node.name}_{make.count}', **options)
         make.count += 1
         return DEIMRunner.from_cfg(cfg)
 
@@ -251,3 +239,10 @@ def test_resume_without_checkpoint_starts_anew(make_runner, tmp_path):
     runner = make_runner(resume=True)
     runner.train()
     assert runner.iter == 16
+
+
+def test_convolutions_are_laid_out_channels_last_on_a_cpu(make_runner):
+    runner = make_runner()
+    weights = [m.weight for m in runner.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)

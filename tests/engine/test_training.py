@@ -1,15 +1,14 @@
 """Whole trainings by ``tools/train.py``, of a detector that costs nothing."""
 
 import json
-import os
 import re
 import signal
 from pathlib import Path
 
 import mmdet
 import pytest
-import torch
 import toy
+from states import assert_equal_runs, last_state
 from toy import run_tool, train
 
 import deim_mmdet  # noqa: F401  registers what checkpoints hold
@@ -26,24 +25,6 @@ def logged(work_dir):
             if 'lr' in entry:
                 rates[entry['iter']] = entry['lr']
     return rates
-
-
-def schedule_state(work_dir):
-    """Everything of the last checkpoint that says where in the schedule a training is."""
-    path = Path((work_dir / 'last_checkpoint').read_text())
-    checkpoint = torch.load(path)
-    info = checkpoint['message_hub']['runtime_info']
-    return dict(
-        checkpoint=path.name,
-        epoch=checkpoint['meta']['epoch'],
-        iteration=checkpoint['meta']['iter'],
-        stage=info['stage'],
-        scheduler=checkpoint['param_schedulers'],
-        rates=[(g['lr'], g['initial_lr']) for g in checkpoint['optimizer']['param_groups']],
-        ema_updates=int(checkpoint['ema_state_dict']['steps']),
-        batches_seen=int(checkpoint['state_dict']['backbone.1.num_batches_tracked']),
-        kept=info['keep_ckpt_ids'],
-    )
 
 
 @pytest.fixture(scope='module')
@@ -71,33 +52,28 @@ def test_recipe_is_printed_and_stages_follow_each_other(uninterrupted):
 
 
 def test_killed_in_each_stage_and_resumed(config, uninterrupted):
-    """SIGKILL in the middle of an epoch of each stage in turn: about a minute."""
+    """SIGKILL in three epochs, one of them the first after a restart, and in an evaluation."""
     work_dir = config.parent / 'interrupted'
-    stages = ('warm-up', 'dense', 'flat', 'no-augmentation')
-    for stage, epoch in zip(stages, (1, 3, 5, 7), strict=True):
-        log = train(
-            config,
-            *('--work-dir', work_dir, '--resume'),
-            kill_at=f'{epoch},2',
-            expect=-signal.SIGKILL,
-        )
-        assert f'Epoch {epoch + 1} of 8' in log or f'Epoch(train) [{epoch + 1}]' in log
-        state = schedule_state(work_dir)
-        assert (state['epoch'], state['stage']) == (epoch, stage)
+    kills = (('1,2', 1, 'warm-up'), ('3,val', 4, 'dense'), ('5,2', 5, 'flat'), ('6,3', 6, 'flat'))
+    for moment, saved, stage in kills:
+        train(*(config, '--work-dir', work_dir, '--resume'), kill_at=moment, expect=-signal.SIGKILL)
+        state = last_state(work_dir)
+        assert (state['meta']['epoch'], state['info']['stage']) == (saved, stage)
     log = train(config, '--work-dir', work_dir, '--resume')
-    assert 'Epoch 8 of 8: within stage no-augmentation' in log
+    assert 'Epoch 7 of 8: stage no-augmentation begins' in log
+    assert 'Epoch 7 of 8: restart from the best checkpoint' in log
     reference, _ = uninterrupted
-    assert schedule_state(work_dir) == schedule_state(reference)
+    assert_equal_runs(reference, work_dir)
     assert logged(work_dir) == logged(reference)
     assert len(logged(reference)) == 8 * ITERS
-    assert not list(work_dir.glob('*.tmp'))
 
 
 def test_only_the_newest_checkpoints_and_the_best_are_kept(uninterrupted):
     work_dir, _ = uninterrupted
     names = {path.name for path in work_dir.glob('*.pth')}
     assert {f'epoch_{n}.pth' for n in (6, 7, 8)} < names
-    assert len(names) == 4
+    assert len(names) == 5
+    assert 'best_augmented.pth' in names
     assert any(name.startswith('best_coco_bbox_mAP') for name in names)
 
 
@@ -106,16 +82,12 @@ def test_two_processes_on_the_cpu(config):
     log = train(
         config,
         *('--launcher', 'pytorch', '--work-dir', work_dir),
-        *('--cfg-options', 'train_cfg.max_epochs=4'),
-        launcher=(
-            *('-m', 'torch.distributed.run', '--nproc_per_node=2'),
-            f'--master_port={20000 + os.getpid() % 10000}',
-        ),
+        *('--epochs', '4', '--val-interval', '2'),
+        launcher=toy.two_processes(),
     )
     assert re.search(r'images per optimiser step +2 +4\n', log)
     assert re.search(r'learning rate +0\.0005 +0\.001 \(x 2\)\n', log)
-    state = schedule_state(work_dir)
-    assert (state['epoch'], state['iteration']) == (4, 4 * ITERS // 2)
+    assert last_state(work_dir)['meta'].items() >= dict(epoch=4, iter=4 * ITERS // 2).items()
     assert 'coco/bbox_mAP' in log
 
 

@@ -4,6 +4,7 @@ The tools import this module by ``custom_imports`` from test configs; it stands 
 where a test is about the training around it.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ import cv2
 import numpy as np
 import torch
 from mmdet.models import BaseDetector
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import HOOKS, METRICS, MODELS
+from mmengine.config import Config
+from mmengine.dist import all_gather_object
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.structures import InstanceData
 from torch import nn
@@ -66,14 +70,71 @@ class ToyDetector(BaseDetector):
         return self.extract_feat(inputs)
 
 
+@METRICS.register_module()
+class ScriptedMetric(BaseMetric):
+    """In place of an AP the number that the script holds for the epoch."""
+
+    default_prefix = 'coco'
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = scores
+        self.epoch = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(len(data_samples))
+
+    def compute_metrics(self, results):
+        return dict(bbox_mAP=self.scores[self.epoch - 1])
+
+
+@HOOKS.register_module()
+class ScriptHook(Hook):
+    """Tells ``ScriptedMetric`` the number of finished epochs."""
+
+    def before_val_epoch(self, runner):
+        runner.val_loop.evaluator.metrics[0].epoch = runner.epoch
+
+
+@HOOKS.register_module()
+class SameOnAllRanksHook(Hook):
+    """Compares what the ranks begin each epoch with, bit for bit, but for statistics of BN."""
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner):
+        ema = next(hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
+        moments = runner.optim_wrapper.state_dict()['state']
+        tensors = [
+            *runner.model.parameters(),
+            *ema.parameters(),
+            ema.steps,
+            *(value for state in moments.values() for value in state.values()),
+        ]
+        digest = hashlib.sha256(str(ema.decay).encode())
+        for tensor in tensors:
+            digest.update(tensor.detach().numpy().tobytes())
+        assert len(set(all_gather_object(digest.hexdigest()))) == 1
+
+
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kills the process as the operating system would, in the middle of an epoch."""
+    """Kills the process as the operating system would, in the middle of an epoch.
+
+    ``KILL_AT`` is ``epoch,batch`` (both from 0), or ``epoch,val`` for the evaluation after an
+    epoch.
+    """
 
     priority = 'LOWEST'
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if os.environ.get('KILL_AT') == f'{runner.epoch},{batch_idx}':
+        self._kill_at(f'{runner.epoch},{batch_idx}')
+
+    def after_val_epoch(self, runner, metrics=None):
+        self._kill_at(f'{runner.epoch - 1},val')
+
+    def _kill_at(self, moment):
+        if os.environ.get('KILL_AT') == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -134,13 +195,15 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='{folder}/all.json')
 test_evaluator = val_evaluator
 recipe = dict(epochs=8, stages=(2, 4, 6), warmup_iters=6, ema_decay=0.9, ema_warmup_iters=5,
-              train_images=8)
+              ema_restart_decay=0.8, train_images=8)
 auto_scale_lr = dict(base_batch_size=2)
 train_cfg = dict(max_epochs=8, val_interval=4)
 optim_wrapper = dict(paramwise_cfg=dict(rules=[dict(kind='norm', decay_mult=0.0)]))
 custom_hooks = [
-    dict(type='DenseO2OScheduleHook'), dict(type='ExpWarmupEMAHook'),
-    dict(type='NonFiniteLossHook'), dict(type='CheckpointCheckHook'), dict(type='KillHook')]
+    dict(type='DerivedSeedHook'), dict(type='DenseO2OScheduleHook'),
+    dict(type='ExpWarmupEMAHook'), dict(type='EMARestartHook'),
+    dict(type='NonFiniteLossHook'), dict(type='CheckpointCheckHook'), dict(type='KillHook'),
+    dict(type='ScriptHook'), dict(type='SameOnAllRanksHook')]
 default_hooks = dict(logger=dict(interval=1))
 randomness = dict(seed=0)
 for part in (_base_.train_dataloader.dataset, _base_.val_dataloader.dataset,
@@ -153,8 +216,6 @@ del part, transform
     path = folder / 'toy_config.py'
     path.write_text(text)
     if changes:
-        from mmengine.config import Config
-
         cfg = Config.fromfile(path, import_custom_modules=False)
         cfg.merge_from_dict(changes)
         path = folder / 'changed_config.py'
@@ -162,9 +223,40 @@ del part, transform
     return path
 
 
+def in_process(folder: Path, name: str, **changes) -> Config:
+    """The config for a training in this process: without workers, of a name of its own."""
+    cfg = Config.fromfile(write_config(folder), import_custom_modules=False)
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(folder / 'work'),
+            'launcher': 'none',
+            'experiment_name': name,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            **changes,
+        }
+    )
+    return cfg
+
+
+def scripted(scores: list[float]) -> dict:
+    """Changes of the config for an epoch per score, each evaluated as the script says.
+
+    The stages begin with epochs 1, 3, 5 and 7. All checkpoints are kept.
+    """
+    return {
+        'recipe.epochs': len(scores),
+        'train_cfg.max_epochs': len(scores),
+        'train_cfg.val_interval': 1,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+        'val_evaluator': dict(_delete_=True, type='ScriptedMetric', scores=scores),
+    }
+
+
 def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
     """Run a script of the repository with the toy module importable; returns its output."""
-    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1')
+    path = (str(Path(__file__).parent), str(ROOT), os.environ.get('PYTHONPATH', ''))
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)), OMP_NUM_THREADS='1')
     if kill_at is not None:
         env['KILL_AT'] = kill_at
     done = subprocess.run(
@@ -176,6 +268,12 @@ def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
     )
     assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def two_processes() -> tuple[str, ...]:
+    """Launcher of two processes, for ``run_tool``."""
+    port = 20000 + os.getpid() % 10000
+    return '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port}'
 
 
 def train(config, *arguments, **kwargs):

@@ -1,11 +1,17 @@
 """Reading of images, with one clear error for each way in which a file can be bad."""
 
+import io
+import logging
+import warnings
+
 import cv2
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 from mmengine import fileio
+from mmengine.logging import print_log
+from PIL import Image
 
 JPEG_START = b'\xff\xd8'
 JPEG_SCAN = b'\xff\xda'
@@ -19,6 +25,8 @@ REDUCED_FLAGS = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+# 0.5 GB when decoded, Pillow's limit too: a larger image has a damaged header or exhausts memory.
+MAX_PIXELS = 178_956_970
 REMEDY = 'Restore the file, or remove the image from the annotation file.'
 
 
@@ -27,8 +35,10 @@ class LoadImageChecked(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that refuses damaged files.
 
     OpenCV decodes a truncated JPEG without complaint, the missing part in grey; here a JPEG or PNG
-    without its end marker is an error. Greyscale, RGBA, palette and 16-bit images become three
-    channels of uint8.
+    without its end marker is an error, and so is an image of more than 179 million pixels, before
+    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8. An
+    image of another size than its annotations say (``height`` and ``width`` of the sample) is
+    trained on; the first one that a process meets is named in a warning.
 
     Where the sample says in ``shorter_side`` how many pixels its image needs, as a mosaic of small
     tiles does, a JPEG that has at least twice as many is decoded at 1/2, 1/4 or 1/8 of its size,
@@ -47,7 +57,7 @@ class LoadImageChecked(LoadImageFromFile):
 
     Raises:
         FileNotFoundError: If the file is missing or cannot be opened.
-        ValueError: If it is empty, truncated or not an image.
+        ValueError: If it is empty, truncated, too large or not an image.
 
     Example:
         >>> pipeline = [dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -67,6 +77,7 @@ class LoadImageChecked(LoadImageFromFile):
         super().__init__(
             color_type=color_type, imdecode_backend=imdecode_backend, backend_args=backend_args
         )
+        self._warned = False
 
     def transform(self, results: dict) -> dict:
         """Read and decode ``results['img_path']``."""
@@ -83,7 +94,30 @@ class LoadImageChecked(LoadImageFromFile):
             results['ori_shape'] = shape[::-1] if turned else shape
             for instance in results.get('instances', ()):
                 instance['bbox'] = [value / reduction for value in instance['bbox']]
+        self._compare_size(results)
         return results
+
+    def _compare_size(self, results: dict) -> None:
+        """Warn of an image that may not be the one that was annotated."""
+        height, width = results['ori_shape']
+        annotated = results.get('height', height), results.get('width', width)
+        if annotated == (height, width) or self._warned:
+            return
+        self._warned = True
+        turned = annotated == (width, height)
+        print_log(
+            f'Image {results["img_path"]} is {width}x{height}, but {annotated[1]}x{annotated[0]} '
+            'in the annotation file; its boxes are taken as pixels of the image as it is read'
+            + (
+                ". It seems annotated without its EXIF orientation: color_type='color_ignore_"
+                "orientation' reads it so. "
+                if turned
+                else '. '
+            )
+            + 'tools/check_dataset.py --images lists all such images.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
     def _reduction(self, data: bytes, results: dict) -> int:
         """By how much the sides of the image may shrink while it is decoded."""
@@ -108,6 +142,12 @@ class LoadImageChecked(LoadImageFromFile):
         if is_truncated(data):
             raise ValueError(
                 f'Image {path} is truncated ({len(data)} bytes, without the end marker). {REMEDY}'
+            )
+        size = oversize(data)
+        if size is not None:
+            raise ValueError(
+                f'Image {path} is too large ({size}); at most {MAX_PIXELS} pixels are decoded. '
+                f'Cut it into tiles. {REMEDY}'
             )
         return data
 
@@ -143,6 +183,24 @@ def is_truncated(data: bytes) -> bool:
     if data.startswith(PNG_START):
         return data.rfind(PNG_END) < 0
     return False
+
+
+def oversize(data: bytes) -> str | None:
+    """The size in an image's header where it has more than ``MAX_PIXELS``; None for others."""
+    if data.startswith(JPEG_START):
+        height, width = jpeg_shape(data) or (0, 0)
+    elif data.startswith(PNG_START):
+        width, height = (int.from_bytes(data[at : at + 4], 'big') for at in (16, 20))
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+                width, height = Image.open(io.BytesIO(data)).size
+        except Image.DecompressionBombError as error:
+            return str(error)
+        except Exception:  # what OpenCV reads, Pillow need not
+            return None
+    return f'{width}x{height} pixels' if width * height > MAX_PIXELS else None
 
 
 def jpeg_shape(data: bytes) -> tuple[int, int] | None:

@@ -1,15 +1,21 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_check_hook import CheckpointCheckHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
+from .derived_seed_hook import DerivedSeedHook
+from .ema_restart_hook import EMARestartHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
 from .non_finite_loss_hook import NonFiniteLossError, NonFiniteLossHook
+from .resumable_early_stopping_hook import ResumableEarlyStoppingHook
 
 __all__ = [
     'AtomicCheckpointHook',
     'CheckpointCheckHook',
     'DenseO2OScheduleHook',
+    'DerivedSeedHook',
+    'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'NonFiniteLossError',
     'NonFiniteLossHook',
+    'ResumableEarlyStoppingHook',
 ]

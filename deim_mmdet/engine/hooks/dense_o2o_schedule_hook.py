@@ -5,18 +5,17 @@ from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop
 
 from deim_mmdet.utils import Stage
 
-from ..checks import bare_model
+from ..checks import bare_model, check_counts_epochs
 
 # Where wrappers of datasets and transforms, mmdet's and mmengine's, keep what they wrap.
 CHILDREN = ('dataset', 'datasets', 'pipeline', 'transforms', 'load', 'mosaic', 'single')
 
 
-def staged_parts(root: Any) -> Iterator[Any]:
-    """Everything under a dataset or transform, itself included, that has ``set_stage``."""
+def parts_with(root: Any, method: str) -> Iterator[Any]:
+    """Everything under a dataset or transform, itself included, that has a method of this name."""
     seen = set()
     pending = [root]
     while pending:
@@ -27,11 +26,16 @@ def staged_parts(root: Any) -> Iterator[Any]:
         if isinstance(part, (list, tuple)):
             pending.extend(part)
             continue
-        if callable(getattr(part, 'set_stage', None)):
+        if callable(getattr(part, method, None)):
             yield part
         # vars() rather than getattr(): wrappers that pass attributes on would repeat them.
         attributes = getattr(part, '__dict__', {})
         pending.extend(attributes[name] for name in CHILDREN if name in attributes)
+
+
+def staged_parts(root: Any) -> Iterator[Any]:
+    """Everything under a dataset or transform, itself included, that has ``set_stage``."""
+    return parts_with(root, 'set_stage')
 
 
 def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
@@ -84,12 +88,7 @@ class DenseO2OScheduleHook(Hook):
         self.stages = stages
 
     def before_train(self, runner) -> None:
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            raise TypeError(
-                'DenseO2OScheduleHook switches stages by epoch, but the training loop is '
-                f'{type(runner.train_loop).__name__}: set '
-                "train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=...)"
-            )
+        check_counts_epochs(self, runner.train_loop)
         if self.stages is None:
             raise ValueError(
                 'DenseO2OScheduleHook has no stages: give stages=(t1, t2, t3) in epochs, or '

@@ -93,3 +93,13 @@ class ExpWarmupEMAHook(EMAHook):
         # The copy was made before weights were initialised or loaded.
         if self.ema_model.steps == 0:
             self.ema_model.copy_from(self.src_model)
+
+    def restore(self, checkpoint: dict) -> None:
+        """Set model and average to those of a checkpoint that this hook took part in saving.
+
+        Args:
+            checkpoint: Its content; changed in place.
+        """
+        self._swap_ema_state_dict(checkpoint)
+        self.src_model.load_state_dict(checkpoint['state_dict'])
+        self.ema_model.load_state_dict(checkpoint['ema_state_dict'])

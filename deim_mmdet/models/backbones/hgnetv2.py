@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import freeze_norms
+from ..layers.basic import convolve_and_norm, freeze_norms
 
 
 class StageSpec(NamedTuple):
@@ -99,8 +99,9 @@ class ConvBNAct(nn.Module):
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
         self.lab = LearnableAffine() if act and lab else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lab(self.act(self.bn(self.conv(x))))
+    def forward(self, *features: Tensor) -> Tensor:
+        """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H', W')."""
+        return self.lab(self.act(convolve_and_norm(self.conv, self.bn, features)))
 
 
 class LightConvBNAct(nn.Module):
@@ -133,7 +134,7 @@ class Stem(nn.Module):
         x = F.pad(self.stem1(x), (0, 1, 0, 1))
         convs = self.stem2b(F.pad(self.stem2a(x), (0, 1, 0, 1)))
         pooled = F.max_pool2d(x, kernel_size=2, stride=1)
-        return self.stem4(self.stem3(torch.cat([pooled, convs], dim=1)))
+        return self.stem4(self.stem3(pooled, convs))
 
 
 class Block(nn.Module):
@@ -161,7 +162,8 @@ class Block(nn.Module):
         outputs = [x]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))
-        out = self.aggregation(torch.cat(outputs, dim=1))
+        squeeze, expand = self.aggregation
+        out = expand(squeeze(*outputs))
         return out + x if self.residual else out
 
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -28,9 +30,13 @@ class FrozenBatchNorm2d(nn.Module):
         state_dict.pop(prefix + 'num_batches_tracked', None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) that the norm comes down to."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.affine()
         return x * scale[:, None, None] + shift[:, None, None]
 
 
@@ -41,6 +47,39 @@ def freeze_norms(module: nn.Module) -> None:
             setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
         else:
             freeze_norms(child)
+
+
+def convolve_and_norm(conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor]) -> Tensor:
+    """Convolution of concatenated features, and its norm, with little memory traffic.
+
+    A frozen norm is part of the convolution's parameters for this call. Training doesn't keep the
+    concatenation, a second copy of what other layers keep, but forms it again in the backward
+    pass.
+
+    Args:
+        conv: The convolution.
+        norm: The norm after it.
+        features: (B, C_i, H, W), the C_i adding up to the convolution's input channels.
+
+    Returns:
+        (B, C, H', W').
+    """
+    frozen = isinstance(norm, FrozenBatchNorm2d)
+    weight, bias = conv.weight, conv.bias
+    if frozen:
+        # Its convolutions have no bias of their own.
+        scale, bias = norm.affine()
+        weight = weight * scale[:, None, None, None]
+
+    def convolve(*parts: Tensor) -> Tensor:
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    if len(features) == 1 or not torch.is_grad_enabled():
+        x = convolve(*features)
+    else:
+        x = checkpoint(convolve, *features, use_reentrant=False, preserve_rng_state=False)
+    return x if frozen else norm(x)
 
 
 class ConvNorm(nn.Module):
@@ -70,14 +109,16 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.act = nn.Identity() if act is None else build_activation(act)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
+    def forward(self, *features: Tensor) -> Tensor:
+        """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H', W')."""
+        return self.act(convolve_and_norm(self.conv, self.bn, features))
 
 
 def build_activation(act: str) -> nn.Module:
     """Activation layer of the given type in mmcv's registry, e.g. ``'SiLU'``."""
     cfg = dict(type=act)
-    if act in ('ReLU', 'SiLU'):
+    if act == 'ReLU':
+        # Its gradient needs the output only. That of SiLU needs the input, which would be copied.
         cfg['inplace'] = True
     return build_activation_layer(cfg)
 
@@ -116,10 +157,9 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 def to_tokens(feature_map: Tensor) -> Tensor:
     """(B, D, H, W) as tokens (B, H · W, D).
 
-    The gradient that comes back along this way has its channels last. For a batch of one image
-    torch's batch norm on the CPU (2.13) takes such a gradient for one with channels first and goes
-    on with wrong numbers, hence the copy.
+    The gradient of a single image that comes back along this way, a part of that of all levels'
+    tokens, has strides for which torch's batch norm on the CPU (2.13) computes wrong gradients.
     """
-    if feature_map.requires_grad:
+    if len(feature_map) == 1 and feature_map.requires_grad:
         feature_map.register_hook(Tensor.contiguous)
     return feature_map.flatten(2).transpose(1, 2)

@@ -76,13 +76,23 @@ class QuerySelection(nn.Module):
     def forward(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> SelectedQueries:
         """Select from the tokens (B, Σ H_l W_l, D) of levels with the given (H_l, W_l)."""
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
-        tokens = self.norm(self.proj(valid.to(memory.dtype) * memory))
-        scores = self.score(tokens)
+        memory = valid.to(memory.dtype) * memory
+        tokens, scores = self._judge(memory.detach())
         count = min(self.num_queries, len(anchors))
         chosen = scores.detach().amax(-1).topk(count, dim=-1).indices[..., None]
-        content = tokens.gather(1, chosen.expand(-1, -1, tokens.shape[-1]))
-        return SelectedQueries(
-            content=content,
-            scores=scores.gather(1, chosen.expand(-1, -1, scores.shape[-1])),
-            box_logits=self.box(content) + anchors[chosen[..., 0]],
-        )
+        if torch.is_grad_enabled():
+            # Tokens that aren't chosen have no gradient: a backward pass of the others is enough.
+            content, scores = self._judge(_rows(memory, chosen))
+        else:
+            content, scores = _rows(tokens, chosen), _rows(scores, chosen)
+        return SelectedQueries(content, scores, self.box(content) + anchors[chosen[..., 0]])
+
+    def _judge(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, D) as content of queries, and their class logits (B, N, C)."""
+        tokens = self.norm(self.proj(memory))
+        return tokens, self.score(tokens)
+
+
+def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, K, n) of a tensor (B, N, n) at an index (B, K, 1)."""
+    return tensor.gather(1, index.expand(-1, -1, tensor.shape[-1]))

@@ -18,7 +18,7 @@ class RepVGGBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, 3)
         self.conv2 = ConvNorm(channels, channels, 1)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.conv1(x) + self.conv2(x))
@@ -51,8 +51,9 @@ class RepCSPLayer(nn.Module):
             nn.Identity() if width == out_channels else ConvNorm(width, out_channels, 1, act='SiLU')
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
+    def forward(self, *features: Tensor) -> Tensor:
+        """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H, W)."""
+        return self.conv3(self.bottlenecks(self.conv1(*features)) + self.conv2(*features))
 
 
 class RepCSPELANBlock(nn.Module):
@@ -84,11 +85,12 @@ class RepCSPELANBlock(nn.Module):
             ConvNorm(out_channels, out_channels, 3, act='SiLU'),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.cv1(x)
+    def forward(self, *features: Tensor) -> Tensor:
+        """Features (B, C_i, H, W), concatenated along the channels, to (B, D, H, W)."""
+        x = self.cv1(*features)
         branch1 = self.cv2(x.chunk(2, dim=1)[1])
         branch2 = self.cv3(branch1)
-        return self.cv4(torch.cat([x, branch1, branch2], dim=1))
+        return self.cv4(x, branch1, branch2)
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -252,12 +254,12 @@ class HybridEncoder(BaseModule):
         ):
             fused[0] = lateral(fused[0])
             upsampled = F.interpolate(fused[0], scale_factor=2.0, mode='nearest')
-            fused.insert(0, block(torch.cat([upsampled, finer], dim=1)))
+            fused.insert(0, block(upsampled, finer))
 
         # Bottom-up: each step adds a coarser level behind.
         outputs = [fused[0]]
         for downsample, block, coarser in zip(
             self.downsample_convs, self.pan_blocks, fused[1:], strict=True
         ):
-            outputs.append(block(torch.cat([downsample(outputs[-1]), coarser], dim=1)))
+            outputs.append(block(downsample(outputs[-1]), coarser))
         return tuple(outputs)

@@ -1,0 +1,150 @@
+"""The check of all data sets of a config."""
+
+import os.path as osp
+from collections.abc import Iterator, Sequence
+
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.config import Config
+from mmengine.registry import Registry, init_default_scope
+
+from ..coco import CheckedCocoDataset
+from .annotation_file import read_annotation_file
+from .annotations import check_annotations
+from .cache import cached_report
+from .images import ImageTask
+from .pool import inspect_images
+from .problems import Finding
+from .report import DatasetReport
+
+SPLITS = dict(training='train_dataloader', validation='val_dataloader', test='test_dataloader')
+
+
+def check_datasets(
+    config: Config,
+    images: bool = False,
+    workers: int = 0,
+    use_cache: bool = True,
+    splits: Sequence[str] = tuple(SPLITS),
+) -> list[DatasetReport]:
+    """Check every COCO-format data set that a config trains on, validates or tests with.
+
+    Args:
+        config: A config; its data sets are read but not built.
+        images: Whether to read all images too.
+        workers: Processes that read images; 0: this one does.
+        use_cache: Whether the check of an annotation file that has not changed may be taken from
+            the cache.
+        splits: Which sets: 'training', 'validation', 'test'.
+
+    Returns:
+        A report for each annotation file and way in which it is read.
+    """
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    reports: dict[tuple, DatasetReport] = {}
+    for split in splits:
+        outer = (config.get(SPLITS[split]) or {}).get('dataset')
+        loader = _find(outer, TRANSFORMS, LoadImageFromFile) or dict(type='LoadImageChecked')
+        for options in _base_datasets(outer):
+            if not _reads_coco(options):
+                report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
+                report.add([Finding('other_format', False, str(options.get('type')))])
+                reports[split, repr(options)] = report
+                continue
+            source = CocoSource(options, loader)
+            if source.key not in reports:
+                reports[source.key] = source.check(images, workers, use_cache)
+            reports[source.key].splits.append(split)
+    return list(reports.values())
+
+
+class CocoSource:
+    """An annotation file with its images, as a data set of a config reads them.
+
+    Args:
+        options: The config of the data set.
+        loader: Config of the transform that reads its images.
+    """
+
+    def __init__(self, options: dict, loader: dict) -> None:
+        self.dataset = DATASETS.build(dict(options, pipeline=[], lazy_init=True))
+        self.loader = TRANSFORMS.build(loader)
+        self.evaluation = bool(self.dataset.test_mode)
+        self.classes = self.dataset._metainfo.get('classes')
+        self.folder = self.dataset.data_prefix.get('img') or ''
+        self.key = (
+            self.dataset.ann_file,
+            self.folder,
+            self.evaluation,
+            tuple(self.classes or ()),
+            repr(self.loader),
+        )
+
+    def check(self, images: bool, workers: int, use_cache: bool) -> DatasetReport:
+        """Report of the annotations and, with ``images``, of all images."""
+        if images or not use_cache:
+            return self._check(images, workers)
+        settings = [self.evaluation, self.classes]
+        report = cached_report(self.dataset.ann_file, settings, self._check)
+        # The same contents may be kept under the name of another file.
+        report.annotation_file, report.image_folder = self.dataset.ann_file, self.folder
+        return report
+
+    def _check(self, images: bool = False, workers: int = 0) -> DatasetReport:
+        report = DatasetReport(self.dataset.ann_file, self.folder)
+        try:
+            content = read_annotation_file(
+                self.dataset.ann_file, self.evaluation, self.dataset.backend_args
+            )
+        except (FileNotFoundError, ValueError) as error:
+            report.add([Finding('unusable_file', True, str(error))])
+            return report
+        checked = check_annotations(content, self.classes, self.evaluation)
+        report.images = len(checked.images)
+        report.annotations, report.used = checked.total, len(checked.annotations)
+        report.add(checked.findings)
+        if images:
+            tasks = [
+                ImageTask(
+                    osp.join(self.folder, image['file_name']),
+                    image['file_name'],
+                    (image['width'], image['height']),
+                )
+                for image in checked.images
+            ]
+            report.add(inspect_images(tasks, self.loader, workers))
+            report.images_read = True
+        return report
+
+
+def _reads_coco(options: dict) -> bool:
+    """Whether a data set reads its file as COCO's; some that derive from ``CocoDataset`` don't."""
+    kind = options.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    ways = (CheckedCocoDataset.load_data_list, CocoDataset.load_data_list)
+    return getattr(kind, 'load_data_list', None) in ways
+
+
+def _base_datasets(options: object) -> Iterator[dict]:
+    """Configs of the data sets under wrappers."""
+    for key in ('dataset', 'datasets'):
+        inner = options.get(key) if isinstance(options, dict) else None
+        if inner is not None:
+            for child in inner if isinstance(inner, list) else [inner]:
+                yield from _base_datasets(child)
+            return
+    if isinstance(options, dict):
+        yield options
+
+
+def _find(node: object, registry: Registry, kind: type) -> dict | None:
+    """The first config of a component of this kind in nested configs."""
+    if isinstance(node, dict):
+        component = registry.get(node['type']) if isinstance(node.get('type'), str) else None
+        if isinstance(component, type) and issubclass(component, kind):
+            return node
+        node = node.values()
+    elif not isinstance(node, list | tuple):
+        return None
+    return next((hit for hit in (_find(child, registry, kind) for child in node) if hit), None)

@@ -1,0 +1,70 @@
+"""Makes all randomness of a training a function of its seed and its position."""
+
+from mmdet.registry import HOOKS
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+
+from deim_mmdet.utils.randomness import Purpose, seed_process
+
+from ..checks import check_counts_epochs
+from .dense_o2o_schedule_hook import parts_with
+
+
+@HOOKS.register_module()
+class DerivedSeedHook(Hook):
+    """Derives every random draw of training from (seed, position), so that none is carried on.
+
+    - A sample (partners of its mosaic, crops, colours, flips) follows from seed, epoch and index,
+      by ``DenseO2ODataset.set_seed``: the number of workers, and whether they persist, play no
+      part.
+    - What is drawn in the training process (mixup, size of the batch, noise of denoising queries,
+      dropout) follows from seed, iteration and rank: generators are seeded before each iteration.
+    - The order of the samples follows from seed and epoch already, in mmengine's
+      ``DefaultSampler``. The seed of the sampler is kept in the message hub, hence in checkpoints:
+      where the config gives no seed, a resumed run would draw another one.
+
+    A run that is resumed at an epoch therefore goes on with the draws of the uninterrupted one. The
+    seed is ``runner.seed``, which mmengine draws where the config gives none, saves, and resumes.
+    Acts first of all hooks, before training, each of its epochs and each of its iterations.
+
+    Samples of a data set without ``DenseO2ODataset``, and those of ``DenseO2OMosaic`` with a cache,
+    depend on their worker and what it made before; of the former, a warning is logged.
+
+    Raises:
+        TypeError: The training loop doesn't count epochs.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner) -> None:
+        check_counts_epochs(self, runner.train_loop)
+        self._restore_sampler_seed(runner)
+        dataset = runner.train_dataloader.dataset
+        self._parts = list(parts_with(dataset, 'set_seed'))
+        if not self._parts:
+            runner.logger.warning(
+                'The training set draws its samples from the generators of its workers: a run '
+                "that is resumed draws other ones. Wrap it in dict(type='DenseO2ODataset', "
+                'dataset=..., pipeline=[...]) to have them derived from the seed'
+            )
+        elif len(dataset) > sum(map(len, self._parts)):
+            runner.logger.warning(
+                f'{type(dataset).__name__} repeats the samples of DenseO2ODataset, augmentation '
+                'included: put it inside, as the dataset of DenseO2ODataset'
+            )
+
+    def before_train_epoch(self, runner) -> None:
+        # Workers ask for it with the first sample of the epoch, which is requested after this.
+        for part in self._parts:
+            part.set_seed(runner.seed, runner.epoch)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        seed_process(runner.seed, Purpose.ITERATION, runner.iter, get_rank())
+
+    def _restore_sampler_seed(self, runner) -> None:
+        # A batch sampler has it in any case; a loader with one of its own has a stand-in.
+        sampler = runner.train_dataloader.batch_sampler.sampler
+        if not hasattr(sampler, 'seed'):
+            return
+        sampler.seed = runner.message_hub.get_info('sampler_seed', sampler.seed)
+        runner.message_hub.update_info('sampler_seed', sampler.seed)

@@ -1,0 +1,259 @@
+"""Restarts training from the best checkpoint of the augmented stages in the last stage."""
+
+from typing import Any
+
+from mmdet.registry import HOOKS
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop
+
+from ...checkpoints.loading import load_from_deim_mmdet
+from ..checks import check_counts_epochs
+from .dense_o2o_schedule_hook import DenseO2OScheduleHook
+from .exp_warmup_ema import ExpWarmupEMAHook
+
+#: Name of the checkpoint, in the folder of the others.
+RESTART_CHECKPOINT = 'best_augmented.pth'
+STATE = 'ema_restart'
+
+
+@HOOKS.register_module()
+class EMARestartHook(Hook):
+    """Restarts from the best checkpoint of the augmented stages (DEIM and D-FINE's recipes).
+
+    1. Where an evaluation of an epoch before the no-augmentation stage is a new best, the whole
+       state is saved as ``best_augmented.pth``, which no later best replaces.
+    2. Before the first epoch of the no-augmentation stage weights, EMA (with its number of updates)
+       and optimiser are set to those of that checkpoint, and the EMA's decay to ``restart_decay``.
+       Learning rate, epoch and iteration go on by the schedule.
+    3. Where an evaluation of an epoch of the no-augmentation stage is no new best of the whole run,
+       ``decay_step`` is taken off the decay, down to 0, and the next epoch starts from the same
+       checkpoint again.
+
+    The best is that of the run's ``CheckpointHook`` (``save_best``): this hook acts after it. A
+    restart is decided after an evaluation and carried out before the next epoch; until that epoch
+    is saved, checkpoints say that it is due. So a run that is resumed at any point restarts where
+    the uninterrupted one did. What is known (epoch and score of the checkpoint, decay, restart due)
+    is in the message hub as ``ema_restart``, hence in every checkpoint. The main process reads the
+    file for all ranks.
+
+    Without an evaluation before the no-augmentation stage there is no restart; a line is logged. A
+    resumed run whose ``best_augmented.pth`` is gone doesn't start; where it goes or can't be read
+    in the course of a run, an error is logged and training goes on from the weights that it has.
+
+    Args:
+        restart_decay: Decay of the EMA after the first restart, in [0, 1). None leaves it to
+            :class:`~deim_mmdet.engine.DEIMRunner`.
+        decay_step: What a further restart takes off, not negative. None likewise.
+        begin: First 0-based epoch of the no-augmentation stage; None for that of
+            ``DenseO2OScheduleHook``. Nothing is done where the training ends before it.
+
+    Raises:
+        ValueError: A number is out of range or not given, or a hook that this one needs is missing.
+        TypeError: The training loop doesn't count epochs.
+        FileNotFoundError: The run is resumed and its ``best_augmented.pth`` isn't there.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(
+        self,
+        restart_decay: float | None = None,
+        decay_step: float | None = None,
+        begin: int | None = None,
+    ) -> None:
+        self.restart_decay = self.decay_step = None
+        self.set_default(restart_decay, decay_step)
+        if begin is not None and begin < 0:
+            raise ValueError(f'EMARestartHook needs begin >= 0, but got {begin}')
+        self.begin = begin
+
+    def set_default(self, restart_decay: float | None, decay_step: float | None) -> None:
+        """Set the numbers that the config doesn't give."""
+        if restart_decay is not None and not 0 <= restart_decay < 1:
+            raise ValueError(f'EMARestartHook needs restart_decay in [0, 1), got {restart_decay}')
+        if decay_step is not None and decay_step < 0:
+            raise ValueError(f'EMARestartHook needs decay_step >= 0, but got {decay_step}')
+        self.restart_decay = restart_decay if self.restart_decay is None else self.restart_decay
+        self.decay_step = decay_step if self.decay_step is None else self.decay_step
+
+    def before_train(self, runner) -> None:
+        check_counts_epochs(self, runner.train_loop)
+        if self.restart_decay is None or self.decay_step is None:
+            raise ValueError(
+                'EMARestartHook has no restart_decay or no decay_step: give both, or '
+                "runner_type='DEIMRunner', which derives them"
+            )
+        begin = self._first_epoch(runner)
+        if begin >= runner.max_epochs:
+            return
+        _find_hook(runner, ExpWarmupEMAHook)
+        if self._checkpoint_hook(runner).save_best is None:
+            raise ValueError(
+                'EMARestartHook restarts from the best checkpoint: set '
+                "default_hooks.checkpoint.save_best, e.g. to 'coco/bbox_mAP'"
+            )
+        self._warn_of_late_evaluation(runner, begin)
+        state = self._state(runner)
+        if runner.epoch < begin and state['decay'] is not None:
+            # Resumed with more epochs than before: the last stage lies ahead again.
+            self._update(runner, decay=None, due=False)
+        if state['epoch'] is not None:
+            self._check_file(runner)
+
+    def before_train_epoch(self, runner) -> None:
+        begin = self._first_epoch(runner)
+        if runner.epoch < begin:
+            return
+        state = self._state(runner)
+        if state['epoch'] is None:
+            if runner.epoch == begin:
+                runner.logger.warning(
+                    'No epoch before the no-augmentation stage was evaluated: training goes on '
+                    'without a restart'
+                )
+            return
+        if state['decay'] is None:
+            state = self._update(runner, decay=self.restart_decay, due=True)
+        _find_hook(runner, ExpWarmupEMAHook).ema_model.decay = state['decay']
+        if state['due']:
+            self._restart(runner, state)
+            self._update(runner, due=False)
+
+    def before_val_epoch(self, runner) -> None:
+        self._previous_best = self._best_score(runner)
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        # Runner.val evaluates without a training.
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        begin = self._first_epoch(runner)
+        if begin >= runner.max_epochs:
+            return
+        state, score = self._state(runner), self._best_score(runner)
+        if score != self._previous_best:
+            # Epochs are counted up before they are evaluated.
+            if runner.epoch <= begin:
+                self._save(runner, score)
+        elif state['decay'] is not None:
+            decay = max(0.0, state['decay'] - self.decay_step)
+            self._update(runner, decay=decay, due=True)
+            if runner.epoch < runner.max_epochs:
+                runner.logger.info(
+                    f'No new best in epoch {runner.epoch}: the next one starts from the best '
+                    f'checkpoint of the augmented stages again, with EMA decay {decay:.6g}'
+                )
+
+    def _save(self, runner, score: float) -> None:
+        self._update(runner, epoch=runner.epoch, score=score)
+        runner.save_checkpoint(
+            self._checkpoint_hook(runner).out_dir,
+            RESTART_CHECKPOINT,
+            meta=dict(epoch=runner.epoch, iter=runner.iter),
+        )
+
+    def _restart(self, runner, state: dict[str, Any]) -> None:
+        checkpoint, problem = self._read(runner)
+        if problem is not None:
+            runner.logger.error(
+                f'Epoch {runner.epoch + 1} should restart from {self._path(runner)}, the best '
+                f'checkpoint of the augmented stages, but {problem}. Training goes on from the '
+                'weights that it has'
+            )
+            return
+        epoch = checkpoint['meta']['epoch']
+        if epoch != state['epoch']:
+            runner.logger.warning(
+                f'{self._path(runner)} is that of epoch {epoch}, not of epoch {state["epoch"]} as '
+                'this run has noted: another run has written to the folder'
+            )
+        _find_hook(runner, ExpWarmupEMAHook).restore(checkpoint)
+        restore_optimizer(runner.optim_wrapper, checkpoint['optimizer'])
+        runner.logger.info(
+            f'Epoch {runner.epoch + 1} of {runner.max_epochs}: restart from the best checkpoint of '
+            f'the augmented stages, of epoch {epoch} with {state["score"]:.4f}; EMA decay '
+            f'{state["decay"]:.6g}'
+        )
+
+    def _read(self, runner) -> tuple[dict | None, str | None]:
+        """The checkpoint, or what is wrong with it; the same on all ranks."""
+        result = [None, None]
+        if is_main_process():
+            try:
+                result[0] = load_from_deim_mmdet(self._path(runner), 'cpu')
+            except (OSError, RuntimeError) as error:
+                result[1] = str(error)
+        broadcast_object_list(result)
+        return tuple(result)
+
+    def _check_file(self, runner) -> None:
+        path = self._path(runner)
+        found = [is_main_process() and self._checkpoint_hook(runner).file_backend.isfile(path)]
+        broadcast_object_list(found)
+        if not found[0]:
+            raise FileNotFoundError(
+                f'{path} is missing, the best checkpoint of the augmented stages, from which the '
+                'last stage of this training restarts: copy it there from the folder that the '
+                'training was started in, or take EMARestartHook out of custom_hooks to go on '
+                'without restarts'
+            )
+
+    def _warn_of_late_evaluation(self, runner, begin: int) -> None:
+        loop = runner.train_loop
+        interval = loop.val_interval
+        first = -(-max(loop.val_begin, 1) // interval) * interval
+        if runner.val_loop is None or first > begin:
+            runner.logger.warning(
+                f'No epoch before the no-augmentation stage (from epoch {begin + 1} on) is '
+                'evaluated, so that training cannot restart from the best of them: lower '
+                f'train_cfg.val_interval={interval}'
+            )
+
+    def _first_epoch(self, runner) -> int:
+        if self.begin is not None:
+            return self.begin
+        return _find_hook(runner, DenseO2OScheduleHook).stages[2]
+
+    def _path(self, runner) -> str:
+        hook = self._checkpoint_hook(runner)
+        return hook.file_backend.join_path(hook.out_dir, RESTART_CHECKPOINT)
+
+    def _best_score(self, runner) -> float | None:
+        indicators = self._checkpoint_hook(runner).key_indicators
+        key = 'best_score' if len(indicators) == 1 else f'best_score_{indicators[0]}'
+        return runner.message_hub.get_info(key)
+
+    @staticmethod
+    def _checkpoint_hook(runner) -> CheckpointHook:
+        return _find_hook(runner, CheckpointHook)
+
+    @staticmethod
+    def _state(runner) -> dict[str, Any]:
+        nothing = dict(epoch=None, score=None, decay=None, due=False)
+        return runner.message_hub.get_info(STATE, nothing)
+
+    def _update(self, runner, **changes) -> dict[str, Any]:
+        state = {**self._state(runner), **changes}
+        runner.message_hub.update_info(STATE, state)
+        return state
+
+
+def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
+    """Set an optimiser's moments to saved ones; rates and decays of its groups stay.
+
+    Args:
+        optim_wrapper: The wrapper of the training.
+        saved: What the ``state_dict`` of this wrapper was at another iteration.
+    """
+    optim_wrapper.zero_grad()
+    current = optim_wrapper.state_dict()
+    schedule = {k: v for k, v in current.items() if k in ('param_groups', 'base_param_settings')}
+    optim_wrapper.load_state_dict({**saved, **schedule})
+
+
+def _find_hook(runner, kind: type[Hook]) -> Any:
+    for hook in runner.hooks:
+        if isinstance(hook, kind):
+            return hook
+    raise ValueError(f'EMARestartHook needs {kind.__name__} among the hooks of the training')

@@ -1,0 +1,46 @@
+"""Early stopping that a resumed run goes on with."""
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import EarlyStoppingHook
+
+
+@HOOKS.register_module()
+class ResumableEarlyStoppingHook(EarlyStoppingHook):
+    """mmengine's ``EarlyStoppingHook`` whose count of evaluations survives a resume.
+
+    mmengine's own starts counting anew. Best score and count are kept in the message hub as
+    ``early_stopping``, hence in every checkpoint; a run that had been stopped and is resumed stays
+    stopped, unless ``patience`` or ``stopping_threshold`` was raised. Arguments are those of
+    ``EarlyStoppingHook``; for an AP set ``min_delta``, as its default of 0.1 is a tenth of the
+    whole scale.
+
+    Example:
+        >>> custom_hooks = [..., dict(
+        ...     type='ResumableEarlyStoppingHook', monitor='coco/bbox_mAP', min_delta=0.0005,
+        ...     patience=10)]
+    """
+
+    # Before the checkpoint hook, which may evaluate the epoch that was interrupted before training
+    # goes on.
+    priority = 'LOW'
+
+    def before_train(self, runner) -> None:
+        state = runner.message_hub.get_info('early_stopping')
+        if state is None:
+            return
+        self.best_score, self.wait_count = state['best_score'], state['wait_count']
+        limit = self.stopping_threshold
+        reached = limit is not None and self.rule_map[self.rule](self.best_score, limit)
+        if reached or self.wait_count >= self.patience:
+            runner.train_loop.stop_training = True
+            runner.logger.info(
+                f'The training was stopped early, {self.wait_count} evaluations after its best '
+                f'{self.monitor} of {self.best_score:.4f}: raise patience, or stopping_threshold, '
+                'to go on'
+            )
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        super().after_val_epoch(runner, metrics or {})
+        runner.message_hub.update_info(
+            'early_stopping', dict(best_score=self.best_score, wait_count=self.wait_count)
+        )

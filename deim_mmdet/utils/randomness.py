@@ -1,0 +1,79 @@
+"""Randomness that is derived from numbers instead of carried from draw to draw.
+
+A generator whose state is carried on depends on all that was drawn before, in this process and in
+no other. A generator that is seeded anew from (seed, purpose, position) gives the same numbers
+wherever and whenever it is asked, so that nothing about it has to be saved.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Purpose(IntEnum):
+    """What the derived numbers are for: keeps apart the streams of equal positions."""
+
+    SAMPLE = 0
+    ITERATION = 1
+
+
+def seed_process(seed: int, purpose: Purpose, *position: int) -> None:
+    """Seed Python's, numpy's and torch's generators, the latter on all devices.
+
+    Args:
+        seed: Seed of the training, not negative.
+        purpose: What is drawn.
+        position: Where in the training, e.g. iteration and rank; not negative.
+    """
+    torch.manual_seed(_seed_python_and_numpy(seed, purpose, *position))
+
+
+@contextmanager
+def seeded(seed: int, purpose: Purpose, *position: int) -> Iterator[None]:
+    """Within it the CPU's generators are those of :func:`seed_process`, after it as before.
+
+    It leaves the generators of other devices alone: samples are made on the CPU, and asking a
+    driver for them would cost more than the sample.
+    """
+    states = random.getstate(), torch.get_rng_state()
+    # To save and restore numpy's state would take several times as long.
+    generator = np.random.get_bit_generator()
+    np.random.set_bit_generator(_OTHER_GENERATOR)
+    torch.default_generator.manual_seed(_seed_python_and_numpy(seed, purpose, *position))
+    try:
+        yield
+    finally:
+        np.random.set_bit_generator(generator)
+        random.setstate(states[0])
+        torch.set_rng_state(states[1])
+
+
+_OTHER_GENERATOR = np.random.MT19937()
+
+
+def _seed_python_and_numpy(seed: int, purpose: Purpose, *position: int) -> int:
+    """Seed both; returns a seed for torch."""
+    words = np.random.SeedSequence([seed, purpose, *position]).generate_state(8)
+    np.random.seed(words[:4])
+    for_python, for_torch = words[4:].view(np.uint64).tolist()
+    random.seed(for_python)
+    return for_torch
+
+
+class SharedSeed:
+    """Seed and epoch of a training in shared memory, where persistent workers see them."""
+
+    def __init__(self) -> None:
+        self._values = torch.full((2,), -1, dtype=torch.int64).share_memory_()
+
+    def get(self) -> tuple[int, int] | None:
+        """(seed, epoch), or None until they are set."""
+        seed, epoch = self._values.tolist()
+        return None if seed < 0 else (seed, epoch)
+
+    def set(self, seed: int, epoch: int) -> None:
+        self._values.copy_(torch.tensor([seed, epoch]))

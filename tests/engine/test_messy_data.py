@@ -1,0 +1,94 @@
+"""Training, evaluation and ``check_dataset.py`` on data with every fault that is checked for."""
+
+import json
+
+import pytest
+import toy
+from messy_data import BREAKING, HARMLESS, write_messy_data
+from mmengine.config import Config
+from toy import run_tool, train
+
+from deim_mmdet.datasets.checks.problems import PROBLEMS
+from deim_mmdet.engine.checks import check_data
+
+
+def messy_config(folder, breaking):
+    """A config that trains on messy data and validates on the same with ids that differ."""
+    write_messy_data(folder, breaking)
+    content = json.loads((folder / 'all.json').read_text())
+    for number, annotation in enumerate(content['annotations']):
+        annotation['id'] = number
+    (folder / 'val.json').write_text(json.dumps(content))
+    changes = {'model.bbox_head.num_classes': 3}
+    for split in ('val', 'test'):
+        changes[f'{split}_dataloader.dataset.ann_file'] = 'val.json'
+        changes[f'{split}_evaluator.ann_file'] = f'{folder}/val.json'
+    return toy.write_config(folder, **changes)
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    return messy_config(tmp_path_factory.mktemp('messy'), breaking=False)
+
+
+@pytest.fixture(scope='module')
+def broken(tmp_path_factory):
+    return messy_config(tmp_path_factory.mktemp('broken'), breaking=True)
+
+
+def check_dataset(config, *options, expect):
+    out = config.parent / 'report'
+    log = run_tool(
+        toy.ROOT / 'tools' / 'check_dataset.py', config, '--out', out, *options, expect=expect
+    )
+    return log, json.loads((out / 'report.json').read_text())
+
+
+def test_training_runs_to_the_end_and_says_what_it_found(config):
+    work_dir = config.parent / 'run'
+    log = train(config, '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=4')
+    assert (work_dir / 'epoch_4.pth').exists()
+    assert 'coco/bbox_mAP' in log
+    for name, count in HARMLESS.items():
+        of_images = list(PROBLEMS).index(name) > list(PROBLEMS).index('image_without_objects')
+        assert (f'{count} {PROBLEMS[name].title}' in log) != of_images
+    # Sizes are compared when images are read, in a worker process.
+    assert 'in the annotation file; its boxes are taken as pixels of the image' in log
+
+
+def test_report_counts_every_fault_and_exits_with_zero(config):
+    log, reports = check_dataset(config, '--images', '--workers', '2', expect=0)
+    training, evaluation = reports
+    assert training['splits'] == ['training']
+    assert evaluation['splits'] == ['validation', 'test']
+    counts = {name: problem['count'] for name, problem in training['problems'].items()}
+    assert counts == HARMLESS
+    expected = {**HARMLESS, 'annotation_id_zero': 1}
+    del expected['repeated_annotation_id']
+    counts = {name: problem['count'] for name, problem in evaluation['problems'].items()}
+    assert counts == expected
+    assert (config.parent / 'report' / 'report.png').stat().st_size > 10_000
+    assert 'BREAKS' not in log
+
+
+def test_files_that_break_training_are_named(broken):
+    names = ('missing.jpg', 'zero.jpg', 'cut.jpg', 'cut.png', 'page.jpg', 'huge.png', 'huge.jpg')
+    log, reports = check_dataset(broken, '--images', '--workers', '1', expect=1)
+    training = reports[0]['problems']
+    assert {name: training[name]['count'] for name in BREAKING} == BREAKING
+    assert all(name in log for name in names)
+    # Annotations alone are in order; training stops at the first of the files.
+    check_data(Config.fromfile(broken, import_custom_modules=False))
+    log = train(broken, '--work-dir', broken.parent / 'run', '--no-check-data', expect=1)
+    assert PROBLEMS['unused_category'].title not in log
+    error = log.strip().splitlines()[-1]
+    assert any(f'{broken.parent}/{name}' in error for name in names), error
+
+
+def test_annotations_that_break_training_are_refused_first_by_one_process(tmp_path, monkeypatch):
+    config = Config.fromfile(messy_config(tmp_path, breaking=False), import_custom_modules=False)
+    config.val_dataloader.dataset.ann_file = 'all.json'
+    with pytest.raises(ValueError, match=r'would break training.*check_dataset.py'):
+        check_data(config)
+    monkeypatch.setenv('RANK', '1')
+    check_data(config)

@@ -1,0 +1,45 @@
+"""Convolutions of concatenated features against the steps written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from deim_mmdet.models.layers.basic import FrozenBatchNorm2d, convolve_and_norm
+
+
+def random_norm(kind: type, channels: int) -> nn.Module:
+    norm = kind(channels).double()
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    return norm
+
+
+@pytest.mark.parametrize('widths', [(4,), (4, 2, 3)])
+@pytest.mark.parametrize('kind', [nn.BatchNorm2d, FrozenBatchNorm2d])
+def test_values_and_gradients_are_those_of_the_steps(widths, kind):
+    conv = nn.Conv2d(sum(widths), 5, 3, padding=1, bias=False).double()
+    norm = random_norm(kind, 5)
+    features = [torch.randn(2, c, 8, 6, dtype=torch.double, requires_grad=True) for c in widths]
+    inputs = [*features, conv.weight]
+    results = []
+    for out in (
+        convolve_and_norm(conv, norm, features),
+        norm(conv(torch.cat(features, dim=1))),
+    ):
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(convolve_and_norm(conv, norm, features), results[1][0])
+
+
+def test_training_keeps_no_concatenation():
+    conv, norm = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
+    features = [torch.randn(1, 6, 8, 8, requires_grad=True) for _ in range(2)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        convolve_and_norm(conv, norm, features)
+    # The convolution's output, which the norm's gradient needs, and nothing as wide as its input.
+    assert (1, 4, 8, 8) in kept
+    assert not any(len(shape) == 4 and shape[1] == 12 and shape[2] > 1 for shape in kept)
