@@ -165,7 +165,7 @@ def test_draws_follow_from_the_seed_and_differ_between_processes_and_workers(tmp
     orders = []
     for epoch in range(4):
         parts = [[n for e, ns, *_ in run if e == epoch for n in ns] for run in (first, second)]
-        assert sorted(sum(parts, [])) == list(range(16))
+        assert sorted(parts[0] + parts[1]) == list(range(16))
         orders.append(parts)
     assert all(orders[0] != order for order in orders[1:])
     # All images are the same: samples differ by what was drawn for them alone.
