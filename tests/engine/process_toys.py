@@ -1,5 +1,6 @@
 """What the configs of ``test_processes.py`` name beside ``toy``."""
 
+import hashlib
 import os
 import signal
 
@@ -26,6 +27,29 @@ class RankFaultHook(Hook):
         if self.fault == 'kill':
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError('the disk of this machine is broken')
+
+
+@HOOKS.register_module()
+class RecordHook(Hook):
+    """Records what each iteration is made of.
+
+    Of each: the epoch, the images' numbers, a digest of each sample, and what the training process
+    draws for the batch, as it shows in the height of the input and the number of objects.
+    """
+
+    def before_train(self, runner):
+        self.records = []
+        runner.model.module.register_forward_pre_hook(self._record_draws, with_kwargs=True)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        numbers = [sample.img_id for sample in data_batch['data_samples']]
+        digests = [hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in data_batch['inputs']]
+        self.records.append([runner.epoch, numbers, digests])
+
+    def _record_draws(self, model, args, kwargs):
+        if kwargs['mode'] == 'loss':
+            objects = [len(sample.gt_instances) for sample in kwargs['data_samples']]
+            self.records[-1].append((kwargs['inputs'].shape[2], sum(objects)))
 
 
 @MODELS.register_module()

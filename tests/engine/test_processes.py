@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -103,13 +104,85 @@ def test_torchrun_ends_the_others(tmp_path):
     log = toy.train(
         config,
         *('--launcher', 'pytorch'),
-        launcher=(
-            *('-m', 'torch.distributed.run', '--nproc_per_node=2'),
-            f'--master_port={20000 + os.getpid() % 10000}',
-        ),
+        launcher=toy.two_processes(),
         expect=1,
     )
     assert 'Signal 9 (SIGKILL)' in log
+
+
+def recorded(configs):
+    """Records of several trainings, one after the other in the same processes."""
+    records = []
+    for config in configs:
+        runner = toy_runner(config)
+        runner.train()
+        records.append(next(h.records for h in runner.hooks if hasattr(h, 'records')))
+    return records
+
+
+def write_recorded(folder, seed=0, workers=0, start_method='fork'):
+    """A training with Dense O2O throughout, on images that are all the same."""
+    config = toy.write_config(
+        folder,
+        custom_imports=dict(imports=['toy', 'process_toys', 'deim_mmdet']),
+        custom_hooks=[
+            dict(type='DerivedSeedHook'),
+            dict(type='DenseO2OScheduleHook', stages=(0, 4, 4)),
+            dict(type='ExpWarmupEMAHook'),
+            dict(type='RecordHook'),
+        ],
+        launcher='pytorch',
+        work_dir=str(folder / 'work'),
+        randomness=dict(seed=seed),
+        **{
+            'env_cfg.mp_cfg.mp_start_method': start_method,
+            'train_dataloader.num_workers': workers,
+            'train_dataloader.persistent_workers': workers > 0,
+            'train_cfg.max_epochs': 4,
+            'train_cfg.val_interval': 10,
+        },
+    )
+    return config.rename(
+        folder / f'{seed}_{workers}_{start_method}_{len(list(folder.iterdir()))}.py'
+    )
+
+
+def write_same_images(folder, images=16):
+    toy.write_data_set(folder, images)
+    for image in range(1, images):
+        shutil.copy(folder / '0.png', folder / f'{image}.png')
+
+
+def test_draws_follow_from_the_seed_and_differ_between_processes_and_workers(tmp_path):
+    write_same_images(tmp_path)
+    configs = [write_recorded(tmp_path, workers=workers) for workers in (0, 1, 2, 2)]
+    configs.append(write_recorded(tmp_path, seed=1))
+    ranks = in_processes(recorded, 2, configs, folder=tmp_path)
+    for none, one, two, again, other in ranks:
+        assert none == one == two == again
+        assert none != other
+    first, second = (runs[2] for runs in ranks)
+    orders = []
+    for epoch in range(4):
+        parts = [[n for e, ns, *_ in run if e == epoch for n in ns] for run in (first, second)]
+        assert sorted(parts[0] + parts[1]) == list(range(16))
+        orders.append(parts)
+    assert all(orders[0] != order for order in orders[1:])
+    # All images are the same: samples differ by what was drawn for them alone.
+    digests = [digest for *_, ds, _ in (*first, *second) for digest in ds]
+    assert len(set(digests)) > 0.95 * len(digests)
+    assert [draws for *_, draws in first] != [draws for *_, draws in second]
+
+
+@pytest.mark.slow
+def test_spawned_workers_draw_as_forked_ones(tmp_path):
+    write_same_images(tmp_path)
+    configs = [
+        write_recorded(tmp_path, workers=workers, start_method=method)
+        for workers, method in ((0, 'fork'), (2, 'spawn'))
+    ]
+    for none, spawned in in_processes(recorded, 2, configs, folder=tmp_path, timeout=400):
+        assert none == spawned
 
 
 def test_other_errors_stay_as_they_are():

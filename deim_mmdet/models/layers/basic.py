@@ -157,10 +157,9 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 def to_tokens(feature_map: Tensor) -> Tensor:
     """(B, D, H, W) as tokens (B, H · W, D).
 
-    The gradient that comes back along this way has its channels last. For a batch of one image
-    torch's batch norm on the CPU (2.13) takes such a gradient for one with channels first and goes
-    on with wrong numbers, hence the copy.
+    The gradient of a single image that comes back along this way, a part of that of all levels'
+    tokens, has strides for which torch's batch norm on the CPU (2.13) computes wrong gradients.
     """
-    if feature_map.requires_grad and len(feature_map) == 1:
+    if len(feature_map) == 1 and feature_map.requires_grad:
         feature_map.register_hook(Tensor.contiguous)
     return feature_map.flatten(2).transpose(1, 2)
