@@ -273,7 +273,6 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
         'iterations an epoch': history.iterations_per_epoch,
         'stages': read_boundaries(root / run.name),
         'data': DATA[run.data].make or 'BCCD, train.json and test.json',
-        'seconds an iteration': round(progress(run, root)[1], 3),
     }
     with replaced_when_complete(folder / f'{run.name}.json') as path:
         path.write_text(json.dumps(settings, indent=2) + '\n')
