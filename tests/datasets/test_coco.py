@@ -215,7 +215,7 @@ def test_boxes_of_unknown_images_and_categories_are_dropped(edit, warnings, fiel
     dataset = edit(replace('annotations', 1, **{field: 99}))
     assert boxes_of(dataset) == [[[5, 5, 25, 15]], [[0, 0, 9, 9]]]
     message = warnings[0].getMessage()
-    assert f'dropped 1 of 3 boxes: 1 boxes whose {field} is not in' in message
+    assert f'dropped 1 of 3 boxes: 1 whose {field} is not in' in message
 
 
 def test_annotation_ids_matter_to_evaluation_alone(edit):
