@@ -46,7 +46,7 @@ def _run(function: Callable, args: tuple, environment: dict, folder: Path, out) 
 
 
 def end_of_processes(
-    function: Callable, count: int, *args, folder: Path, timeout: float = 120
+    function: Callable, count: int, *args, folder: Path, timeout: float = 300
 ) -> list[Ended]:
     """Call ``function(*args)`` in ``count`` processes that find each other by the environment.
 
