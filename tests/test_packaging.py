@@ -211,7 +211,7 @@ def test_config_names_are_unique():
     names += [path.name for path in (ROOT / 'deim_mmdet').rglob('*.py') if '.mim' not in path.parts]
     names += [path.name for path in (ROOT / 'tools').rglob('*.py')]
     runnable = [path.name for path in (ROOT / 'configs').glob('*.py')]
-    for folder in ('demo', 'plugins'):
+    for folder in ('convergence', 'demo', 'plugins'):
         runnable += [path.name for path in (ROOT / 'configs' / folder).glob('*.py')]
     assert [name for name in runnable if names.count(name) > 1] == []
 
