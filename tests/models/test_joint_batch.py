@@ -14,18 +14,20 @@ from processes import in_processes
 from deim_mmdet.engine.processes import init_gloo
 from deim_mmdet.models.layers.basic import inverse_sigmoid
 
-SIZE = (64, 96)
+SIZE = (64, 64)
 CLASSES = 3
 WHOLE = slice(None)
-# Objects of the six images of a batch; two processes have three of the images each, three have two.
+# Objects of the six images of each batch: two processes have three of them each, three have two.
 BATCHES = dict(
     one_rank_empty=(3, 2, 0, 0, 1, 2),
     same_largest=(4, 1, 4, 2, 0, 4),
     most_ranks_empty=(0, 0, 0, 0, 0, 3),
     all_empty=(0,) * 6,
 )
-# With and without denoising.
-CASES = {(denoising, kind): n for denoising in (False, True) for kind, n in BATCHES.items()}
+CASES = {
+    (False, 'one_rank_empty'): BATCHES['one_rank_empty'],
+    **{(True, kind): counts for kind, counts in BATCHES.items()},
+}
 
 
 def fixed_noise(labels, boxes, real):
@@ -42,7 +44,7 @@ def small_model(name, denoising):
     """A model in float64 whose parameters are all random, with batch norms that don't learn."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py').model
     cfg.backbone.init_cfg = None
-    cfg.bbox_head.update(num_classes=CLASSES, num_queries=25, num_layers=2)
+    cfg.bbox_head.update(num_classes=CLASSES, num_queries=15, num_layers=2)
     cfg.bbox_head.denoising = dict(num_queries=10) if denoising else None
     torch.manual_seed(0)
     model = MODELS.build(cfg).double()
@@ -161,9 +163,9 @@ def test_processes_compute_the_losses_and_gradients_of_one(expected, count, tmp_
     assert without == [True] * (count - 1) + [False]
 
 
-def test_denoising_terms_weigh_each_object_alike(expected, tmp_path):
+def test_denoising_terms_weigh_each_object_alike(tmp_path):
     """Where groups differ, a process adds what its images give alone, in proportion to objects."""
-    name, _, _ = expected
+    name = 'deim_dfine_n'
     counts, parts, objects = (4, 1, 2, 2, 0, 1), (slice(0, 3), slice(3, 6)), (7, 3)
     cases, file = {(True, 'uneven'): counts}, tmp_path / 'joint.pt'
     alone = [losses_and_gradients(small_model(name, True), counts, part)[0] for part in parts]
