@@ -32,12 +32,22 @@ class CheckedCocoDataset(CocoDataset):
     Raises:
         FileNotFoundError: If the annotation file cannot be opened.
         ValueError: If it is not JSON or not in COCO's format, has two different images or two
-            categories of one id or two categories of one name, lacks one of the given classes, or
-            has boxes but none that can be used.
+            categories of one id or two categories of one name, lacks one of the given classes, has
+            boxes but none that can be used, or nests values hundreds of levels deep.
     """
 
     # No default classes: without any given, those of the file hold.
     METAINFO: dict = {}
+
+    def full_init(self) -> None:
+        """Load the annotations; see :class:`mmengine.dataset.BaseDataset`."""
+        try:
+            super().full_init()
+        except RecursionError as error:  # of pickle, which gets less deep than JSON
+            raise ValueError(
+                f'Annotation file {self.ann_file} nests values of an entry too deeply '
+                '(segmentations are lists of lists). Correct it, or leave that field out.'
+            ) from error
 
     def load_data_list(self) -> list[dict]:
         """Read, check and clean the annotations; see :class:`mmengine.dataset.BaseDataset`."""

@@ -183,6 +183,7 @@ def replace(name, number, /, **fields):
             r'entry 1 of "annotations" with bbox \[1, 2, 3\]\. It must be \[x, y',
         ),
         (replace('annotations', 1, bbox=None), 'entry 1 of "annotations" with bbox None'),
+        (replace('annotations', 1, bbox=[1, 2, 3, 10**400]), 'entry 1 of "annotations" with bbox'),
         (replace('images', 1, id=0), 'entries of "images" with the same id.*: 0'),
         (replace('images', 1, width=0), 'entry 1 of "images" with width 0. It must be a number'),
         (replace('images', 1, height='50'), 'entry 1 of "images" with height \'50\''),
@@ -264,6 +265,15 @@ def test_repeated_names_in_an_object_are_refused(edit, tmp_path):
     path.write_text(text.replace('"annotations"', '"annotations": [], "annotations"'))
     with pytest.raises(ValueError, match=r"ann\.json is not JSON.*'annotations' twice"):
         CheckedCocoDataset(data_root=str(tmp_path), ann_file='ann.json')
+
+
+def test_values_too_deep_to_keep_are_refused(edit, tmp_path):
+    edit(replace('annotations', 0, segmentation='deep'))
+    path = tmp_path / 'ann.json'
+    path.write_text(path.read_text().replace('"deep"', '[' * 800 + '0' + ']' * 800))
+    options = dict(data_root=str(tmp_path), ann_file='ann.json', data_prefix=dict(img=''))
+    with pytest.raises(ValueError, match=r'Annotation file .*ann\.json nests values'):
+        CheckedCocoDataset(**options)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):

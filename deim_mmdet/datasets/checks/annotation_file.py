@@ -3,6 +3,7 @@
 import json
 import math
 import reprlib
+import sys
 from collections.abc import Callable
 
 from mmengine import fileio
@@ -22,7 +23,8 @@ def is_finite(value: float) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # JSON's integers have no limit, and COCO's evaluation makes floating-point numbers of them.
+    return isinstance(value, float) or type(value) is int and abs(value) <= sys.float_info.max
 
 
 def _is_numeric_id(value: object) -> bool:
