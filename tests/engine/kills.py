@@ -2,9 +2,9 @@
 
     python tests/engine/kills.py FOLDER CONFIG [--kills 50] [--seed 0] [--cfg-options ...]
 
-Moments are drawn at random: a time after training has begun (kill -9 from outside), a call of a
-hook (kill -9 from inside), or a byte of a checkpoint at which the kernel ends the process while it
-is written. After each, every checkpoint that has its final name must be whole. Ends with a report
+Moments are drawn at random: a time after some call of a hook (kill -9 from outside), such a call
+(kill -9 from inside), or a byte of a checkpoint at which the kernel ends the process while it is
+written. How far the attempts get doesn't depend on the machine's speed. After each, every checkpoint that has its final name must be whole. Ends with a report
 in JSON; exits non-zero where anything differs.
 """
 
@@ -73,8 +73,17 @@ class Moments(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
 
 
-def train(cfg: Config, work_dir: Path, log: Path, **moment) -> tuple[int, int, float]:
+def train(
+    cfg: Config, work_dir: Path, log: Path, pause: float = 0.0, **moment
+) -> tuple[int, int, float]:
     """Train, or go on, in a child process.
+
+    Args:
+        cfg: Whole config.
+        work_dir: Of the training.
+        log: File that its output is appended to.
+        pause: Seconds between the call that ``moment`` names and a kill of kind ``'time'``.
+        moment: Of :class:`Moments`; kind ``'time'`` is a kill from outside.
 
     Returns:
         Signal that ended it or 0, calls of hooks, seconds since training began.
@@ -96,11 +105,13 @@ def train(cfg: Config, work_dir: Path, log: Path, **moment) -> tuple[int, int, f
     os.close(writing)
     calls = len(os.read(reading, 1))
     begin = time.monotonic()
-    if moment.get('kind') == 'time':
-        time.sleep(moment['number'])
-        os.kill(child, signal.SIGKILL)
+    outside = moment.get('kind') == 'time'
     while block := os.read(reading, 4096):
         calls += len(block)
+        if outside and calls >= moment['number']:
+            time.sleep(pause)
+            os.kill(child, signal.SIGKILL)
+            outside = False
     os.close(reading)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status > 0:
@@ -141,12 +152,13 @@ def main() -> None:
     kinds, damage = Counter(), []
     while kinds.total() < args.kills:
         kind = chance.choice(['time', 'call', 'byte'])
-        number = dict(
-            time=chance.uniform(0, share * seconds),
-            call=chance.randint(1, round(share * calls)),
-            byte=chance.randint(1, 2),
-        )[kind]
-        moment = dict(kind=kind, number=number, size=round(chance.uniform(0, 1) * size))
+        call = chance.randint(1, round(share * calls))
+        moment = dict(
+            kind=kind,
+            number=chance.randint(1, 2) if kind == 'byte' else call,
+            size=round(chance.uniform(0, 1) * size),
+            pause=chance.uniform(0, 1) * seconds / calls,
+        )
         if not train(cfg, disturbed, log, **moment)[0]:
             break
         kinds[kind] += 1
