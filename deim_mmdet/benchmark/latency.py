@@ -47,7 +47,8 @@ class Candidates:
             transformers=lambda: _keywords(build_counterpart(config)),
             pytorch=lambda: _detector(model.eval()),
             fused=lambda: _detector(fused),
-            compiled=lambda: torch.compile(_detector(fused)),
+            # Freezing lays the weights out for the kernels once, instead of at each call.
+            compiled=lambda: torch.compile(_detector(fused), options={'freezing': True}),
             onnxruntime=lambda: ONNXRuntime(onnx_path, num_threads),
             openvino=lambda: OpenVINORuntime(onnx_path, num_threads),
         )
