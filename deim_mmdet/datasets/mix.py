@@ -1,10 +1,16 @@
 """The data set that gives Dense O2O its partners."""
 
+import logging
+
 import cv2
+import numpy as np
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS
+from mmengine.logging import print_log
 
 from deim_mmdet.utils.randomness import Purpose, SharedSeed, seeded
+
+from .transforms.loading import UnreadableImageError
 
 
 @DATASETS.register_module()
@@ -32,9 +38,13 @@ class DenseO2ODataset(MultiImageMixDataset):
             these indexes in ``mix_results``.
         skip_type_keys: Types of transforms to leave out. Default None.
         max_refetch: Tries of a transform until it gives a sample. Default 15.
+        skip_unreadable: Whether a sample one of whose images ``LoadImageChecked`` can't read is
+            replaced by that of another index, with a warning for each such file and process, in
+            up to ``max_refetch`` tries. Default False: training stops there.
 
     Raises:
         RuntimeError: If a transform gives no sample in ``max_refetch`` tries; names it.
+        UnreadableImageError: If an image can't be read and isn't skipped; names it.
 
     Example:
         >>> train_dataset = dict(
@@ -42,8 +52,10 @@ class DenseO2ODataset(MultiImageMixDataset):
         ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, skip_unreadable: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.skip_unreadable = skip_unreadable
+        self._reported: set[str] = set()
         self._seed = SharedSeed()
 
     def set_seed(self, seed: int, epoch: int) -> None:
@@ -53,10 +65,25 @@ class DenseO2ODataset(MultiImageMixDataset):
     def __getitem__(self, idx: int) -> dict:
         numbers = self._seed.get()
         if numbers is None:
-            return self._sample(idx)
+            return self._readable_sample(idx)
         seed, epoch = numbers
         with seeded(seed, Purpose.SAMPLE, epoch, int(idx) % len(self)):
-            return self._sample(idx)
+            return self._readable_sample(idx)
+
+    def _readable_sample(self, idx: int) -> dict:
+        if self.skip_unreadable:
+            for _ in range(self.max_refetch - 1):
+                try:
+                    return self._sample(idx)
+                except UnreadableImageError as error:
+                    self._report(str(error))
+                    idx = np.random.randint(len(self))
+        return self._sample(idx)
+
+    def _report(self, error: str) -> None:
+        if error not in self._reported:
+            self._reported.add(error)
+            print_log(f'Skipped: {error}', logger='current', level=logging.WARNING)
 
     def _sample(self, idx: int) -> dict:
         results = self.dataset[idx]

@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
 from deim_mmdet.datasets import DenseO2ODataset
+from deim_mmdet.datasets.transforms.loading import UnreadableImageError
 
 LOAD = [{'type': 'LoadImageChecked'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
 PIPELINE = [
@@ -113,6 +115,25 @@ def test_no_sample_in_all_tries_is_named(build):
     dataset = build(DenseO2ODataset, [{'type': 'Refuses', 'times': 9}], max_refetch=3)
     with pytest.raises(RuntimeError, match=r'Refuses gave no sample in 3 tries for .*4\.png'):
         dataset[4]
+
+
+@pytest.mark.parametrize('bad', [{2}, {0, 1, 3, 4, 5}])
+def test_unreadable_images_are_skipped_where_asked_for(build, bad):
+    dataset = build(DenseO2ODataset, PIPELINE, skip_unreadable=True, max_refetch=1000)
+    paths = [dataset.dataset.get_data_info(index)['img_path'] for index in range(6)]
+    for index in bad:
+        Path(paths[index]).write_bytes(b'')
+    seen = {dataset[index % 6]['data_samples'].img_path for index in range(60)}
+    assert seen == {path for index, path in enumerate(paths) if index not in bad}
+
+
+def test_unreadable_images_end_training_where_not_asked_for_or_where_all_are(build):
+    dataset = build(DenseO2ODataset, PIPELINE, skip_unreadable=True, max_refetch=3)
+    for index in range(6):
+        Path(dataset.dataset.get_data_info(index)['img_path']).write_bytes(b'')
+    for dataset.skip_unreadable in (True, False):
+        with pytest.raises(UnreadableImageError, match=r'is empty \(0 bytes\).*skip_unreadable'):
+            dataset[4]
 
 
 def test_forked_workers_use_one_thread_each(build, repo_root, opencv_threads):

@@ -4,8 +4,9 @@
 
 Moments are drawn at random: a time after some call of a hook (kill -9 from outside), such a call
 (kill -9 from inside), or a byte of a checkpoint at which the kernel ends the process while it is
-written. How far the attempts get doesn't depend on the machine's speed. After each, every checkpoint that has its final name must be whole. Ends with a report
-in JSON; exits non-zero where anything differs.
+written. How far the attempts get doesn't depend on the machine's speed. After each, every
+checkpoint that has its final name must be whole. Ends with a report in JSON; exits non-zero where
+anything differs.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Training, evaluation and ``check_dataset.py`` on data with every fault that is checked for."""
 
 import json
+import re
 
 import pytest
 import toy
@@ -10,6 +11,8 @@ from toy import run_tool, train
 
 from deim_mmdet.datasets.checks.problems import PROBLEMS
 from deim_mmdet.engine.checks import check_data
+
+UNREADABLE = ('missing.jpg', 'zero.jpg', 'cut.jpg', 'cut.png', 'page.jpg', 'huge.png', 'huge.jpg')
 
 
 def messy_config(folder, breaking):
@@ -72,17 +75,35 @@ def test_report_counts_every_fault_and_exits_with_zero(config):
 
 
 def test_files_that_break_training_are_named(broken):
-    names = ('missing.jpg', 'zero.jpg', 'cut.jpg', 'cut.png', 'page.jpg', 'huge.png', 'huge.jpg')
     log, reports = check_dataset(broken, '--images', '--workers', '1', expect=1)
     training = reports[0]['problems']
     assert {name: training[name]['count'] for name in BREAKING} == BREAKING
-    assert all(name in log for name in names)
+    assert all(name in log for name in UNREADABLE)
     # Annotations alone are in order; training stops at the first of the files.
     check_data(Config.fromfile(broken, import_custom_modules=False))
     log = train(broken, '--work-dir', broken.parent / 'run', '--no-check-data', expect=1)
     assert PROBLEMS['unused_category'].title not in log
     error = log.strip().splitlines()[-1]
-    assert any(f'{broken.parent}/{name}' in error for name in names), error
+    assert any(f'{broken.parent}/{name}' in error for name in UNREADABLE), error
+
+
+def test_training_goes_on_without_files_that_cannot_be_read(broken, config):
+    option = ('--cfg-options', 'train_dataloader.dataset.skip_unreadable=True')
+    log, reports = check_dataset(broken, '--images', *option, expect=1)
+    training, evaluation = reports
+    assert {name: training['problems'][name]['count'] for name in BREAKING} == BREAKING
+    # Evaluation has no other image to take.
+    assert (training['breaks'], evaluation['breaks']) == (False, True)
+    readable = config.parent
+    options = (
+        *('train_cfg.max_epochs=4', f'val_dataloader.dataset.data_root={readable}'),
+        f'val_evaluator.ann_file={readable}/val.json',
+    )
+    work_dir = broken.parent / 'skipping'
+    log = train(broken, '--work-dir', work_dir, *option, *options)
+    assert (work_dir / 'epoch_4.pth').exists()
+    for name in UNREADABLE:
+        assert re.search(rf'Skipped: .*{broken.parent}/{name}', log), name
 
 
 def test_annotations_that_break_training_are_refused_first_by_one_process(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def is_finite(value: float) -> bool:
 
 def _is_number(value: object) -> bool:
     # JSON's integers have no limit, and COCO's evaluation makes floating-point numbers of them.
-    return isinstance(value, float) or type(value) is int and abs(value) <= sys.float_info.max
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _is_numeric_id(value: object) -> bool:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry, init_default_scope
 
 from ..coco import CheckedCocoDataset
+from ..mix import DenseO2ODataset
 from .annotation_file import read_annotation_file
 from .annotations import check_annotations
 from .cache import cached_report
@@ -46,13 +47,15 @@ def check_datasets(
     for split in splits:
         outer = (config.get(SPLITS[split]) or {}).get('dataset')
         loader = _find(outer, TRANSFORMS, LoadImageFromFile) or dict(type='LoadImageChecked')
+        mixing = _find(outer, DATASETS, DenseO2ODataset) or {}
+        skips = bool(mixing.get('skip_unreadable'))
         for options in _base_datasets(outer):
             if not _reads_coco(options):
                 report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
                 report.add([Finding('other_format', False, str(options.get('type')))])
                 reports[split, repr(options)] = report
                 continue
-            source = CocoSource(options, loader)
+            source = CocoSource(options, loader, skips)
             if source.key not in reports:
                 reports[source.key] = source.check(images, workers, use_cache)
             reports[source.key].splits.append(split)
@@ -65,11 +68,13 @@ class CocoSource:
     Args:
         options: The config of the data set.
         loader: Config of the transform that reads its images.
+        skips_unreadable: Whether training goes on without images that it can't read.
     """
 
-    def __init__(self, options: dict, loader: dict) -> None:
+    def __init__(self, options: dict, loader: dict, skips_unreadable: bool) -> None:
         self.dataset = DATASETS.build(dict(options, pipeline=[], lazy_init=True))
         self.loader = TRANSFORMS.build(loader)
+        self.skips_unreadable = skips_unreadable
         self.evaluation = bool(self.dataset.test_mode)
         self.classes = self.dataset._metainfo.get('classes')
         self.folder = self.dataset.data_prefix.get('img') or ''
@@ -79,6 +84,7 @@ class CocoSource:
             self.evaluation,
             tuple(self.classes or ()),
             repr(self.loader),
+            skips_unreadable,
         )
 
     def check(self, images: bool, workers: int, use_cache: bool) -> DatasetReport:
@@ -113,7 +119,10 @@ class CocoSource:
                 )
                 for image in checked.images
             ]
-            report.add(inspect_images(tasks, self.loader, workers))
+            findings = inspect_images(tasks, self.loader, workers)
+            if self.skips_unreadable:
+                findings = (finding._replace(breaks=False) for finding in findings)
+            report.add(findings)
             report.images_read = True
         return report
 

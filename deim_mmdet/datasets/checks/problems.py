@@ -20,6 +20,7 @@ class Problem(NamedTuple):
     breaks: bool | str = False
 
 
+SKIPPABLE = 'stops there, or goes on with skip_unreadable=True'
 PROBLEMS = {
     # The annotation file as a whole.
     'unusable_file': Problem(
@@ -100,15 +101,15 @@ PROBLEMS = {
     'deep': Problem('images of more than 8 bits a channel', 'the upper 8 bits'),
     'alpha': Problem('images with an alpha channel', 'without it'),
     'palette': Problem('images with a palette', 'in their colours'),
-    'image_missing': Problem('images that cannot be opened', 'stops there', breaks=True),
-    'image_empty': Problem('empty files (0 bytes)', 'stops there', breaks=True),
+    'image_missing': Problem('images that cannot be opened', SKIPPABLE, breaks=True),
+    'image_empty': Problem('empty files (0 bytes)', SKIPPABLE, breaks=True),
     'image_truncated': Problem(
         'truncated images',
-        'stops there; in evaluation, older versions of OpenCV fill in grey',
+        f'{SKIPPABLE}; in evaluation, older versions of OpenCV fill in grey',
         breaks=True,
     ),
-    'image_unreadable': Problem('files that cannot be decoded', 'stops there', breaks=True),
-    'image_huge': Problem('images of more than 179 million pixels', 'stops there', breaks=True),
+    'image_unreadable': Problem('files that cannot be decoded', SKIPPABLE, breaks=True),
+    'image_huge': Problem('images of more than 179 million pixels', SKIPPABLE, breaks=True),
 }
 
 #: What makes a box unusable: it is dropped, and reported.

@@ -27,7 +27,18 @@ REDUCED_FLAGS = {
 }
 # 0.5 GB when decoded, Pillow's limit too: a larger image has a damaged header or exhausts memory.
 MAX_PIXELS = 178_956_970
-REMEDY = 'Restore the file, or remove the image from the annotation file.'
+REMEDY = (
+    'Restore the file, or remove the image from the annotation file (in training, DenseO2ODataset '
+    'with skip_unreadable=True goes on without it).'
+)
+
+
+class UnreadableImageError(ValueError):
+    """An image file that is empty, truncated, too large or not an image."""
+
+
+class MissingImageError(UnreadableImageError, FileNotFoundError):
+    """An image file that is missing or cannot be opened."""
 
 
 @TRANSFORMS.register_module()
@@ -56,8 +67,9 @@ class LoadImageChecked(LoadImageFromFile):
         backend_args: Storage backend, see :func:`mmengine.fileio.get`. Default None.
 
     Raises:
-        FileNotFoundError: If the file is missing or cannot be opened.
-        ValueError: If it is empty, truncated, too large or not an image.
+        MissingImageError: If the file is missing or cannot be opened; a ``FileNotFoundError``.
+        UnreadableImageError: If it is empty, truncated, too large or not an image; a
+            ``ValueError``. ``DenseO2ODataset(skip_unreadable=True)`` goes on with another image.
 
     Example:
         >>> pipeline = [dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -133,19 +145,19 @@ class LoadImageChecked(LoadImageFromFile):
         try:
             data = fileio.get(path, backend_args=self.backend_args)
         except OSError as error:
-            raise FileNotFoundError(
+            raise MissingImageError(
                 f'Cannot open image {path} ({error.strerror or error}). '
                 f'Check data_root and data_prefix. {REMEDY}'
             ) from error
         if not data:
-            raise ValueError(f'Image {path} is empty (0 bytes). {REMEDY}')
+            raise UnreadableImageError(f'Image {path} is empty (0 bytes). {REMEDY}')
         if is_truncated(data):
-            raise ValueError(
+            raise UnreadableImageError(
                 f'Image {path} is truncated ({len(data)} bytes, without the end marker). {REMEDY}'
             )
         size = oversize(data)
         if size is not None:
-            raise ValueError(
+            raise UnreadableImageError(
                 f'Image {path} is too large ({size}); at most {MAX_PIXELS} pixels are decoded. '
                 f'Cut it into tiles. {REMEDY}'
             )
@@ -160,9 +172,13 @@ class LoadImageChecked(LoadImageFromFile):
         try:
             img = mmcv.imfrombytes(data, flag=flag, backend=self.imdecode_backend)
         except Exception as error:  # each decoder has its own kinds of errors
-            raise ValueError(f'Image {path} cannot be decoded ({error}). {REMEDY}') from error
+            raise UnreadableImageError(
+                f'Image {path} cannot be decoded ({error}). {REMEDY}'
+            ) from error
         if img is None:
-            raise ValueError(f'Image {path} cannot be decoded: not an image, or damaged. {REMEDY}')
+            raise UnreadableImageError(
+                f'Image {path} cannot be decoded: not an image, or damaged. {REMEDY}'
+            )
         return img
 
     def __repr__(self) -> str:
