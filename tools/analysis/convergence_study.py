@@ -63,7 +63,7 @@ DATA = {
     'bccd': Data(25),
 }
 # Iterations of a run, about; whole epochs are taken.
-BUDGETS = {'short': 1500, 'long': 6000}
+BUDGETS = {'short': 1500, 'long': 4500}
 EVALUATIONS = 20
 
 
