@@ -30,8 +30,9 @@ num_workers = 4
 # Weights to start from, or None for a backbone trained on ImageNet.
 load_from = None
 
-# The two parts of DEIM. They take time to pay: in a short run D-FINE without them may be ahead
-# (docs/convergence.md says what was seen). Where epochs times images are few, try both ways.
+# The two parts of DEIM, as far as docs/convergence.md goes: MAL did not cost anything where it was
+# tried alone. Dense O2O paid with 2000 images and cost AP with 205, where it is better left out
+# (and never without MAL); with something between, try both ways.
 mal = True
 dense_o2o = True
 

@@ -159,7 +159,7 @@ class DEIMRunner(Runner):
         self._apply(self.recipe, optim_wrapper)
         lr = self.cfg.optim_wrapper.optimizer.lr
         self.logger.info('Recipe\n' + format_recipe(published, self.recipe, lr))
-        if note := regime_note(self.recipe):
+        if note := regime_note(self.recipe, len(loader.dataset)):
             self.logger.warning(note)
 
     def _published_recipe(self, auto_scale_lr: dict) -> PublishedRecipe:

@@ -180,11 +180,15 @@ def test_table_of_a_recipe_without_the_last_stage_has_no_restart():
     assert 'restart' not in format_recipe(published, derive_recipe(published, 12, 8, 25), lr=1e-4)
 
 
-def test_a_short_run_with_dense_o2o_is_warned_of():
-    assert '300 iterations' in regime_note(derive_recipe(L, 12, 8, 25))
-    assert regime_note(derive_recipe(BASELINE, 12, 8, 25)) is None
+def test_a_run_with_dense_o2o_on_little_data_or_of_little_length_is_warned_of():
+    short, long = derive_recipe(L, 12, 8, 25), derive_recipe(L, 12, 8, 250)
+    assert '300 iterations and 5000 images' in regime_note(short, 5000)
+    assert '3000 iterations and 200 images' in regime_note(long, 200)
+    assert regime_note(long, 5000) is None
+    assert regime_note(derive_recipe(BASELINE, 12, 8, 25), 200) is None
 
 
 @pytest.mark.parametrize('model', MODELS)
 def test_no_published_run_is_warned_of(model):
-    assert regime_note(derive_published(PublishedRecipe(**published_numbers(model)))) is None
+    published = PublishedRecipe(**published_numbers(model))
+    assert regime_note(derive_published(published), published.train_images) is None
