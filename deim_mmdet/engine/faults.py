@@ -13,6 +13,7 @@ import torch
 from mmengine.hooks import EMAHook
 
 from ..checkpoints.files import find_damage
+from ..datasets.transforms.loading import UnreadableImageError
 
 #: No space, quota used up, limit of file sizes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -110,7 +111,7 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
 
     Raises:
         RunFault: A file could not be written for want of space, a data-loader worker died, or an
-            image has vanished.
+            image that a worker wanted has vanished or can't be read.
     """
     try:
         yield
@@ -124,11 +125,11 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
             'train_dataloader.prefetch_factor or train_dataloader.batch_size (after "Bus error", '
             f'give the machine or container more shared memory, /dev/shm), {GO_ON}'
         ) from error
-    except FileNotFoundError as error:
+    except (FileNotFoundError, UnreadableImageError) as error:
         # A worker puts its traceback into the message; the line behind it is the error's own.
         if 'in DataLoader worker process' not in str(error):
             raise
-        message = str(error).strip().splitlines()[-1].removeprefix('FileNotFoundError: ')
+        message = str(error).strip().splitlines()[-1].split(': ', 1)[-1]
         raise RunFault(f'{message} Training so far is not lost: {GO_ON}') from error
     except OSError as error:
         if error.errno not in FULL:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from deim_mmdet.datasets import LoadImageChecked
 from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
-from deim_mmdet.datasets.transforms.loading import MAX_PIXELS
+from deim_mmdet.datasets.transforms.loading import MAX_PIXELS, UnreadableImageError
 
 # On the clock, hence long enough for a machine that does other things too.
 TIMEOUT = 300
@@ -170,7 +170,7 @@ def read(path: str, shorter_side: int | None) -> str:
         assert factor == 1 or min(whole) >= factor * shorter_side
         assert results['instances'][0]['bbox'] == [value / factor for value in BOX]
         return 'read'
-    assert type(refusal) is ValueError
+    assert type(refusal) is UnreadableImageError
     assert str(refusal).startswith(f'Image {path} ')
     return 'refused'
 
