@@ -11,6 +11,7 @@ from mmengine.registry import Registry, init_default_scope
 
 from ..coco import CheckedCocoDataset
 from ..mix import DenseO2ODataset
+from ..transforms.loading import LoadImageChecked
 from .annotation_file import read_annotation_file
 from .annotations import check_annotations
 from .cache import cached_report
@@ -74,7 +75,8 @@ class CocoSource:
     def __init__(self, options: dict, loader: dict, skips_unreadable: bool) -> None:
         self.dataset = DATASETS.build(dict(options, pipeline=[], lazy_init=True))
         self.loader = TRANSFORMS.build(loader)
-        self.skips_unreadable = skips_unreadable
+        # Errors of other loaders aren't told from those of the program, and end training.
+        self.skips_unreadable = skips_unreadable and isinstance(self.loader, LoadImageChecked)
         self.evaluation = bool(self.dataset.test_mode)
         self.classes = self.dataset._metainfo.get('classes')
         self.folder = self.dataset.data_prefix.get('img') or ''
@@ -84,7 +86,7 @@ class CocoSource:
             self.evaluation,
             tuple(self.classes or ()),
             repr(self.loader),
-            skips_unreadable,
+            self.skips_unreadable,
         )
 
     def check(self, images: bool, workers: int, use_cache: bool) -> DatasetReport:
