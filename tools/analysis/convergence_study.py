@@ -62,8 +62,9 @@ DATA = {
     'crowded': Data(250, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
     'bccd': Data(25),
 }
-# Iterations of a run, about; whole epochs are taken.
-BUDGETS = {'short': 1500, 'long': 4500}
+# Iterations of a run, about; whole epochs are taken. Twice as many in the long one: a short run with
+# DEIM beside a long one without shows whether it halves a training.
+BUDGETS = {'short': 1500, 'long': 3000}
 EVALUATIONS = 20
 
 
