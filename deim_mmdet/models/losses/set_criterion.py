@@ -104,8 +104,11 @@ class SetCriterion(nn.Module):
         distance = self.loss_bbox(
             paired.flatten(0, -2), target.flatten(0, -2), reduction_override='none'
         )
+        # D-FINE's distances can turn a box inside out. It counts as empty: with negative sizes its
+        # GIoU may exceed 1, and training would seek such boxes.
+        proper = torch.cat([paired[..., :2], paired[..., 2:].clamp(min=0)], dim=-1)
         overlap = self.loss_iou(
-            bbox_cxcywh_to_xyxy(paired).flatten(0, -2),
+            bbox_cxcywh_to_xyxy(proper).flatten(0, -2),
             bbox_cxcywh_to_xyxy(target).flatten(0, -2),
             reduction_override='none',
         )

@@ -111,11 +111,12 @@ class HungarianMatcher:
 
 
 def _pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """GIoU of (cx, cy, w, h) boxes (..., 4), broadcast against each other.
+    """GIoU of (cx, cy, w, h) boxes (..., 4), broadcast against each other, in [-1, 1].
 
+    A negative size counts as 0, see :meth:`SetCriterion._boxes`.
     mmdet's ``bbox_overlaps`` computes the same on stacked corners, with thrice the memory traffic.
     """
-    sizes = boxes[..., 2:], others[..., 2:]
+    sizes = boxes[..., 2:].clamp(min=0), others[..., 2:]
     low, high = (
         [box[..., :2] + sign * size / 2 for box, size in zip((boxes, others), sizes, strict=True)]
         for sign in (-1, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 def corners(boxes: Tensor) -> Tensor:
     x, y, w, h = boxes.unbind(-1)
+    w, h = w.clamp(min=0), h.clamp(min=0)
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
 
 

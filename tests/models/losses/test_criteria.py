@@ -50,6 +50,14 @@ def random_predictions(dfine: bool, layers: int, batch: int, queries: int, class
     ), leaves
 
 
+def with_negative_sizes(boxes: torch.Tensor) -> torch.Tensor:
+    """Every third box turned inside out along one side, every fourth along both."""
+    signs = torch.ones_like(boxes)
+    signs[..., ::3, 2] = -1
+    signs[..., ::4, 2:] = -1
+    return boxes * signs
+
+
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('loss', ['mal', 'vfl'])
 @pytest.mark.parametrize('dfine', [True, False], ids=['dfine', 'rtdetr'])
@@ -104,3 +112,32 @@ def test_values_and_gradients(dfine, loss, counts, groups, seed):
     for a, e in zip(actual, expected, strict=True):
         e = torch.zeros_like(a) if e is None else e
         torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize('loss', ['mal', 'vfl'])
+def test_boxes_turned_inside_out_count_as_empty(loss):
+    """Their GIoU isn't above 0, doesn't pull at their sizes, and all losses are the plain ones."""
+    torch.manual_seed(0)
+    scores = torch.randn(1, 2, 6, 5, dtype=torch.float64)
+    boxes = with_negative_sizes(random_boxes(1, 2, 6)).requires_grad_()
+    targets = [dict(labels=torch.randint(5, (6,)), boxes=random_boxes(6)) for _ in range(2)]
+    case = (DecoderPredictions(scores, boxes), (scores[0], boxes[0]), None, 0)
+    stacked = Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets])
+    ours = SetCriterion(loss_cls=LOSSES[loss], **COMMON)(*case, stacked)
+    for name, value in PlainCriterion(loss)(*case, targets).items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12, msg=name)
+    (gradient,) = torch.autograd.grad(ours['loss_iou'], boxes)
+    empty = boxes.detach()[..., 2:] < 0
+    assert empty.any()
+    assert (gradient[..., 2:][empty] == 0).all()
+    assert (gradient[..., 2:][~empty.any(-1)] != 0).all()
+
+
+def test_loss_of_a_box_turned_inside_out():
+    """By hand: inside the object the hull is the object, so that GIoU is 0 and the loss 2."""
+    boxes = torch.tensor([[[[0.5, 0.5, -0.3, -0.2]]]])
+    targets = Targets.from_lists([torch.tensor([0])], [torch.tensor([[0.5, 0.5, 0.4, 0.4]])])
+    criterion = SetCriterion(loss_cls=LOSSES['mal'], **COMMON)
+    predictions = DecoderPredictions(torch.zeros(1, 1, 1, 2), boxes)
+    losses = criterion(predictions, (predictions.scores[0], boxes[0]), None, 0, targets)
+    assert float(losses['loss_iou']) == pytest.approx(2)

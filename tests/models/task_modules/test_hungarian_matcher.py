@@ -11,6 +11,9 @@ def random_case(num_sets=3, queries=6, counts=(2, 0, 3), classes=4):
     torch.manual_seed(0)
     scores = torch.randn(num_sets, len(counts), queries, classes)
     boxes = torch.rand(num_sets, len(counts), queries, 4) * 0.4 + 0.3
+    # D-FINE may predict boxes that are turned inside out, along one side or both.
+    boxes[0, :, 0, 2:] *= -1
+    boxes[0, :, 1, 3] *= -1
     targets = Targets.from_lists(
         [torch.randint(classes, (n,)) for n in counts],
         [torch.rand(n, 4) * 0.4 + 0.3 for n in counts],
@@ -22,10 +25,12 @@ def slow_cost(score, box, label, target):
     """Cost of one query and one object, from the definition."""
     p = 1 / (1 + np.exp(-score[label]))
     focal = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p**2 * -np.log(1 - p + 1e-8)
-    (ax1, ay1), (ax2, ay2) = box[:2] - box[2:] / 2, box[:2] + box[2:] / 2
+    width, height = max(box[2], 0), max(box[3], 0)
+    ax1, ay1 = box[0] - width / 2, box[1] - height / 2
+    ax2, ay2 = box[0] + width / 2, box[1] + height / 2
     (bx1, by1), (bx2, by2) = target[:2] - target[2:] / 2, target[:2] + target[2:] / 2
     inter = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
-    union = box[2] * box[3] + target[2] * target[3] - inter
+    union = width * height + target[2] * target[3] - inter
     hull = (max(ax2, bx2) - min(ax1, bx1)) * (max(ay2, by2) - min(ay1, by1))
     giou = inter / union - (hull - union) / hull
     return 2 * focal + 5 * np.abs(box - target).sum() - 2 * giou
@@ -35,6 +40,7 @@ def test_every_matching_is_the_cheapest():
     """Against an exhaustive search over all assignments."""
     scores, boxes, targets = random_case()
     matched = HungarianMatcher().match(scores, boxes, targets)
+    costs = HungarianMatcher().costs(scores, boxes, targets).numpy()
     for s in range(3):
         for image, count in enumerate(targets.counts):
             cost = np.array(
@@ -51,6 +57,7 @@ def test_every_matching_is_the_cheapest():
                     for q in range(6)
                 ]
             ).reshape(6, count)
+            np.testing.assert_allclose(costs[s, image, :, :count], cost, rtol=1e-4, atol=1e-5)
             best = min(
                 permutations(range(6), count),
                 key=lambda p: cost[list(p), range(len(p))].sum(),
