@@ -62,7 +62,7 @@ DATA = {
     'crowded': Data(250, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
     'bccd': Data(25),
 }
-# Iterations of a run, about; whole epochs are taken. Twice as many in the long one: a short run with
+# Iterations of a run, about; whole epochs are taken. A long run has twice as many: a short one with
 # DEIM beside a long one without shows whether it halves a training.
 BUDGETS = {'short': 1500, 'long': 3000}
 EVALUATIONS = 20
