@@ -181,10 +181,12 @@ def test_table_of_a_recipe_without_the_last_stage_has_no_restart():
 
 
 def test_a_run_with_dense_o2o_on_little_data_or_of_little_length_is_warned_of():
-    short, long = derive_recipe(L, 12, 8, 25), derive_recipe(L, 12, 8, 250)
-    assert '300 iterations and 5000 images' in regime_note(short, 5000)
+    shortest, short, long = (derive_recipe(L, 12, 8, iters) for iters in (25, 125, 250))
+    assert '300 iterations and 5000 images' in regime_note(shortest, 5000)
+    assert '1500 iterations and 205 images' in regime_note(short, 205)
     assert '3000 iterations and 200 images' in regime_note(long, 200)
-    assert regime_note(long, 5000) is None
+    assert regime_note(short, 2000) is None
+    assert regime_note(long, 205) is None
     assert regime_note(derive_recipe(BASELINE, 12, 8, 25), 200) is None
 
 
