@@ -176,7 +176,7 @@ setup(
         'tensorboard': ['tensorboard'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
         'openvino': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.0'],
-        'test': ['pytest', 'matplotlib', 'scikit-learn'],
+        'test': ['pytest', 'pytest-timeout', 'matplotlib', 'scikit-learn'],
     },
     cmdclass={
         'build_py': BuildPyWithMim,

@@ -3,10 +3,10 @@
     python tests/engine/kills.py FOLDER CONFIG [--kills 50] [--seed 0] [--cfg-options ...]
 
 Moments are drawn at random: a time after some call of a hook (kill -9 from outside), such a call
-(kill -9 from inside), or a byte of a checkpoint at which the kernel ends the process while it is
-written. How far the attempts get doesn't depend on the machine's speed. After each, every
-checkpoint that has its final name must be whole. Ends with a report in JSON; exits non-zero where
-anything differs.
+(kill -9 from inside), a byte of a checkpoint at which the kernel ends the process while it is
+written, or the start of a worker that loads data. How far the attempts get doesn't depend on the
+machine's speed. After each, every checkpoint that has its final name must be whole. Ends with a
+report in JSON; exits non-zero where anything differs.
 """
 
 import argparse
@@ -84,7 +84,8 @@ def train(
         work_dir: Of the training.
         log: File that its output is appended to.
         pause: Seconds between the call that ``moment`` names and a kill of kind ``'time'``.
-        moment: Of :class:`Moments`; kind ``'time'`` is a kill from outside.
+        moment: Of :class:`Moments`; kind ``'time'`` is a kill from outside, ``'worker'`` one when
+            a worker starts.
 
     Returns:
         Signal that ended it or 0, calls of hooks, seconds since training began.
@@ -92,6 +93,16 @@ def train(
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        os.setsid()
+
+        def in_worker() -> None:
+            # A worker whose parent dies now stays for ever, as torch only looks whether its parent
+            # changes later on. Holding the pipe open, it would keep the kill from being noticed.
+            os.close(writing)
+            if moment.get('kind') == 'worker':
+                os.kill(os.getppid(), signal.SIGKILL)
+
+        os.register_at_fork(after_in_child=in_worker)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -115,6 +126,8 @@ def train(
             outside = False
     os.close(reading)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     if status > 0:
         raise RuntimeError(f'training failed: {log.read_text()[-3000:]}')
     return -status, calls, time.monotonic() - begin
@@ -151,8 +164,9 @@ def main() -> None:
 
     chance = random.Random(args.seed)
     kinds, damage = Counter(), []
+    choice = ['time', 'call', 'byte'] + ['worker'] * (cfg.train_dataloader.num_workers > 0)
     while kinds.total() < args.kills:
-        kind = chance.choice(['time', 'call', 'byte'])
+        kind = chance.choice(choice)
         call = chance.randint(1, round(share * calls))
         moment = dict(
             kind=kind,
