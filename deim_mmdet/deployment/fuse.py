@@ -9,14 +9,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..models.backbones.hgnetv2 import Block, ConvBNAct
+from ..models.backbones.hgnetv2 import Block, ConvBNAct, Stem
 from ..models.dense_heads.query_selection_head import QuerySelectionHead
 from ..models.layers.basic import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
 from ..models.layers.rtdetr_decoder import RTDETRDecoder
 from ..models.necks.hybrid_encoder import RepVGGBlock
-from .modules import BoundedLayerNorm, Clamp, FusedCrossAttention, FusedSelfAttention, SplitBlock
+from .modules import (
+    BoundedLayerNorm,
+    Clamp,
+    FusedCrossAttention,
+    FusedSelfAttention,
+    SplitBlock,
+    SplitConvolution,
+    TokenLinear,
+)
 
 _NORMS = (_BatchNorm, FrozenBatchNorm2d)
 
@@ -55,7 +63,9 @@ def fuse_for_export(model: nn.Module) -> nn.Module:
     """As :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
     fused = _fuse(model)
     _replace(fused, nn.LayerNorm, BoundedLayerNorm)
+    _replace(fused, nn.Linear, TokenLinear)
     _replace(fused, Block, lambda block: SplitBlock(block) if _can_split(block) else block)
+    _replace(fused, Stem, _split_stem)
     return fused
 
 
@@ -114,8 +124,15 @@ def _replace(
 
 
 def _can_split(block: Block) -> bool:
-    act = block.aggregation[0].act
-    return block.residual and not (isinstance(act, Clamp) and act.low is None)
+    return block.residual and SplitConvolution.can_split(block.aggregation[0])
+
+
+def _split_stem(stem: Stem) -> Stem:
+    """The stem without concatenation of its branches."""
+    if SplitConvolution.can_split(stem.stem3):
+        width = stem.stem1.conv.out_channels
+        stem.stem3 = SplitConvolution(stem.stem3, width, stem.stem4.conv)
+    return stem
 
 
 def _merge_branches(block: RepVGGBlock) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.backbones.hgnetv2 import Block
+from ..models.backbones.hgnetv2 import Block, ConvBNAct
 from ..models.layers.decoder import DeformableCrossAttention
 from ..ops import deformable_attention
 
@@ -120,39 +120,60 @@ class FusedCrossAttention(nn.Module):
         return self.output_proj(attended)
 
 
-class SplitBlock(nn.Module):
-    """A residual block of HGNetv2 whose wide input is not concatenated with its layers' outputs.
+class SplitConvolution(nn.Module):
+    """The convolution of two concatenated features, and its ReLU, as a sum of two convolutions.
 
-    The first convolution of the aggregation is a sum of two: one of the input, one of the outputs.
-    Runtimes merge the sum into a convolution, and on many channels at once they are slow.
+    Runtimes merge the sum into a convolution; to concatenate costs more, and on many channels at
+    once their convolutions are slow.
+
+    Args:
+        layer: The convolution, fused, with a ReLU or a bound from below.
+        width: Channels of the first features.
+        following: The 1×1 convolution after it, whose bias is changed.
     """
+
+    def __init__(self, layer: ConvBNAct, width: int, following: nn.Conv2d) -> None:
+        super().__init__()
+        # A bound other than 0 would keep runtimes from merging it: as b + max(y − b, 0), the next
+        # convolution takes the b in.
+        bound = layer.act.low if isinstance(layer.act, Clamp) else 0.0
+        following.bias.add_(following.weight.sum((1, 2, 3)) * bound)
+        self.of_first = _part_of(layer.conv, slice(width), layer.conv.bias - bound)
+        self.of_second = _part_of(layer.conv, slice(width, None), None)
+
+    @staticmethod
+    def can_split(layer: ConvBNAct) -> bool:
+        return not (isinstance(layer.act, Clamp) and layer.act.low is None)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """(B, C_1, H, W) and (B, C_2, H, W) to (B, C, H', W')."""
+        return (self.of_second(second) + self.of_first(first)).relu()
+
+
+class SplitBlock(nn.Module):
+    """A residual block of HGNetv2 whose wide input is not concatenated with its layers' outputs."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.layers = block.layers
         squeeze, self.expand = block.aggregation
-        conv, act = squeeze.conv, squeeze.act
+        self.layers = block.layers
         width = self.expand.conv.out_channels
-        # A bound other than 0 would keep runtimes from merging it: as b + max(y − b, 0), the next
-        # convolution takes the b in.
-        bound = act.low if isinstance(act, Clamp) else 0.0
-        following = self.expand.conv
-        following.bias.add_(following.weight.sum((1, 2, 3)) * bound)
-        self.of_input = _part_of(conv, slice(width), conv.bias - bound)
-        self.of_outputs = _part_of(conv, slice(width, None), None)
+        self.squeeze = SplitConvolution(squeeze, width, self.expand.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = [x]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))
-        squeezed = self.of_outputs(torch.cat(outputs[1:], dim=1)) + self.of_input(x)
-        return self.expand(squeezed.relu()) + x
+        return self.expand(self.squeeze(x, torch.cat(outputs[1:], dim=1))) + x
 
 
 def _part_of(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d:
-    """The 1×1 convolution of some of the input's channels."""
+    """The convolution of some of the input's channels."""
     weight = conv.weight[:, channels].contiguous()
-    part = nn.Conv2d(*weight.shape[1::-1], 1, bias=bias is not None, device='meta')
+    part = nn.Conv2d(
+        weight.shape[1], weight.shape[0], conv.kernel_size, conv.stride, conv.padding,
+        bias=bias is not None, device='meta',
+    )  # fmt: skip
     part.weight = nn.Parameter(weight, requires_grad=False)
     part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return part
@@ -171,6 +192,21 @@ class BoundedLayerNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens.clamp(-65504, 65504))
+
+
+class TokenLinear(nn.Module):
+    """A linear layer of tokens (B, …, D), laid out as one matrix.
+
+    Runtimes add the bias within that product; to one of more dimensions they add it afterwards.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        *inner, last = (int(size) for size in tokens.shape[1:])
+        return self.linear(tokens.reshape(-1, last)).reshape(-1, *inner, self.linear.out_features)
 
 
 def as_linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -2,12 +2,17 @@
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from .detector import DeployedDetector
 from .extras import require
+
+if TYPE_CHECKING:
+    import onnx
 
 #: 17 is the first with LayerNormalization: of its parts in half precision, the square overflows.
 OPSET = 17
@@ -74,7 +79,7 @@ def export_onnx(
         )
     if not half:
         # The runtime would put casts around what it can't compute in half precision on a CPU.
-        _simplify(path)
+        simplify(path)
     return path
 
 
@@ -91,8 +96,8 @@ def check_size(size: tuple[int, int], stride: int) -> None:
         )
 
 
-def _simplify(path: Path) -> None:
-    """Fold constants, in place. Operators stay those of the standard, and their names."""
+def simplify(path: Path) -> None:
+    """Fold constants and pads, in place. Operators stay those of the standard, and their names."""
     import onnx
     import onnxruntime
 
@@ -106,5 +111,42 @@ def _simplify(path: Path) -> None:
     standard = [opset for opset in model.opset_import if opset.domain == '']
     del model.opset_import[:]
     model.opset_import.extend(standard)
+    _fold_pads(model.graph)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def _fold_pads(graph: 'onnx.GraphProto') -> None:
+    """Make pads with zeros part of the convolutions and poolings after them.
+
+    Runtimes lay features out in blocks of channels and undo that for a pad. Pooling pads with what
+    is smaller than everything, which is the same for features that aren't negative.
+    """
+    from onnx.numpy_helper import to_array
+
+    constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    nodes = {output: node for node in graph.node for output in node.output}
+
+    def not_negative(name: str) -> bool:
+        node = nodes.get(name)
+        if node is None or node.op_type != 'Clip':
+            return node is not None and node.op_type == 'Relu'
+        low = constants.get(node.input[1])
+        return low is not None and low >= 0
+
+    for node in graph.node:
+        pad = nodes.get(node.input[0]) if node.op_type in ('Conv', 'MaxPool') else None
+        if pad is None or pad.op_type != 'Pad' or any(pad.input[2:]):
+            continue
+        if node.op_type == 'Conv' or not_negative(pad.input[0]):
+            node.input[0] = pad.input[0]
+            # Before and after each axis; batch and channels aren't padded.
+            before, after = constants[pad.input[1]].reshape(2, -1)
+            (own,) = (attribute.ints for attribute in node.attribute if attribute.name == 'pads')
+            own[:] = [int(size) for size in own + np.concatenate([before[2:], after[2:]])]
+    used = {name for node in graph.node for name in node.input}
+    for pad in [n for n in graph.node if n.op_type == 'Pad' and n.output[0] not in used]:
+        graph.node.remove(pad)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)

@@ -1,5 +1,7 @@
 """Exported models in other runtimes against PyTorch, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from mmdet.structures import DetDataSample
 from deim_mmdet.deployment import tensorrt
 from deim_mmdet.deployment.detector import DeployedDetector
 from deim_mmdet.deployment.extras import require
-from deim_mmdet.deployment.onnx_export import export_onnx
+from deim_mmdet.deployment.onnx_export import export_onnx, simplify
 from deim_mmdet.deployment.runtimes import (
     Detections,
     ONNXRuntime,
@@ -20,7 +22,7 @@ from deim_mmdet.deployment.runtimes import (
 )
 
 onnx = pytest.importorskip('onnx')
-pytest.importorskip('onnxruntime')
+onnxruntime = pytest.importorskip('onnxruntime')
 
 SIZE = (128, 192)
 SIZES = np.array([[640, 480], [50, 1000], [192, 128]])
@@ -117,6 +119,42 @@ def test_the_file_is_portable(onnx_path):
 def test_positions_and_anchors_are_constants(onnx_path):
     kinds = {node.op_type for node in onnx.load(onnx_path).graph.node}
     assert not kinds & {'Sin', 'Cos', 'Range'}
+
+
+class Padded(torch.nn.Module):
+    """Features limited from below, padded with zeros for a convolution and a pooling."""
+
+    def __init__(self, low):
+        super().__init__()
+        self.low = low
+        self.conv = torch.nn.Conv2d(4, 4, 2)
+
+    def forward(self, x):
+        x = torch.nn.functional.pad(
+            x.relu() if self.low is None else x.clamp(self.low), (0, 1, 0, 1)
+        )
+        return self.conv(x) + torch.nn.functional.max_pool2d(x, 2, 1)
+
+
+@pytest.mark.parametrize(('low', 'pads'), [(None, 0), (0.5, 0), (-0.5, 1)])
+def test_pads_become_part_of_what_follows(low, pads, tmp_path):
+    """Where it is the same: a pooling's own pads are smaller than every feature, not 0."""
+    path, folded = tmp_path / 'padded.onnx', tmp_path / 'folded.onnx'
+    module = Padded(low).eval()
+    torch.onnx.export(
+        module, (torch.zeros(1, 4, 6, 6),), str(path), opset_version=17, dynamo=False,
+        input_names=['x'],
+    )  # fmt: skip
+    shutil.copy(path, folded)
+    simplify(folded)
+    graph = onnx.load(folded).graph
+    assert sum(node.op_type == 'Pad' for node in graph.node) == pads
+    used = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= used
+    x = image('pads', (1, 4, 6, 6)).astype(np.float32) - 2
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    (got,) = onnxruntime.InferenceSession(str(folded)).run(None, dict(x=x))
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
 
 
 def test_layers_in_single_precision_are_in_the_file(onnx_path):

@@ -6,7 +6,7 @@ from golden import build_model, filled_model, image
 from torch import nn
 
 from deim_mmdet.deployment import fuse, fuse_for_export
-from deim_mmdet.deployment.modules import Clamp, SplitBlock
+from deim_mmdet.deployment.modules import Clamp, SplitBlock, SplitConvolution
 from deim_mmdet.models.backbones.hgnetv2 import LearnableAffine
 from deim_mmdet.models.layers.basic import FrozenBatchNorm2d
 
@@ -86,6 +86,18 @@ def test_export_form_splits_the_residual_blocks():
     fused = fuse_for_export(with_random_statistics('dfine_x'))
     # B5: 1, 2, 5 and 2 blocks a stage, all but the first residual.
     assert sum(isinstance(module, SplitBlock) for module in fused.modules()) == 1 + 4 + 1
+    assert isinstance(fused.backbone.stem.stem3, SplitConvolution)
+
+
+def test_a_negative_affine_is_not_split():
+    """Bounded from above, a sum isn't what a convolution with ReLU gives."""
+    model = with_random_statistics('deim_dfine_n')
+    model.backbone.stem.stem3.lab.scale.data.fill_(-0.5)
+    fused = fuse_for_export(model)
+    assert not isinstance(fused.backbone.stem.stem3, SplitConvolution)
+    inputs = torch.from_numpy(image('fuse', (1, 3, *SIZE)))
+    for got, expected in zip(outputs(fused, inputs), outputs(model, inputs), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize('scale', [1.5, 0.0, -0.5])

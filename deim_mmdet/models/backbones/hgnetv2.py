@@ -130,11 +130,14 @@ class Stem(nn.Module):
         self.stem4 = ConvBNAct(mid_channels, out_channels, 1, lab=lab)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.stem4(self.stem3(*self.branches(x)))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of an image, the pooled features and the convolved ones: (B, C_mid, H/2, W/2) each."""
         # The even kernels keep the resolution by one more column at the right and row below.
         x = F.pad(self.stem1(x), (0, 1, 0, 1))
         convs = self.stem2b(F.pad(self.stem2a(x), (0, 1, 0, 1)))
-        pooled = F.max_pool2d(x, kernel_size=2, stride=1)
-        return self.stem4(self.stem3(pooled, convs))
+        return F.max_pool2d(x, kernel_size=2, stride=1), convs
 
 
 class Block(nn.Module):
