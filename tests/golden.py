@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mmdet.models  # noqa: F401  (registers the detectors)
@@ -39,7 +40,14 @@ def build_model(name: str) -> nn.Module:
 def reference_state_dict(name: str) -> dict[str, Tensor]:
     """State dict of the reference model ``name``, filled deterministically, float64."""
     shapes = json.loads((FOLDER / f'state_{name}.json').read_text())
-    kept = dict(up=0.5, reg_scale=8.0 if name.endswith('_x') else 4.0)
+    return filled_state_dict(shapes, reg_scale=8.0 if name.endswith('_x') else 4.0)
+
+
+def filled_state_dict(
+    shapes: Mapping[str, Sequence[int]], reg_scale: float = 4.0
+) -> dict[str, Tensor]:
+    """Tensors of the reference's names and of given shapes, filled deterministically, float64."""
+    kept = dict(up=0.5, reg_scale=reg_scale)
     state = {}
     for key, shape in shapes.items():
         value = _fill.fill(key, shape)

@@ -2,16 +2,18 @@
 
     python tools/benchmark.py CONFIG [CONFIG ...] [--backends pytorch fused ...] [--out DIR]
 
-Times are those of this machine's CPU. Candidates take turns, so that other work on the machine
-meets all of them; medians, percentiles and ratios are told. The results are printed as tables and
-written to DIR as results.json and, if matplotlib is there, accuracy_latency.png.
+Times are those of this machine's CPU. Each candidate has a process of its own, and they take turns,
+so that other work on the machine meets all of them; medians, percentiles and ratios are told. The
+results are printed as tables and written to DIR as results.json and, if matplotlib is there,
+accuracy_latency.png.
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import platform
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,17 +26,22 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.benchmark.latency import BACKENDS, Candidates
+from deim_mmdet.benchmark.latency import BACKENDS, EXPORTED, Candidate
 from deim_mmdet.benchmark.published import published_points
 from deim_mmdet.benchmark.timing import Timing, alternate, peak_memory
 from deim_mmdet.benchmark.training import TrainingStep, pipeline_speed
 from deim_mmdet.deployment.extras import is_installed, require
 from deim_mmdet.deployment.inputs import network_size
-from deim_mmdet.deployment.onnx_export import check_size
+from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
 
 # The package that a backend needs.
-PACKAGES = dict(transformers='transformers', onnxruntime='onnxruntime', openvino='openvino')
+PACKAGES = dict(
+    reference='dfine', transformers='transformers', onnxruntime='onnxruntime', openvino='openvino'
+)
+
+#: Timed calls of a candidate's turn.
+CALLS = 4
 
 PARTS = ('latency', 'training', 'pipeline')
 
@@ -47,13 +54,16 @@ def parse_args() -> argparse.Namespace:
         '--backends',
         nargs='+',
         choices=BACKENDS,
-        help='default: all that are installed but compiled, which takes minutes to compile',
+        help='default: all that are installed, but not compiled, which takes minutes to compile, '
+        'nor reference, which knows D-FINE only',
     )
     parser.add_argument('--batches', nargs='+', type=int, default=[1], help='batch sizes')
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'), help="default: the config's"
     )
-    parser.add_argument('--rounds', type=int, default=20, help='timed calls of each candidate')
+    parser.add_argument(
+        '--rounds', type=int, default=10, help=f'turns of each candidate, of {CALLS} calls'
+    )
     parser.add_argument('--threads', type=int, default=1, help='threads of every runtime')
     parser.add_argument(
         '--cpu-time',
@@ -76,7 +86,8 @@ def parse_args() -> argparse.Namespace:
     if args.backends is None:
         args.backends = [
             name for name in BACKENDS
-            if name != 'compiled' and (name not in PACKAGES or is_installed(PACKAGES[name]))
+            if name not in ('compiled', 'reference')
+            and (name not in PACKAGES or is_installed(PACKAGES[name]))
         ]  # fmt: skip
     return args
 
@@ -130,7 +141,7 @@ def measure(path: str, args: argparse.Namespace) -> Results:
     if 'training' in args.parts:
         step = TrainingStep(model, cfg.optim_wrapper, args.train_batch, size)
         results.memory['training step'] = peak_memory(step)
-        for _ in range(max(args.rounds // 4, 2)):
+        for _ in range(max(args.rounds // 2, 2)):
             step()
         results.training = step.timings()
     return results
@@ -142,16 +153,27 @@ def measure_latency(
     for backend in args.backends:
         if backend in PACKAGES:
             require(PACKAGES[backend])
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    with tempfile.TemporaryDirectory() as folder:
-        candidates = Candidates(
-            cfg.model, model, results.size, args.backends, Path(folder), args.threads
-        )
+    with contextlib.ExitStack() as stack:
+        onnx_path = None
+        if EXPORTED.keys() & args.backends:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            onnx_path = export_onnx(model, folder / 'model.onnx', results.size)
+        candidates = {
+            name: stack.enter_context(
+                Candidate(name, cfg.model, results.size, onnx_path, args.threads)
+            )
+            for name in BACKENDS if name in args.backends
+        }  # fmt: skip
         for batch in args.batches:
-            functions = candidates.on_batch(batch)
-            for name, function in functions.items():
-                results.memory[f'{name}, batch {batch}'] = peak_memory(function)
-            results.latency[batch] = alternate(functions, args.rounds, clock=clock)
+            results.latency[batch] = alternate(
+                {
+                    name: functools.partial(candidate.seconds, batch, CALLS, args.cpu_time)
+                    for name, candidate in candidates.items()
+                },
+                args.rounds,
+            )
+            for name, candidate in candidates.items():
+                results.memory[f'{name}, batch {batch}'] = candidate.peak_memory(batch)
 
 
 def machine() -> dict[str, str | int]:

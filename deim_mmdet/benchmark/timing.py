@@ -1,7 +1,6 @@
 """Times under noise: candidates take turns, and medians and percentiles are told."""
 
 import ctypes
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,18 +28,15 @@ class Timing(NamedTuple):
 
 
 def alternate(
-    candidates: Mapping[str, Callable[[], object]],
-    rounds: int,
-    warm_up: int = 2,
-    clock: Callable[[], float] = time.perf_counter,
+    candidates: Mapping[str, Callable[[], Sequence[float]]], rounds: int, warm_up: int = 2
 ) -> dict[str, Timing]:
     """Time candidates in turn, so that what else the machine does meets all of them alike.
 
     Args:
-        candidates: Functions by name.
-        rounds: Timed calls of each.
-        warm_up: Calls of each before, which aren't timed.
-        clock: Seconds; ``time.process_time`` counts those that this process computes only.
+        candidates: Functions that do their work some times and return the seconds of each, by
+            name.
+        rounds: Turns of each that count.
+        warm_up: Turns of each before.
     """
     for function in candidates.values():
         for _ in range(warm_up):
@@ -48,9 +44,7 @@ def alternate(
     seconds = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, function in candidates.items():
-            started = clock()
-            function()
-            seconds[name].append(clock() - started)
+            seconds[name] += function()
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 

@@ -1,6 +1,5 @@
 """The same nets in Hugging Face's transformers: an independent implementation to compare with."""
 
-import inspect
 from typing import Any
 
 from mmengine.config import ConfigDict
@@ -11,6 +10,7 @@ from ..models.backbones.hgnetv2 import ARCHS, HGNetv2
 from ..models.backbones.resnet_vd import ResNetVd
 from ..models.dense_heads import DFINEHead, RTDETRHead
 from ..models.necks import HybridEncoder
+from .options import with_defaults
 
 # Of each depth of ResNet: kind of blocks, blocks of each stage, channels of each stage.
 _RESNETS = {
@@ -44,8 +44,8 @@ def build_counterpart(model: ConfigDict) -> nn.Module:
     if model.bbox_head.type not in kinds:
         raise ValueError(f'transformers has no model with a {model.bbox_head.type}')
     name, head_class = kinds[model.bbox_head.type]
-    head = _with_defaults(head_class, model.bbox_head)
-    options = _neck_options(_with_defaults(HybridEncoder, model.neck)) | _head_options(head)
+    head = with_defaults(head_class, model.bbox_head)
+    options = _neck_options(with_defaults(HybridEncoder, model.neck)) | _head_options(head)
     options['backbone_config'] = _backbone_options(model.backbone)
     if name == 'DFine':
         options |= dict(
@@ -58,12 +58,6 @@ def build_counterpart(model: ConfigDict) -> nn.Module:
         options['decoder_n_points'] = head['num_points'][0]
     config = getattr(transformers, f'{name}Config')(**options)
     return getattr(transformers, f'{name}ForObjectDetection')(config).eval()
-
-
-def _with_defaults(cls: type, config: ConfigDict) -> dict[str, Any]:
-    """The arguments that a config gives to a class, with the defaults of the others."""
-    parameters = inspect.signature(cls).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
 
 
 def _neck_options(neck: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +88,7 @@ def _head_options(head: dict[str, Any]) -> dict[str, Any]:
 
 def _backbone_options(backbone: ConfigDict) -> dict[str, Any]:
     if backbone.type == 'HGNetv2':
-        options = _with_defaults(HGNetv2, backbone)
+        options = with_defaults(HGNetv2, backbone)
         spec = ARCHS[options['arch']]
         fields = dict(
             in_channels='in_channels',
@@ -116,7 +110,7 @@ def _backbone_options(backbone: ConfigDict) -> dict[str, Any]:
             use_learnable_affine_block=options['use_lab'],
         )
     else:
-        options = _with_defaults(ResNetVd, backbone)
+        options = with_defaults(ResNetVd, backbone)
         layer_type, depths, channels = _RESNETS[options['depth']]
         result = dict(
             model_type='rt_detr_resnet',

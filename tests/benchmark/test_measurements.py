@@ -1,6 +1,8 @@
 """What is timed is what is named: training steps, pipelines, counterparts, published points."""
 
 import json
+import os
+import time
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from golden import CONFIGS, PARAMETERS, build_model
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
-from deim_mmdet.benchmark.latency import BACKENDS, Candidates
+from deim_mmdet.benchmark.latency import Candidate, make_runner
 from deim_mmdet.benchmark.published import PublishedPoint, published_points
 from deim_mmdet.benchmark.training import PARTS, TrainingStep, pipeline_speed
+from deim_mmdet.deployment.onnx_export import export_onnx
 from deim_mmdet.utils import Stage
 
 SIZE = (128, 160)
@@ -97,11 +100,12 @@ def test_every_form_gives_outputs_of_the_batch(tmp_path):
     for module in ('onnx', 'onnxruntime'):
         pytest.importorskip(module)
     model = build_model('deim_dfine_n').eval()
-    backends = [name for name in BACKENDS if name in ('pytorch', 'fused', 'onnxruntime')]
-    candidates = Candidates(config().model, model, SIZE, backends, tmp_path, num_threads=1)
-    functions = candidates.on_batch(3)
-    assert list(functions) == backends
-    outputs = {name: function() for name, function in functions.items()}
+    onnx_path = export_onnx(model, tmp_path / 'model.onnx', SIZE)
+    images = torch.rand(3, 3, *SIZE)
+    outputs = {
+        name: make_runner(name, config().model, model, SIZE, onnx_path)(images)
+        for name in ('pytorch', 'fused', 'onnxruntime')
+    }
     # 80 + 20 tokens, of which each is a query.
     assert outputs['fused'][0].shape == outputs['pytorch'][0].shape == (3, 100, 80)
     assert outputs['onnxruntime'].scores.shape == (3, 300)
@@ -111,6 +115,35 @@ def test_every_form_gives_outputs_of_the_batch(tmp_path):
         torch.testing.assert_close(
             torch.from_numpy(outputs['onnxruntime'].scores[:, 0]), best, atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize('name', ['reference', 'transformers'])
+def test_independent_implementations_take_the_same_images(name):
+    pytest.importorskip({'reference': 'dfine'}.get(name, name))
+    cfg = config('dfine_n').model
+    outputs = make_runner(name, cfg, None, (256, 256))(torch.rand(2, 3, 256, 256))
+    scores = outputs['pred_logits'] if name == 'reference' else outputs.logits
+    assert scores.shape == (2, 300, 80)
+    assert not scores.requires_grad
+
+
+def test_a_candidate_is_timed_in_a_process_of_its_own():
+    cfg = config()
+    cfg.model.backbone.init_cfg = None
+    start = time.perf_counter()
+    with Candidate('fused', cfg.model, SIZE, None, num_threads=1) as candidate:
+        seconds = candidate.seconds(batch=2, calls=3)
+        processor = candidate.seconds(batch=2, calls=1, cpu_time=True)
+        memory = candidate.peak_memory(batch=2)
+        assert candidate._call(os.getpid) != os.getpid()
+    assert len(seconds) == 3
+    assert 0 < sum(seconds) + sum(processor) < time.perf_counter() - start
+    assert memory is None or memory >= 0
+
+
+def test_what_is_wrong_in_the_process_of_a_candidate_is_told_here():
+    with pytest.raises(ValueError, match='square images, not 128x160'):
+        Candidate('reference', config('dfine_n').model, SIZE, None, num_threads=1)
 
 
 def test_published_points_of_the_package():

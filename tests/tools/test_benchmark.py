@@ -38,7 +38,7 @@ def test_tables_and_files(tool, run, tmp_path, capsys):
     (results,) = written['results']
     assert results['size'] == [96, 128]
     assert set(results['latency']['1']) == {'pytorch', 'fused'}
-    assert results['latency']['1']['fused']['rounds'] == 2
+    assert results['latency']['1']['fused']['rounds'] == 2 * tool.CALLS
     assert results['training']['total']['median'] > 0
     assert results['pipeline'] == {}
     assert (tmp_path / 'accuracy_latency.png').stat().st_size > 10_000
