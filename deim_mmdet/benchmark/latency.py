@@ -21,7 +21,13 @@ from .transformers_models import build_counterpart
 
 #: What can be timed, the independent implementations first.
 BACKENDS = (
-    *('reference', 'transformers', 'pytorch', 'fused', 'compiled', 'onnxruntime', 'openvino'),
+    'reference',
+    'transformers',
+    'pytorch',
+    'fused',
+    'compiled',
+    'onnxruntime',
+    'openvino',
 )
 #: Of those, what runs an exported file, with the post-processing in it.
 EXPORTED = {'onnxruntime': ONNXRuntime, 'openvino': OpenVINORuntime}
