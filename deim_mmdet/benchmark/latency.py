@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ class Candidate:
 
 
 # What follows runs in the process of a candidate.
-_built: dict[str, Callable[[int], object]] = {}
+_built: dict[str, Any] = {}
 
 
 def _build(
@@ -137,21 +138,24 @@ def _build(
     torch.set_num_threads(threads)
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    runner = make_runner(backend, config, MODELS.build(config).eval(), size, onnx_path, threads)
-    images = torch.rand(1, 3, *size)
-    _built['on_batch'] = lambda batch: runner(images.repeat(batch, 1, 1, 1))
+    model = MODELS.build(config).eval()
+    _built['runner'] = make_runner(backend, config, model, size, onnx_path, threads)
+    _built['image'] = torch.rand(1, 3, *size)
 
 
 def _seconds(batch: int, calls: int, cpu_time: bool) -> list[float]:
     clock = time.process_time if cpu_time else time.perf_counter
+    # Made beforehand: after work of their own, torch's threads would keep those of other runtimes
+    # from the cores for a while.
+    images = _built['image'].repeat(batch, 1, 1, 1)
     seconds = []
     for call in range(1 + calls):
         start = clock()
-        _built['on_batch'](batch)
+        _built['runner'](images)
         if call:
             seconds.append(clock() - start)
     return seconds
 
 
 def _peak_memory(batch: int) -> float | None:
-    return peak_memory(lambda: _built['on_batch'](batch))
+    return peak_memory(lambda: _built['runner'](_built['image'].repeat(batch, 1, 1, 1)))
