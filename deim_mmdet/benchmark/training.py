@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..engine.hooks.dense_o2o_schedule_hook import staged_parts
+from ..models.cpu import optimize_for_cpu
 from ..utils import Stage
 from .timing import Timing
 
@@ -40,8 +41,8 @@ class TrainingStep:
         size: tuple[int, int],
         objects: int = 10,
     ) -> None:
-        # The layout that DEIMRunner gives to models on a CPU.
-        self.model = model.train().to(memory_format=torch.channels_last)
+        # As DEIMRunner does on a CPU.
+        self.model = optimize_for_cpu(model.train())
         self.optimizer = build_optim_wrapper(model, optim_wrapper)
         self.seconds = {part: [] for part in PARTS}
         self.images, self.samples = _random_batch(model.bbox_head.num_classes, batch, size, objects)

@@ -10,10 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..models.backbones.hgnetv2 import Block, ConvBNAct, Stem
+from ..models.cpu import optimize_for_cpu
 from ..models.dense_heads.query_selection_head import QuerySelectionHead
 from ..models.layers.basic import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
+from ..models.layers.linear import SelfAttention
 from ..models.layers.rtdetr_decoder import RTDETRDecoder
 from ..models.necks.hybrid_encoder import RepVGGBlock
 from .modules import (
@@ -39,7 +41,8 @@ def fuse(model: nn.Module) -> nn.Module:
     - Attention takes what it can from one product of matrices; see :mod:`.modules`.
     - Decoder layers beyond those of evaluation, score heads and quality estimators of all layers
       but the last, and the denoising embedding are dropped; D-FINE's table W(n) is computed once.
-    - Weights of convolutions are laid out channels-last, in which the features follow them.
+    - On a CPU, oneDNN's kernels do what they can;
+      see :func:`~deim_mmdet.models.cpu.optimize_for_cpu`.
 
     Outputs equal those of ``model.eval()`` but for rounding. The model itself stays as it is. The
     copy works with ``torch.compile``.
@@ -55,13 +58,14 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: The head is not one of this package's.
     """
-    return _fuse(model).to(memory_format=torch.channels_last)
+    return optimize_for_cpu(_fuse(model))
 
 
 @torch.no_grad()
 def fuse_for_export(model: nn.Module) -> nn.Module:
     """As :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
     fused = _fuse(model)
+    _replace(fused, SelfAttention, FusedSelfAttention)
     _replace(fused, nn.LayerNorm, BoundedLayerNorm)
     _replace(fused, nn.Linear, TokenLinear)
     _replace(fused, Block, lambda block: SplitBlock(block) if _can_split(block) else block)
@@ -83,7 +87,6 @@ def _fuse(model: nn.Module) -> nn.Module:
     _replace(fused, ConvBNAct, _fold_affine)
     fused.bbox_head.denoising = None
     _drop_unused_heads(fused.bbox_head.decoder)
-    _replace(fused, nn.MultiheadAttention, FusedSelfAttention)
     _replace(fused, DeformableCrossAttention, FusedCrossAttention)
     fused.register_forward_pre_hook(_refuse_training)
     return fused

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..models.backbones.hgnetv2 import Block, ConvBNAct
 from ..models.layers.decoder import DeformableCrossAttention
+from ..models.layers.linear import Linear, SelfAttention
 from ..ops import deformable_attention
 
 
@@ -28,12 +29,9 @@ class Clamp(nn.Module):
 
 
 class FusedSelfAttention(nn.Module):
-    """:class:`torch.nn.MultiheadAttention` where queries and keys are of the same tokens.
+    """:class:`SelfAttention` in evaluation, of linear layers."""
 
-    One product gives queries and keys, and no tensor is laid out token-first.
-    """
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, attention: SelfAttention) -> None:
         super().__init__()
         dims = attention.embed_dim
         weights = attention.in_proj_weight.split([2 * dims, dims])
@@ -45,25 +43,14 @@ class FusedSelfAttention(nn.Module):
         self.value = as_linear(weights[1], biases[1])
         self.out_proj = attention.out_proj
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, None]:
-        """Queries, which are the keys too, and values (B, N, D) to (B, N, D).
-
-        The arguments beside are those of the module that this one stands for; evaluation has
-        neither a mask nor use for the weights.
-        """
-        queries, keys = self.query_key(query).chunk(2, dim=-1)
+    def forward(self, positioned: Tensor, tokens: Tensor, blocked: None = None) -> Tensor:
+        """Tokens with positions and without, (B, N, D) each, to (B, N, D)."""
+        queries, keys = self.query_key(positioned).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(
-            *(self._split_heads(tokens) for tokens in (queries, keys, self.value(value))),
+            *(self._split_heads(tokens) for tokens in (queries, keys, self.value(tokens))),
             scale=self.scale,
         )
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """(B, N, D) to (B, heads, N, D / heads)."""
@@ -209,9 +196,9 @@ class TokenLinear(nn.Module):
         return self.linear(tokens.reshape(-1, last)).reshape(-1, *inner, self.linear.out_features)
 
 
-def as_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def as_linear(weight: Tensor, bias: Tensor) -> Linear:
     """A linear layer with given weight (out, in) and bias (out,), without gradients."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
+    linear = Linear(weight.shape[1], weight.shape[0], device='meta')
     linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear

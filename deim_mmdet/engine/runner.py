@@ -3,7 +3,6 @@
 import copy
 from pathlib import Path
 
-import torch
 from mmengine.device import is_cuda_available
 from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -13,6 +12,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..checkpoints.loading import SCHEME
+from ..models.cpu import optimize_for_cpu
 from ..utils.files import replaced_when_complete, write_text
 from .checks import bare_model, check_classes, check_object_counts
 from .faults import (
@@ -67,8 +67,7 @@ class DEIMRunner(Runner):
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         model = super().build_model(model)
         if not is_cuda_available():
-            # The layout of oneDNN's kernels, which else convert features before and after each.
-            model = model.to(memory_format=torch.channels_last)
+            model = optimize_for_cpu(model)
         return model
 
     def call_hook(self, fn_name: str, **kwargs) -> None:

@@ -9,6 +9,8 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .linear import Linear
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with fixed statistics and affine, all of them buffers.
@@ -133,7 +135,7 @@ class MLP(nn.Module):
 
     def __init__(self, channels: Sequence[int], act: str) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(channels))
+        self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(channels))
         self.act = build_activation(act)
 
     def zero_last(self) -> 'MLP':

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...ops import deformable_attention
 from .basic import build_activation
+from .linear import Linear, SelfAttention
 
 
 @dataclass
@@ -66,8 +67,8 @@ class DeformableCrossAttention(nn.Module):
         self.num_points = tuple(num_points)
         self.method = method
         total = num_heads * sum(num_points)
-        self.sampling_offsets = nn.Linear(embed_dims, total * 2)
-        self.attention_weights = nn.Linear(embed_dims, total)
+        self.sampling_offsets = Linear(embed_dims, total * 2)
+        self.attention_weights = Linear(embed_dims, total)
         # The offsets n_l of a level's n_l points span half the reference box.
         scales = torch.tensor([0.5 / n for n in num_points for _ in range(n)])
         self.register_buffer('point_scale', scales[:, None], persistent=False)
@@ -127,12 +128,12 @@ class DecoderLayer(nn.Module):
         self, embed_dims: int, num_heads: int, ffn_channels: int, act: str, cross_attn: nn.Module
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(embed_dims, num_heads, batch_first=True)
+        self.self_attn = SelfAttention(embed_dims, num_heads)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.cross_attn = cross_attn
-        self.linear1 = nn.Linear(embed_dims, ffn_channels)
+        self.linear1 = Linear(embed_dims, ffn_channels)
         self.act = build_activation(act)
-        self.linear2 = nn.Linear(ffn_channels, embed_dims)
+        self.linear2 = Linear(ffn_channels, embed_dims)
         self.norm3 = nn.LayerNorm(embed_dims)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -150,11 +151,7 @@ class DecoderLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None,
     ) -> Tensor:
-        positioned = query + position
-        attended = self.self_attn(
-            positioned, positioned, query, attn_mask=attn_mask, need_weights=False
-        )[0]
-        query = self.norm1(query + attended)
+        query = self.norm1(query + self.self_attn(query + position, query, attn_mask))
         update = self.cross_attn(query + position, references, memory, spatial_shapes)
         query = self.join(query, update)
         update = self.linear2(self.act(self.linear1(query)))

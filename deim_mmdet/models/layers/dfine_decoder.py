@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .basic import MLP, inverse_sigmoid
 from .decoder import DecoderLayer, DecoderPredictions, DeformableCrossAttention
 from .distribution import distances_to_boxes, expected_distances, weighting_function
+from .linear import Linear
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Gateway(nn.Module):
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(2 * embed_dims, 2 * embed_dims)
+        self.gate = Linear(2 * embed_dims, 2 * embed_dims)
         self.norm = nn.LayerNorm(embed_dims)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
@@ -122,9 +123,7 @@ class DFINEDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.query_position = MLP([4, 2 * embed_dims, embed_dims], act)
-        self.score_heads = nn.ModuleList(
-            nn.Linear(embed_dims, num_classes) for _ in range(num_layers)
-        )
+        self.score_heads = nn.ModuleList(Linear(embed_dims, num_classes) for _ in range(num_layers))
         self.initial_box_head = MLP([embed_dims] * 3 + [4], act).zero_last()
         self.distribution_heads = nn.ModuleList(
             MLP([embed_dims] * 3 + [4 * (reg_max + 1)], act).zero_last() for _ in range(num_layers)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .basic import MLP
+from .linear import Linear
 
 
 class SelectedQueries(NamedTuple):
@@ -58,9 +59,9 @@ class QuerySelection(nn.Module):
     def __init__(self, num_classes: int, embed_dims: int, num_queries: int, act: str) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj = Linear(embed_dims, embed_dims)
         self.norm = nn.LayerNorm(embed_dims)
-        self.score = nn.Linear(embed_dims, num_classes)
+        self.score = Linear(embed_dims, num_classes)
         self.box = MLP([embed_dims] * 3 + [4], act).zero_last()
         nn.init.xavier_uniform_(self.proj.weight)
         self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
@@ -76,13 +77,14 @@ class QuerySelection(nn.Module):
     def forward(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> SelectedQueries:
         """Select from the tokens (B, Σ H_l W_l, D) of levels with the given (H_l, W_l)."""
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
-        memory = valid.to(memory.dtype) * memory
-        tokens, scores = self._judge(memory.detach())
+        valid = valid.to(memory.dtype)
+        with torch.no_grad():
+            tokens, scores = self._judge(valid * memory)
         count = min(self.num_queries, len(anchors))
-        chosen = scores.detach().amax(-1).topk(count, dim=-1).indices[..., None]
+        chosen = scores.amax(-1).topk(count, dim=-1).indices[..., None]
         if torch.is_grad_enabled():
             # Tokens that aren't chosen have no gradient: a backward pass of the others is enough.
-            content, scores = self._judge(_rows(memory, chosen))
+            content, scores = self._judge(valid[chosen[..., 0]] * _rows(memory, chosen))
         else:
             content, scores = _rows(tokens, chosen), _rows(scores, chosen)
         return SelectedQueries(content, scores, self.box(content) + anchors[chosen[..., 0]])

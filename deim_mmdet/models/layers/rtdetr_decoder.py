@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .basic import MLP, inverse_sigmoid
 from .decoder import DecoderLayer, DecoderPredictions, DeformableCrossAttention
+from .linear import Linear
 
 
 class ProjectedCrossAttention(DeformableCrossAttention):
@@ -16,8 +17,8 @@ class ProjectedCrossAttention(DeformableCrossAttention):
         self, embed_dims: int, num_heads: int, num_points: Sequence[int], method: str
     ) -> None:
         super().__init__(embed_dims, num_heads, num_points, method=method)
-        self.value_proj = nn.Linear(embed_dims, embed_dims)
-        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.value_proj = Linear(embed_dims, embed_dims)
+        self.output_proj = Linear(embed_dims, embed_dims)
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -91,9 +92,7 @@ class RTDETRDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.query_position = MLP([4, *query_position_channels, embed_dims], act)
-        self.score_heads = nn.ModuleList(
-            nn.Linear(embed_dims, num_classes) for _ in range(num_layers)
-        )
+        self.score_heads = nn.ModuleList(Linear(embed_dims, num_classes) for _ in range(num_layers))
         self.box_heads = nn.ModuleList(
             MLP([embed_dims] * 3 + [4], act).zero_last() for _ in range(num_layers)
         )

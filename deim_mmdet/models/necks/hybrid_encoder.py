@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.basic import ConvNorm, to_tokens
+from ..layers.linear import Linear, SelfAttention
 
 
 class RepVGGBlock(nn.Module):
@@ -87,10 +88,10 @@ class RepCSPELANBlock(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         """Features (B, C_i, H, W), concatenated along the channels, to (B, D, H, W)."""
-        x = self.cv1(*features)
-        branch1 = self.cv2(x.chunk(2, dim=1)[1])
+        halves = self.cv1(*features).chunk(2, dim=1)
+        branch1 = self.cv2(halves[1])
         branch2 = self.cv3(branch1)
-        return self.cv4(x, branch1, branch2)
+        return self.cv4(*halves, branch1, branch2)
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -98,9 +99,9 @@ class TransformerEncoderLayer(nn.Module):
 
     def __init__(self, embed_dims: int, num_heads: int, ffn_channels: int) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(embed_dims, num_heads, batch_first=True)
-        self.linear1 = nn.Linear(embed_dims, ffn_channels)
-        self.linear2 = nn.Linear(ffn_channels, embed_dims)
+        self.self_attn = SelfAttention(embed_dims, num_heads)
+        self.linear1 = Linear(embed_dims, ffn_channels)
+        self.linear2 = Linear(ffn_channels, embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.norm2 = nn.LayerNorm(embed_dims)
         for p in self.parameters():
@@ -109,9 +110,7 @@ class TransformerEncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """Tokens (B, N, D) with positions (1, N, D) to (B, N, D)."""
-        query = tokens + position
-        attended = self.self_attn(query, query, tokens, need_weights=False)[0]
-        tokens = self.norm1(tokens + attended)
+        tokens = self.norm1(tokens + self.self_attn(tokens + position, tokens))
         return self.norm2(tokens + self.linear2(F.gelu(self.linear1(tokens))))
 
 
