@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..deployment import fuse
 from ..deployment.runtimes import ONNXRuntime, OpenVINORuntime
+from ..models.cpu import optimize_for_cpu
 from .reference_models import build_reference
 from .timing import peak_memory
 from .transformers_models import build_counterpart
@@ -70,7 +71,8 @@ def make_runner(
     if backend == 'transformers':
         counterpart = build_counterpart(config)
         return torch.inference_mode()(lambda images: counterpart(pixel_values=images))
-    detector = model.eval() if backend == 'pytorch' else fuse(model)
+    # As DEIMRunner evaluates on a CPU, or fused.
+    detector = optimize_for_cpu(model.eval()) if backend == 'pytorch' else fuse(model)
 
     @torch.inference_mode()
     def run(images: Tensor) -> object:

@@ -65,7 +65,6 @@ def fuse(model: nn.Module) -> nn.Module:
 def fuse_for_export(model: nn.Module) -> nn.Module:
     """As :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
     fused = _fuse(model)
-    _replace(fused, SelfAttention, FusedSelfAttention)
     _replace(fused, nn.LayerNorm, BoundedLayerNorm)
     _replace(fused, nn.Linear, TokenLinear)
     _replace(fused, Block, lambda block: SplitBlock(block) if _can_split(block) else block)
@@ -87,6 +86,7 @@ def _fuse(model: nn.Module) -> nn.Module:
     _replace(fused, ConvBNAct, _fold_affine)
     fused.bbox_head.denoising = None
     _drop_unused_heads(fused.bbox_head.decoder)
+    _replace(fused, SelfAttention, FusedSelfAttention)
     _replace(fused, DeformableCrossAttention, FusedCrossAttention)
     fused.register_forward_pre_hook(_refuse_training)
     return fused

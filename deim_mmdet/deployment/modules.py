@@ -29,7 +29,7 @@ class Clamp(nn.Module):
 
 
 class FusedSelfAttention(nn.Module):
-    """:class:`SelfAttention` in evaluation, of linear layers."""
+    """:class:`SelfAttention` in evaluation, of linear layers, which exporters know."""
 
     def __init__(self, attention: SelfAttention) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """Properties of backbone, neck and head that the golden figures don't show."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import reference_name
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
 from deim_mmdet.models.backbones.resnet_vd import ResNetVd
+from deim_mmdet.models.cpu import optimize_for_cpu
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.models.necks.hybrid_encoder import sine_cosine_position
 
@@ -240,3 +242,23 @@ def test_head_refuses_arguments_that_disagree(change, message):
     cfg = dict(type='DFINEHead', num_classes=3, in_channels=[256] * 3, num_points=[4, 4, 4])
     with pytest.raises(ValueError, match=message):
         MODELS.build({**cfg, **change})
+
+
+def test_optimized_for_a_cpu_it_computes_the_same(model):
+    optimized = optimize_for_cpu(copy.deepcopy(model))
+    # Large enough for oneDNN's products.
+    images, targets = torch.rand(2, 3, 256, 256), samples([5, 0], (256, 256))
+    results = []
+    for form in (model, optimized):
+        form.train().zero_grad()
+        torch.manual_seed(1)
+        losses = form.loss(images, targets)
+        sum(losses.values()).backward()
+        # Those of the backbone are sums that rounding moves further.
+        gradients = [p.grad.flatten() for p in form.bbox_head.parameters() if p.grad is not None]
+        results.append((losses, torch.cat(gradients)))
+    (expected, expected_gradient), (losses, gradient) = results
+    for term, value in expected.items():
+        assert losses[term].item() == pytest.approx(value.item(), rel=1e-3), term
+    assert (gradient - expected_gradient).norm() < 1e-2 * expected_gradient.norm()
+    assert not torch.equal(gradient, expected_gradient)

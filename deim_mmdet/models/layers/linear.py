@@ -35,13 +35,14 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == 'cpu'
+        # The first, since compilers can't follow the others.
+        not torch.compiler.is_compiling()
+        and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= _LARGE
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled('cpu')
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from deim_mmdet.engine import DEIMRunner
 from deim_mmdet.models.cpu import optimize_for_cpu
 from deim_mmdet.models.layers.linear import Linear, SelfAttention, onednn_linear
 
@@ -62,6 +63,18 @@ def test_without_gradients_it_is_the_same_product():
 
 
 @onednn
+def test_gradients_are_the_same_bit_for_bit_each_time():
+    x, weight, bias = (tensor.requires_grad_() for tensor in large())
+
+    def gradients():
+        return torch.autograd.grad(onednn_linear(x, weight, bias).square().sum(), (x, weight, bias))
+
+    first = gradients()
+    for _ in range(5):
+        assert all(map(torch.equal, first, gradients()))
+
+
+@onednn
 def test_only_gradients_that_are_asked_for_are_computed():
     x, weight, bias = large()
     weight.requires_grad_()
@@ -99,6 +112,8 @@ def test_traces_and_compiled_code_hold_the_standard_operator():
     layer = optimize_for_cpu(Linear(40, 60))
     layer.load_state_dict(dict(weight=weight, bias=bias))
     assert 'aten::linear' in str(torch.jit.trace(layer, x).inlined_graph)
+    compiled = torch.compile(layer, backend='eager', fullgraph=True)
+    assert not is_onednn(lambda: compiled(x))
     graph = torch.export.export(layer, (x,)).graph
     assert 'aten.linear.default' in {str(node.target) for node in graph.nodes}
 
@@ -111,6 +126,13 @@ def test_layers_take_onednn_s_products_where_they_are_told_to():
         assert not is_onednn(lambda m=module, i=inputs: m(*i))
         optimized = copy.deepcopy(optimize_for_cpu(module))
         assert is_onednn(lambda m=optimized, i=inputs: m(*i))
+
+
+@onednn
+def test_runner_takes_onednn_s_products_on_a_cpu(tmp_path):
+    model = Linear(128, 128)
+    DEIMRunner(model, str(tmp_path), default_scope='mmdet', experiment_name='optimized')
+    assert is_onednn(lambda: model(torch.randn(600, 128)))
 
 
 @pytest.mark.parametrize('optimized', [True, False])
