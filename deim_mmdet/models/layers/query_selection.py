@@ -78,10 +78,11 @@ class QuerySelection(nn.Module):
         """Select from the tokens (B, Σ H_l W_l, D) of levels with the given (H_l, W_l)."""
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
         valid = valid.to(memory.dtype)
-        with torch.no_grad():
-            tokens, scores = self._judge(valid * memory)
+        # Not under no_grad, of which autocast keeps copies of the weights without a gradient in
+        # older versions of torch.
+        tokens, scores = self._judge(valid * memory.detach())
         count = min(self.num_queries, len(anchors))
-        chosen = scores.amax(-1).topk(count, dim=-1).indices[..., None]
+        chosen = scores.detach().amax(-1).topk(count, dim=-1).indices[..., None]
         if torch.is_grad_enabled():
             # Tokens that aren't chosen have no gradient: a backward pass of the others is enough.
             content, scores = self._judge(valid[chosen[..., 0]] * _rows(memory, chosen))

@@ -40,3 +40,14 @@ def test_values_and_gradients_are_those_of_all_tokens():
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_every_weight_is_trained_under_autocast():
+    selection = QuerySelection(num_classes=3, embed_dims=16, num_queries=7, act='SiLU')
+    torch.nn.init.normal_(selection.box.layers[-1].weight)
+    with torch.autocast('cpu', torch.bfloat16):
+        content, scores, logits = selection(torch.randn(2, 36, 16), SHAPES)
+    (content.sum() + scores.square().sum() + logits.square().sum()).backward()
+    for name, parameter in selection.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
