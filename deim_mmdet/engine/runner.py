@@ -47,8 +47,8 @@ class DEIMRunner(Runner):
     leaves no half-written one. Faults of the machine (a full disk, a killed data-loader worker, a
     damaged checkpoint, another process of the run that is lost) end with one message or are got
     over; see :mod:`~deim_mmdet.engine.faults`. On a machine without CUDA it trains
-    with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with convolutions
-    laid out channels-last.
+    with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with the model in
+    the form of :func:`~deim_mmdet.models.cpu.optimize_for_cpu`.
     """
 
     #: The derived numbers, from the start of training on; None without a recipe in the config.
