@@ -51,7 +51,7 @@ def make_runner(
     Args:
         backend: One of :data:`BACKENDS`.
         config: ``model`` of the config.
-        model: The detector that was built of it.
+        model: The detector that was built of it; ``'pytorch'`` lays it out anew.
         size: Height and width of the images.
         onnx_path: Its export, for the backends in :data:`EXPORTED`.
         num_threads: Threads of their runtimes.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.backbones.hgnetv2 import Block, ConvBNAct
 from ..models.layers.decoder import DeformableCrossAttention
-from ..models.layers.linear import Linear, SelfAttention
+from ..models.layers.linear import Linear, SelfAttention, attend, split_last
 from ..ops import deformable_attention
 
 
@@ -37,24 +37,14 @@ class FusedSelfAttention(nn.Module):
         weights = attention.in_proj_weight.split([2 * dims, dims])
         biases = attention.in_proj_bias.split([2 * dims, dims])
         self.num_heads = attention.num_heads
-        # Given as a number, it is a constant to an exporter that traces.
-        self.scale = (dims // self.num_heads) ** -0.5
         self.query_key = as_linear(weights[0], biases[0])
         self.value = as_linear(weights[1], biases[1])
         self.out_proj = attention.out_proj
 
-    def forward(self, positioned: Tensor, tokens: Tensor, blocked: None = None) -> Tensor:
+    def forward(self, positioned: Tensor, tokens: Tensor, attn_mask: None = None) -> Tensor:
         """Tokens with positions and without, (B, N, D) each, to (B, N, D)."""
         queries, keys = self.query_key(positioned).chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            *(self._split_heads(tokens) for tokens in (queries, keys, self.value(tokens))),
-            scale=self.scale,
-        )
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) to (B, heads, N, D / heads)."""
-        return split_last(tokens, self.num_heads).transpose(1, 2)
+        return self.out_proj(attend(queries, keys, self.value(tokens), self.num_heads))
 
 
 class FusedCrossAttention(nn.Module):
@@ -202,12 +192,3 @@ def as_linear(weight: Tensor, bias: Tensor) -> Linear:
     linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear
-
-
-def split_last(tensor: Tensor, parts: int) -> Tensor:
-    """(B, …, n) to (B, …, parts, n / parts).
-
-    As ``unflatten``, but to an exporter that traces, B stays open and the others are constants.
-    """
-    *inner, last = (int(size) for size in tensor.shape[1:])
-    return tensor.reshape(-1, *inner, parts, last // parts)

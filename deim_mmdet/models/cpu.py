@@ -14,6 +14,9 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
     linear layers leave MKL for oneDNN, see :func:`~.layers.linear.onednn_linear`. Results change by
     rounding only.
 
+    Args:
+        model: Any model; of others' linear layers, nothing changes.
+
     Returns:
         The model.
     """
