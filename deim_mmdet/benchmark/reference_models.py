@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from ..deployment.extras import require
 from ..models.backbones.hgnetv2 import HGNetv2
 from ..models.dense_heads import DFINEHead
 from ..models.necks import HybridEncoder
+from ..utils.components import component_class, component_name
 from .options import with_defaults
 
 
@@ -38,8 +40,8 @@ def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]
         ValueError: The config isn't one of D-FINE.
     """
     require('dfine')
-    if model.bbox_head.type != 'DFINEHead':
-        raise ValueError(f'pydfine has no model with a {model.bbox_head.type}')
+    if component_class(MODELS, model.bbox_head) is not DFINEHead:
+        raise ValueError(f'pydfine has no model with a {component_name(model.bbox_head)}')
     with _torchvision():
         native = importlib.import_module('dfine.backends.native')
     config = importlib.import_module('dfine').DFINEConfig(**_options(model), imgsz=side)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import nn
 
@@ -10,6 +11,7 @@ from ..models.backbones.hgnetv2 import ARCHS, HGNetv2
 from ..models.backbones.resnet_vd import ResNetVd
 from ..models.dense_heads import DFINEHead, RTDETRHead
 from ..models.necks import HybridEncoder
+from ..utils.components import component_class, component_name, is_component
 from .options import with_defaults
 
 # Of each depth of ResNet: kind of blocks, blocks of each stage, channels of each stage.
@@ -40,10 +42,11 @@ def build_counterpart(model: ConfigDict) -> nn.Module:
     require('transformers')
     import transformers
 
-    kinds = {'DFINEHead': ('DFine', DFINEHead), 'RTDETRHead': ('RTDetrV2', RTDETRHead)}
-    if model.bbox_head.type not in kinds:
-        raise ValueError(f'transformers has no model with a {model.bbox_head.type}')
-    name, head_class = kinds[model.bbox_head.type]
+    names = {DFINEHead: 'DFine', RTDETRHead: 'RTDetrV2'}
+    head_class = component_class(MODELS, model.bbox_head)
+    if head_class not in names:
+        raise ValueError(f'transformers has no model with a {component_name(model.bbox_head)}')
+    name = names[head_class]
     head = with_defaults(head_class, model.bbox_head)
     options = _neck_options(with_defaults(HybridEncoder, model.neck)) | _head_options(head)
     options['backbone_config'] = _backbone_options(model.backbone)
@@ -87,7 +90,7 @@ def _head_options(head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _backbone_options(backbone: ConfigDict) -> dict[str, Any]:
-    if backbone.type == 'HGNetv2':
+    if is_component(MODELS, backbone, HGNetv2):
         options = with_defaults(HGNetv2, backbone)
         spec = ARCHS[options['arch']]
         fields = dict(

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mmcv.transforms import Resize
+from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 
+from ..utils.components import is_component
 from .extras import is_installed
 
 
@@ -38,9 +41,11 @@ def network_size(cfg: Config) -> tuple[int, int]:
         ValueError: It doesn't resize them to one size.
     """
     for transform in cfg.test_dataloader.dataset.pipeline:
-        if transform.type == 'Resize' and not transform.get('keep_ratio', False):
-            width, height = transform.scale
-            return height, width
+        if is_component(TRANSFORMS, transform, Resize):
+            resize = TRANSFORMS.build(transform)
+            if resize.scale and not resize.keep_ratio:
+                width, height = resize.scale
+                return height, width
     raise ValueError(
         "the config's test pipeline has no Resize to a fixed size (keep_ratio=False): give the "
         'size of the input with --size HEIGHT WIDTH'

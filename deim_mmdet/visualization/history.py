@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmdet.registry import HOOKS
 from mmengine.config import Config
 
+from deim_mmdet.engine.hooks import DenseO2OScheduleHook
 from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
+from deim_mmdet.utils.components import find_component
 from deim_mmdet.utils.tables import write_table
 
 
@@ -83,15 +86,13 @@ def read_boundaries(work_dir: Path) -> tuple[int, int, int] | None:
     if not configs:
         return None
     config = Config.fromfile(configs[-1], import_custom_modules=False)
-    for hook in config.get('custom_hooks') or []:
-        if hook['type'] == 'DenseO2OScheduleHook':
-            if hook.get('stages'):
-                return tuple(hook['stages'])
-            published = PublishedRecipe(
-                batch_size=config.auto_scale_lr.base_batch_size, **config.recipe
-            )
-            return derive_stages(published, config.train_cfg.max_epochs)
-    return None
+    hook = find_component(HOOKS, config.get('custom_hooks'), DenseO2OScheduleHook)
+    if hook is None:
+        return None
+    if hook.get('stages'):
+        return tuple(hook['stages'])
+    published = PublishedRecipe(batch_size=config.auto_scale_lr.base_batch_size, **config.recipe)
+    return derive_stages(published, config.train_cfg.max_epochs)
 
 
 def evaluations_of(history: History) -> list[Evaluation]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from golden import CONFIGS, PARAMETERS, build_model
 from mmdet.registry import DATASETS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from typed_configs import SPELLINGS, spelled
 
 from deim_mmdet.benchmark.latency import Candidate, make_runner
 from deim_mmdet.benchmark.published import PublishedPoint, published_points
@@ -94,6 +95,22 @@ def test_counterparts_have_as_many_parameters(name, tolerance):
         PARAMETERS[name], rel=tolerance, abs=0
     )
     assert not counterpart.training
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+@pytest.mark.parametrize('name', ['dfine_n', 'rtdetrv2_r18'])
+def test_counterparts_of_configs_with_classes_and_paths(name, spelling):
+    pytest.importorskip('transformers')
+    from deim_mmdet.benchmark.transformers_models import build_counterpart
+
+    model = spelled(config(name).model, spelling)
+    counterpart = build_counterpart(ConfigDict(model))
+    assert sum(p.numel() for p in counterpart.parameters()) == pytest.approx(
+        PARAMETERS[name], rel=0.005
+    )
+    model['bbox_head']['type'] = 'mmdet.RetinaHead'
+    with pytest.raises(ValueError, match=r'no model with a RetinaHead$'):
+        build_counterpart(ConfigDict(model))
 
 
 def test_every_form_gives_outputs_of_the_batch(tmp_path):

@@ -7,8 +7,9 @@ import torch
 from golden import CONFIGS, build_model, filled_state_dict, image
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
+from typed_configs import SPELLINGS, spelled
 
 from deim_mmdet.benchmark.reference_models import build_reference
 from deim_mmdet.checkpoints.reference import convert_reference_state_dict
@@ -114,8 +115,19 @@ def test_losses_and_gradients_in_training(name, counts, monkeypatch):
 
 def test_what_the_reference_does_not_have():
     cfg = Config.fromfile(CONFIGS / 'rtdetrv2_r18.py').model
-    with pytest.raises(ValueError, match='no model with a RTDETRHead'):
-        build_reference(cfg, SIDE)
+    for spelling in SPELLINGS:
+        with pytest.raises(ValueError, match=r'no model with a RTDETRHead$'):
+            build_reference(ConfigDict(spelled(cfg, spelling)), SIDE)
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_types_may_be_classes_and_paths(spelling):
+    cfg = Config.fromfile(CONFIGS / 'dfine_n.py').model
+    named, _ = build_reference(cfg, SIDE)
+    reference, _ = build_reference(ConfigDict(spelled(cfg, spelling)), SIDE)
+    assert {key: value.shape for key, value in reference.state_dict().items()} == {
+        key: value.shape for key, value in named.state_dict().items()
+    }
 
 
 def test_without_pydfine(monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden import CONFIGS, build_model, filled_model
+from typed_configs import SPELLINGS, spelled
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -71,6 +72,10 @@ def test_a_model_that_differs_is_refused(tool, run, tmp_path, monkeypatch):
 def test_the_default_size_is_that_of_the_test_pipeline(tool):
     cfg = tool.load_config(CONFIG, dict(image_size=320))
     assert tool.network_size(cfg) == (320, 320)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    for spelling in SPELLINGS:
+        cfg.test_dataloader.dataset.pipeline = spelled(pipeline, spelling)
+        assert tool.network_size(cfg) == (320, 320)
     cfg.test_dataloader.dataset.pipeline[1].keep_ratio = True
     with pytest.raises(ValueError, match='--size HEIGHT WIDTH'):
         tool.network_size(cfg)

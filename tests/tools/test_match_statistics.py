@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from typed_configs import SPELLINGS, spelled
 
 from deim_mmdet.engine.config import load_config
 
@@ -68,6 +69,15 @@ def test_no_more_positives_than_queries(tool, config):
 def test_a_schedule_without_dense_stage_has_no_dense_count(tool, config):
     config.custom_hooks = [dict(type='DenseO2OScheduleHook', stages=(0, 0, 5))]
     assert list(tool.match_statistics(config, 4, {})) == [tool.ONE_TO_ONE]
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_types_may_be_classes_and_paths(tool, config, spelling):
+    hooks = [dict(type='NumClassCheckHook'), dict(type='DenseO2OScheduleHook')]
+    other = Config(dict(recipe=dict(stages=(1, 3, 5)), custom_hooks=spelled(hooks, spelling)))
+    assert tool.has_dense_stage(other)
+    other.recipe.stages = (3, 3, 5)
+    assert not tool.has_dense_stage(other)
 
 
 def test_a_config_of_mmdets_without_stages(tool, config):

@@ -5,7 +5,9 @@ import mmdet
 import numpy as np
 import pytest
 from mmengine.config import Config
+from typed_configs import SPELLINGS, spelled
 
+from deim_mmdet.engine import DEIMRunner
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.recipe import PublishedRecipe, derive_recipe
 from deim_mmdet.engine.schedulers.flat_cosine_lr import flat_cosine_factor
@@ -58,6 +60,29 @@ def test_a_recipe_of_ours(tool):
     updates = np.rint(epoch * recipe.iters_per_epoch) + 1
     expected = recipe.ema_decay * (1 - np.exp(-updates / recipe.ema_warmup_iters))
     np.testing.assert_allclose(decay, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_types_may_be_classes_and_paths(tool, spelling):
+    config = load_config(str(ROOT / 'configs/deim_dfine_n.py'), {'train_cfg.max_epochs': 16})
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    named = tool.training_scheme(config, images=700)
+    other = config.copy()
+    for part in ('optim_wrapper', 'custom_hooks', 'default_hooks', 'train_dataloader'):
+        other[part] = spelled(config[part], spelling)
+    other.model.data_preprocessor = spelled(config.model.data_preprocessor, spelling)
+    found = tool.training_scheme(other, images=700)
+    assert found.boundaries == named.boundaries
+    assert found.augmentations == named.augmentations
+    assert {'DenseO2OMosaic', 'DenseO2OMixUp', 'Resize'} < found.augmentations.keys()
+    assert rates(found).keys() == rates(named).keys()
+    np.testing.assert_array_equal(found.ema, named.ema)
+
+
+def test_the_runner_may_be_a_class(tool):
+    config = load_config(str(ROOT / 'configs/deim_dfine_n.py'), {'train_cfg.max_epochs': 16})
+    config.runner_type = DEIMRunner
+    assert tool.training_scheme(config, images=700).boundaries is not None
 
 
 def test_a_plugin_config(tool):

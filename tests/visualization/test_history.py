@@ -71,6 +71,19 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=16)
     assert abs((t2 - t1) - t3 / 2) <= 1
 
 
+@pytest.mark.parametrize(
+    'kind', ['mmdet.DenseO2OScheduleHook', 'deim_mmdet.engine.hooks.DenseO2OScheduleHook']
+)
+def test_boundaries_of_a_config_that_was_dumped_with_paths(tmp_path, kind):
+    config = f"""
+custom_hooks = [
+    dict(type='mine.that_is_not_installed.Hook'), dict(type='{kind}', stages=(2, 5, 9))
+]
+"""
+    write_run(tmp_path, '20250101_000000', [train_line(5, 1, 9.0)], config)
+    assert read_boundaries(tmp_path) == (2, 5, 9)
+
+
 def test_evaluations_have_the_epochs_iteration_and_mean_loss(tmp_path):
     lines = [train_line(5 * i, 1 + (i - 1) // 2, float(i)) for i in range(1, 9)]
     # Epoch 2 was resumed: its evaluation before the kill doesn't count.

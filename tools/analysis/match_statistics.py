@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmdet.models.task_modules.assigners import SimOTAAssigner
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import Config, DictAction
@@ -44,9 +44,11 @@ from torch import Tensor, nn
 
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.hooks import DenseO2OScheduleHook
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.utils import Stage
+from deim_mmdet.utils.components import find_component
 from deim_mmdet.utils.tables import format_table
 from deim_mmdet.visualization.figures import save_with_table
 
@@ -115,11 +117,11 @@ class TrainingImages:
 
 def has_dense_stage(config: Config) -> bool:
     """Whether the config's schedule comes to a dense stage."""
-    for hook in config.get('custom_hooks') or []:
-        if hook['type'] == 'DenseO2OScheduleHook':
-            stages = hook.get('stages') or config.get('recipe', {}).get('stages', (0, 0, 0))
-            return stages[1] > stages[0]
-    return False
+    hook = find_component(HOOKS, config.get('custom_hooks'), DenseO2OScheduleHook)
+    if hook is None:
+        return False
+    stages = hook.get('stages') or config.get('recipe', {}).get('stages', (0, 0, 0))
+    return stages[1] > stages[0]
 
 
 def query_limit(config: Config) -> float:

@@ -22,18 +22,21 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine.config import Config, DictAction
 from mmengine.hooks import EMAHook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from deim_mmdet.datasets import DenseO2O
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
+from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
 from deim_mmdet.utils import Stage
+from deim_mmdet.utils.components import component_class, component_name, is_component
 from deim_mmdet.visualization.figures import save_figure, shade_stages
 
 # Epochs [start, stop) of an augmentation.
@@ -42,8 +45,8 @@ Span = tuple[float, float]
 # The stages in which DenseO2O's transforms act, and these batch augments; all others always do.
 STAGES_OF_ARGUMENT = dict(mosaic=(Stage.DENSE,), single=(Stage.DENSE, Stage.FLAT))
 STAGES_OF_AUGMENT = {
-    'DenseO2OMixUp': (Stage.DENSE,),
-    'DenseO2OMultiScale': (Stage.WARM_UP, Stage.DENSE, Stage.FLAT),
+    DenseO2OMixUp: (Stage.DENSE,),
+    DenseO2OMultiScale: (Stage.WARM_UP, Stage.DENSE, Stage.FLAT),
 }
 # The EMA's decay changes slowly.
 EMA_POINTS = 400
@@ -114,14 +117,14 @@ def build_runner(config: Config, work_dir: str) -> Runner:
         for part in ('dataloader', 'cfg', 'evaluator'):
             config[f'{split}_{part}'] = None
     # Mixed precision changes no rate, and needs a GPU outside of DEIMRunner.
-    if config.optim_wrapper.type == 'AmpOptimWrapper':
+    if is_component(OPTIM_WRAPPERS, config.optim_wrapper, AmpOptimWrapper):
         config.optim_wrapper = {
             key: value
             for key, value in config.optim_wrapper.items()
             if key not in ('loss_scale', 'dtype', 'use_fsdp')
         } | dict(type='OptimWrapper')
     # In training the runner does the same, in this order.
-    runner = RUNNERS.get(config.get('runner_type', 'Runner')).from_cfg(config)
+    runner = RUNNERS.build(config)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
@@ -197,10 +200,13 @@ def ema_decay(runner: Runner) -> np.ndarray | None:
 
 
 def transform_names(transforms: Sequence[dict]) -> Iterator[str]:
-    """Types of the transforms that change an image by themselves: none that load or pack it."""
+    """Names of the transforms that change an image by themselves: none that load or pack it."""
     for transform in transforms:
-        if not transform['type'].startswith(('Load', 'Pack')) and transform['type'] != 'DenseO2O':
-            yield transform['type']
+        name = component_name(transform)
+        if not name.startswith(('Load', 'Pack')) and not is_component(
+            TRANSFORMS, transform, DenseO2O
+        ):
+            yield name
 
 
 def pipelines(dataset: dict) -> Iterator[list[dict]]:
@@ -254,16 +260,19 @@ def augmentation_spans(
         add(name, *((edges[stage], edges[stage + 1]) for stage in stages))
 
     for transform in chain.from_iterable(pipelines(config.train_dataloader.dataset)):
-        if transform['type'] == 'DenseO2O':
+        if is_component(TRANSFORMS, transform, DenseO2O):
             for argument, stages in STAGES_OF_ARGUMENT.items():
                 for name in transform_names(transform.get(argument) or []):
                     add_in(stages, name)
+        # The hook compares with the type as the config writes it.
+        ends = second is not None or transform['type'] in skipped
         for name in transform_names([transform]):
-            add(name, (0, switch if second is not None or name in skipped else epochs))
+            add(name, (0, switch if ends else epochs))
     for name in transform_names(second or []):
         add(name, (switch, epochs))
     for augment in (config.model.get('data_preprocessor') or {}).get('batch_augments') or []:
-        add_in(STAGES_OF_AUGMENT.get(augment['type'], tuple(Stage)), augment['type'])
+        stages = STAGES_OF_AUGMENT.get(component_class(MODELS, augment), tuple(Stage))
+        add_in(stages, component_name(augment))
     joined = {name: union(spans) for name, spans in found.items()}
     return {name: spans for name, spans in joined.items() if spans}
 

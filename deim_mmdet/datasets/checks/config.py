@@ -7,8 +7,9 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
-from mmengine.registry import Registry, init_default_scope
+from mmengine.registry import init_default_scope
 
+from ...utils.components import component_class, component_name, find_component
 from ..coco import CheckedCocoDataset
 from ..mix import DenseO2ODataset
 from ..transforms.loading import LoadImageChecked
@@ -47,13 +48,15 @@ def check_datasets(
     reports: dict[tuple, DatasetReport] = {}
     for split in splits:
         outer = (config.get(SPLITS[split]) or {}).get('dataset')
-        loader = _find(outer, TRANSFORMS, LoadImageFromFile) or dict(type='LoadImageChecked')
-        mixing = _find(outer, DATASETS, DenseO2ODataset) or {}
+        loader = find_component(TRANSFORMS, outer, LoadImageFromFile) or dict(
+            type='LoadImageChecked'
+        )
+        mixing = find_component(DATASETS, outer, DenseO2ODataset) or {}
         skips = bool(mixing.get('skip_unreadable'))
         for options in _base_datasets(outer):
             if not _reads_coco(options):
                 report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
-                report.add([Finding('other_format', False, str(options.get('type')))])
+                report.add([Finding('other_format', False, component_name(options))])
                 reports[split, repr(options)] = report
                 continue
             source = CocoSource(options, loader, skips)
@@ -131,10 +134,8 @@ class CocoSource:
 
 def _reads_coco(options: dict) -> bool:
     """Whether a data set reads its file as COCO's; some that derive from ``CocoDataset`` don't."""
-    kind = options.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     ways = (CheckedCocoDataset.load_data_list, CocoDataset.load_data_list)
-    return getattr(kind, 'load_data_list', None) in ways
+    return getattr(component_class(DATASETS, options), 'load_data_list', None) in ways
 
 
 def _base_datasets(options: object) -> Iterator[dict]:
@@ -147,15 +148,3 @@ def _base_datasets(options: object) -> Iterator[dict]:
             return
     if isinstance(options, dict):
         yield options
-
-
-def _find(node: object, registry: Registry, kind: type) -> dict | None:
-    """The first config of a component of this kind in nested configs."""
-    if isinstance(node, dict):
-        component = registry.get(node['type']) if isinstance(node.get('type'), str) else None
-        if isinstance(component, type) and issubclass(component, kind):
-            return node
-        node = node.values()
-    elif not isinstance(node, list | tuple):
-        return None
-    return next((hit for hit in (_find(child, registry, kind) for child in node) if hit), None)

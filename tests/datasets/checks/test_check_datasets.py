@@ -8,6 +8,7 @@ import pytest
 from messy_data import BREAKING, HARMLESS, write_messy_data
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from typed_configs import SPELLINGS, spelled
 
 from deim_mmdet.datasets import LoadImageChecked
 from deim_mmdet.datasets.checks.config import check_datasets
@@ -124,6 +125,29 @@ def test_data_sets_in_other_formats_are_named_and_left_alone(repo_root):
     assert all(counts(report) == {'other_format': 1} for report in reports)
     assert 'CrowdHumanDataset' in reports[0].text()
     assert not any(report.breaks for report in reports)
+
+
+@pytest.mark.parametrize('evaluation', [False, True])
+def test_types_may_be_classes_and_paths(tmp_path, evaluation):
+    folder = write_messy_data(tmp_path / 'data', breaking=True)
+    config = config_of(folder, evaluation)
+    if not evaluation:
+        config.train_dataloader.dataset.skip_unreadable = True
+    [named] = check_datasets(config, images=True)
+    for spelling in SPELLINGS:
+        other = Config(spelled(config.to_dict(), spelling))
+        [found] = check_datasets(other, images=True)
+        assert found.to_dict() == named.to_dict()
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_other_formats_are_named_by_their_class(spelling):
+    dataset = dict(type='CrowdHumanDataset', ann_file='a.odgt')
+    [report] = check_datasets(
+        Config(dict(train_dataloader=dict(dataset=spelled(dataset, spelling))))
+    )
+    [example] = report.problems['other_format'].examples
+    assert example['says'] == 'CrowdHumanDataset'
 
 
 def test_every_data_set_under_wrappers_is_checked(tmp_path):

@@ -1,0 +1,59 @@
+"""The class that a config means by its ``type``: a registered name, a path, or the class itself."""
+
+from collections.abc import Iterator, Mapping
+
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.registry import Registry
+
+
+def component_class(registry: Registry, config: object) -> type | None:
+    """The class that ``config['type']`` stands for.
+
+    Text configs name a component (``'Resize'``, ``'mmdet.Resize'``) or give its path
+    (``'mmdet.datasets.transforms.Resize'``, as dumped configs do); pure-Python configs hold the
+    class. All of them mean the same.
+
+    Args:
+        registry: Where components of this kind are registered.
+        config: Config of a component; anything else has no class.
+
+    Returns:
+        The class; None where ``config`` has no type, or one that isn't known.
+    """
+    try:
+        kind = config.get('type') if isinstance(config, Mapping) else None
+        if isinstance(kind, LazyObject | LazyAttr):
+            kind = kind.build()
+        elif isinstance(kind, str):
+            kind = registry.get(kind)
+    # The registry raises the latter where importing a path fails.
+    except (ImportError, RuntimeError):
+        return None
+    return kind if isinstance(kind, type) else None
+
+
+def is_component(registry: Registry, config: object, kind: type) -> bool:
+    """Whether a config is that of a component of class ``kind`` or of one derived from it."""
+    found = component_class(registry, config)
+    return found is not None and issubclass(found, kind)
+
+
+def find_components(registry: Registry, node: object, kind: type) -> Iterator[Mapping]:
+    """Configs of components of class ``kind``, or derived from it, in nested configs, in order."""
+    if is_component(registry, node, kind):
+        yield node
+    elif isinstance(node, Mapping | list | tuple):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from find_components(registry, child, kind)
+
+
+def find_component(registry: Registry, node: object, kind: type) -> Mapping | None:
+    """The first of :func:`find_components`."""
+    return next(find_components(registry, node, kind), None)
+
+
+def component_name(config: Mapping) -> str:
+    """Name of a config's component, for messages and figures."""
+    kind = config.get('type')
+    # A lazy object prints as its name.
+    return kind.__name__ if isinstance(kind, type) else str(kind).rsplit('.', 1)[-1]
