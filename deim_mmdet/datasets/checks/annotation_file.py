@@ -12,6 +12,13 @@ FORMAT = 'COCO format is {"images": [...], "annotations": [...], "categories": [
 # Integers up to here are exact as floating-point numbers, and sums of them still are finite.
 LARGEST = 2**53
 
+# Fields that refer to entries.
+IDS = ('id', 'image_id', 'category_id')
+TOO_LARGE = (
+    f"Its size is above 2^53 ({LARGEST}), where floating-point numbers, which COCO's evaluation "
+    'makes of ids, cannot tell integers apart. Number the entries anew, from 1.'
+)
+
 # Values may be of any length and depth, which repr is not made for.
 _short = reprlib.Repr()
 _short.maxdict, _short.maxstring, _short.maxother = 8, 80, 80
@@ -29,6 +36,11 @@ def _is_number(value: object) -> bool:
 
 def _is_numeric_id(value: object) -> bool:
     return _is_number(value) and is_finite(value) and value == int(value)
+
+
+def _is_too_large(value: object) -> bool:
+    is_integer = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return is_integer and not is_finite(value)
 
 
 def _is_id(value: object) -> bool:
@@ -165,5 +177,9 @@ def _fault_of_entry(entry: object, place: str, required: dict, forms: dict) -> s
         )
     for field, (is_right, form) in forms.items():
         if field in entry and not is_right(entry[field]):
-            return f'has {place} with {field} {_short.repr(entry[field])}. It must be {form}.'
+            value = entry[field]
+            remedy = f'It must be {form}.'
+            if field in IDS and _is_too_large(value):
+                remedy = TOO_LARGE
+            return f'has {place} with {field} {_short.repr(value)}. {remedy}'
     return None
