@@ -14,7 +14,7 @@ default_hooks = dict(
         rule='greater',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    visualization=dict(type='UniqueNameVisualizationHook'),
 )
 
 env_cfg = dict(

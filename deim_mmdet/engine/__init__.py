@@ -13,6 +13,7 @@ from .hooks import (
     NonFiniteLossHook,
     NonFiniteWeightError,
     ResumableEarlyStoppingHook,
+    UniqueNameVisualizationHook,
 )
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .recipe import PublishedRecipe, Recipe, derive_recipe
@@ -40,5 +41,6 @@ __all__ = [
     'ResumableEarlyStoppingHook',
     'RuleOptimWrapperConstructor',
     'RunFault',
+    'UniqueNameVisualizationHook',
     'derive_recipe',
 ]

@@ -12,6 +12,7 @@ from .non_finite_loss_hook import (
     NonFiniteWeightError,
 )
 from .resumable_early_stopping_hook import ResumableEarlyStoppingHook
+from .unique_name_visualization_hook import UniqueNameVisualizationHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -27,4 +28,5 @@ __all__ = [
     'NonFiniteLossHook',
     'NonFiniteWeightError',
     'ResumableEarlyStoppingHook',
+    'UniqueNameVisualizationHook',
 ]
