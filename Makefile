@@ -5,6 +5,9 @@ READY := .venv/.ready
 # Tests run side by side, each process on one core.
 JOBS ?= 2
 LINTED := deim_mmdet configs tools benchmarks tests setup.py
+# The lowest supported version of Python: ruff finds newer syntax (pyproject.toml states the version
+# for it), vermin newer parts of the library.
+LOWEST_PYTHON := $(shell sed -n "s/.*python_requires='>=\([0-9.]*\)'.*/\1/p" setup.py)
 
 .PHONY: env demo test lint clean
 
@@ -24,6 +27,7 @@ test: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
 	@$(BIN)/ruff format --check $(LINTED)
+	@$(BIN)/vermin --quiet --violations --eval-annotations -t=$(LOWEST_PYTHON)- $(LINTED)
 
 # Not MMCV's compiled operators: they lie outside the clone, for the next one.
 clean:

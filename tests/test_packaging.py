@@ -1,10 +1,13 @@
 """What an installed package holds, and that MIM finds it, from another directory."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -221,3 +224,55 @@ def test_nothing_of_an_editable_install_is_dirty_in_git():
         pytest.skip('not a git checkout')
     ignored = run('git', 'check-ignore', 'deim_mmdet/.mim', 'deim_mmdet.egg-info/', cwd=ROOT)
     assert ignored.split() == ['deim_mmdet/.mim', 'deim_mmdet.egg-info/']
+
+
+def setup_arguments() -> dict:
+    """The arguments of ``setup`` that are written out in setup.py."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / 'setup.py').read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'setup'
+    ]
+    (call,) = calls
+    return {
+        keyword.arg: ast.literal_eval(keyword.value)
+        for keyword in call.keywords
+        if keyword.arg in ('python_requires', 'classifiers')
+    }
+
+
+def test_the_supported_versions_of_python_are_stated_alike():
+    arguments = setup_arguments()
+    lowest = arguments['python_requires'].removeprefix('>=')
+    named = [
+        classifier.rpartition(' ')[2]
+        for classifier in arguments['classifiers']
+        if re.search(r'Python :: \d\.\d', classifier)
+    ]
+    assert named == ['3.11', '3.12', '3.13']
+    assert lowest == named[0]
+    ruff = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['ruff']
+    assert ruff['target-version'] == f'py{lowest.replace(".", "")}'
+
+
+def test_lint_finds_what_is_newer_than_the_lowest_version(tmp_path):
+    binaries = Path(sys.executable).parent
+    if not shutil.which('make') or not (binaries / 'ruff').exists():
+        pytest.skip('make and ruff are needed')
+    path = tmp_path / 'module.py'
+    shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+    for code, said in (
+        # Of 3.11, then in 3.12 of the library and of the language.
+        ('from typing import Self\n\nprint(Self)\n', None),
+        ('from itertools import batched\n\nprint(batched([1], 1))\n', "'itertools.batched' member"),
+        ('class Box[T]:\n    pass\n', 'type parameter lists'),
+    ):
+        path.write_text(code)
+        # As `make lint` with another list of files; the environment is not to be rebuilt.
+        options = ('-o', '.venv/.ready', f'BIN={binaries}', f'LINTED={path}')
+        done = subprocess.run(
+            ('make', *options, 'lint'), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        output = done.stdout + done.stderr
+        assert (done.returncode == 0) == (said is None), output
+        assert said is None or (said in output and '3.12' in output)
