@@ -128,8 +128,11 @@ def measure(path: str, args: argparse.Namespace) -> Results:
     size = network_size(cfg) if args.size is None else tuple(args.size)
     model = build(cfg)
     check_size(size, max(model.neck.feat_strides))
+    name = Path(path).stem
+    same = [other for other in args.configs if Path(other).stem == name]
     results = Results(
-        config=Path(path).stem,
+        # Configs of one name in several folders are told apart, and from the published models.
+        config=name if len(same) == 1 else path,
         size=size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=count_flops(model, size),

@@ -44,6 +44,19 @@ def test_tables_and_files(tool, run, tmp_path, capsys):
     assert (tmp_path / 'accuracy_latency.png').stat().st_size > 10_000
 
 
+def test_configs_of_one_name_are_told_apart(run, tmp_path, capsys):
+    own = tmp_path / 'deim_dfine_n.py'
+    own.write_text(f"_base_ = '{CONFIGS / 'deim_dfine_n.py'}'\n")
+    run(
+        CONFIGS / 'deim_dfine_n.py', own, '--parts', 'latency', '--backends', 'pytorch',
+        '--batches', 1, '--size', 64, 64, '--rounds', 1, '--out', tmp_path,
+    )  # fmt: skip
+    written = json.loads((tmp_path / 'results.json').read_text())
+    names = [results['config'] for results in written['results']]
+    assert names == [str(CONFIGS / 'deim_dfine_n.py'), str(own)]
+    assert f'{own}: 3.78 M parameters' in capsys.readouterr().out
+
+
 def test_flops_are_the_published_ones(tool):
     flops = tool.count_flops(tool.build(tool.load_config(CONFIGS / 'deim_dfine_m.py')), (640, 640))
     assert flops / 1e9 == pytest.approx(57, rel=0.03)
