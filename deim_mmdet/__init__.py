@@ -39,6 +39,6 @@ def check_versions() -> None:
 
 check_versions()
 
-from . import datasets, engine, models  # noqa: E402
+from . import datasets, engine, evaluation, models  # noqa: E402
 
-__all__ = ['__version__', 'check_versions', 'datasets', 'engine', 'models']
+__all__ = ['__version__', 'check_versions', 'datasets', 'engine', 'evaluation', 'models']

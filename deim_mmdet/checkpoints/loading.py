@@ -39,7 +39,11 @@ def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
     if '://' in filename and not is_url(filename):
         return CheckpointLoader.load_checkpoint(filename, map_location)
     checkpoint = read_checkpoint(filename, map_location or 'cpu')
-    return checkpoint if 'state_dict' in checkpoint else _converted(checkpoint, filename)
+    if 'state_dict' not in checkpoint:
+        return _converted(checkpoint, filename)
+    # Of some versions of mmengine; to resume, it would be run as Python to find a number of GPUs.
+    (checkpoint.get('meta') or {}).pop('config', None)
+    return checkpoint
 
 
 def _converted(checkpoint: dict, filename: str) -> dict:
@@ -57,5 +61,9 @@ def _converted(checkpoint: dict, filename: str) -> dict:
         f'from {weights.part}',
         logger='current',
     )
-    classes = saved_classes(filename) or default_classes(count_classes(state_dict) or 0)
-    return make_checkpoint(state_dict, classes)
+    classes = saved_classes(filename)
+    # 80 scores of whose classes nothing is known are most often COCO's.
+    assumed = classes is None
+    if assumed:
+        classes = default_classes(count_classes(state_dict) or 0)
+    return make_checkpoint(state_dict, classes, assumed_classes=assumed)

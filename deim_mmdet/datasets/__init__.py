@@ -12,6 +12,7 @@ from .transforms import (
     DropTinyBoxes,
     LoadImageChecked,
     PackDetPlanes,
+    ScaleInstances,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     'DropTinyBoxes',
     'LoadImageChecked',
     'PackDetPlanes',
+    'ScaleInstances',
 ]

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
@@ -16,8 +17,10 @@ class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset`` that checks its annotation file and says what it drops.
 
     Class names come from ``metainfo=dict(classes=...)``, or from the file's categories where none
-    are given; category ids may start anywhere and have gaps. Classes are numbered in the order of
-    the file's categories, as ``CocoMetric`` does it; given names in another order are an error.
+    are given. Classes are numbered in the order of these names; categories of the file are told by
+    their names and may have any order and ids. mmdet's ``CocoDataset`` numbers given classes in
+    the order of the file, and :class:`~deim_mmdet.evaluation.CheckedCocoMetric`, not mmdet's
+    ``CocoMetric``, turns numbers back by name.
 
     Dropped, counted and reported in one warning: boxes with a coordinate that is no finite number,
     without area, wholly outside the image, thinner than one pixel, marked "ignore", or of an image
@@ -38,6 +41,39 @@ class CheckedCocoDataset(CocoDataset):
 
     # No default classes: without any given, those of the file hold.
     METAINFO: dict = {}
+
+    # New number of each class since set_class_order; None where they have their first numbers.
+    _new_labels: list[int] | None = None
+
+    def set_class_order(self, classes: Sequence[str]) -> None:
+        """Number the classes in another order, e.g. in that of a checkpoint's classes.
+
+        Args:
+            classes: The names of all classes.
+
+        Raises:
+            ValueError: They are not the names of this data set's classes; lists both.
+        """
+        own = self._metainfo['classes']
+        if sorted(own) != sorted(classes):
+            raise ValueError(
+                f'the data set of {self.ann_file} has the classes {list(own)}, not {list(classes)}'
+            )
+        position = [own.index(name) for name in classes]
+        moved = [list(classes).index(name) for name in own]
+        first = range(len(own)) if self._new_labels is None else self._new_labels
+        self._new_labels = [moved[label] for label in first]
+        self._metainfo['classes'] = tuple(classes)
+        self.cat_ids = [self.cat_ids[label] for label in position]
+        self.cat2label = {category_id: label for label, category_id in enumerate(self.cat_ids)}
+
+    def get_data_info(self, idx: int) -> dict:
+        """Annotations of an image; see :class:`mmengine.dataset.BaseDataset`."""
+        info = super().get_data_info(idx)
+        if self._new_labels is not None:
+            for instance in info['instances']:
+                instance['bbox_label'] = self._new_labels[instance['bbox_label']]
+        return info
 
     def full_init(self) -> None:
         """Load the annotations; see :class:`mmengine.dataset.BaseDataset`."""

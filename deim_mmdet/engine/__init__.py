@@ -1,5 +1,6 @@
 from .faults import RunFault
 from .hooks import (
+    AgreementHook,
     AtomicCheckpointHook,
     CheckpointCheckHook,
     DenseO2OScheduleHook,
@@ -21,6 +22,7 @@ from .runner import DEIMRunner
 from .schedulers import FlatCosineLR
 
 __all__ = [
+    'AgreementHook',
     'AtomicCheckpointHook',
     'CheckpointCheckHook',
     'CpuAmpOptimWrapper',

@@ -1,7 +1,7 @@
 """What is checked before training or testing starts, with one clear message each."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,14 +25,28 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def base_datasets(dataset) -> Iterator[BaseDataset]:
-    """The data sets under wrappers that hold annotations."""
+def parts_of_dataset(dataset) -> Iterator[Any]:
+    """A data set and all that it wraps."""
+    yield dataset
     if isinstance(dataset, BaseDataset):
-        yield dataset
         return
     for child in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if child is not None:
-            yield from base_datasets(child)
+            yield from parts_of_dataset(child)
+
+
+def base_datasets(dataset) -> Iterator[BaseDataset]:
+    """The data sets under wrappers that hold annotations."""
+    return (part for part in parts_of_dataset(dataset) if isinstance(part, BaseDataset))
+
+
+def class_names(dataset) -> tuple[str, ...] | None:
+    """Names of a data set's classes in the order of its labels; None where it states none."""
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    # mmdet's ConcatDataset lists those of its parts where they differ.
+    first = metainfo[0] if isinstance(metainfo, list) else metainfo
+    classes = first.get('classes')
+    return None if classes is None else tuple(classes)
 
 
 def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
@@ -49,23 +63,27 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
         )
 
 
-def check_data(config: Config) -> None:
-    """Check the annotations of the training and validation sets, and print what is found.
+def check_data(config: Config, splits: Sequence[str]) -> None:
+    """Check the annotations of data sets before they are used, and print what is found.
 
     The first of several processes does so, and takes what it checked before from a cache.
 
+    Args:
+        config: The run's config.
+        splits: Which sets: 'training', 'validation', 'test'.
+
     Raises:
-        ValueError: Something would break training; names it and the remedy.
+        ValueError: Something would break the run; names it and the remedy.
     """
     if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES):
         return
-    reports = check_datasets(config, splits=('training', 'validation'))
+    reports = check_datasets(config, splits=splits)
     for report in reports:
         print(report.text(), flush=True)
     if any(report.breaks for report in reports):
         raise ValueError(
-            'the data would break training, see BREAKS above: tools/check_dataset.py with this '
-            'config lists all of it; --no-check-data trains regardless'
+            'the data would break the run, see BREAKS above: tools/check_dataset.py with this '
+            'config lists all of it; --no-check-data goes on regardless'
         )
 
 
@@ -76,7 +94,7 @@ def check_classes(model: nn.Module, dataset, split: str) -> None:
         ValueError: They differ; names both and the classes.
     """
     expected = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    classes = class_names(dataset)
     if expected is None or classes is None or expected == len(classes):
         return
     names = ', '.join(classes[:8]) + (', …' if len(classes) > 8 else '')

@@ -1,4 +1,6 @@
+import itertools
 import json
+import pickle
 
 import pytest
 import torch
@@ -207,8 +209,61 @@ def test_each_fault_of_the_file_is_named(edit, tmp_path, change, message):
 def test_classes_that_do_not_fit_the_file_are_named(edit):
     with pytest.raises(ValueError, match=r"no category 'bird'.*categories are 'cat', 'dog'"):
         edit(metainfo={'classes': ('cat', 'bird')})
-    with pytest.raises(ValueError, match=r"another order.*write classes=\('cat', 'dog'\)"):
-        edit(metainfo={'classes': ('dog', 'cat')})
+    with pytest.raises(ValueError, match=r"'cat' is 2 times in metainfo classes"):
+        edit(metainfo={'classes': ('cat', 'cat')})
+
+
+def names_of(dataset):
+    """Class names of all objects, image by image."""
+    classes = dataset.metainfo['classes']
+    return [[classes[label] for label in labels] for labels in labels_of(dataset)]
+
+
+@pytest.mark.parametrize('reverse_file', [False, True])
+@pytest.mark.parametrize('classes', [('cat', 'dog'), ('dog', 'cat')])
+def test_labels_follow_the_given_names_in_any_order(edit, classes, reverse_file):
+    def change(content):
+        if reverse_file:
+            content['categories'].reverse()
+
+    dataset = edit(change, metainfo={'classes': classes})
+    assert dataset.metainfo['classes'] == classes
+    assert names_of(dataset) == [['cat', 'dog'], ['cat']]
+    assert dataset.cat_ids == [{'cat': 3, 'dog': 7}[name] for name in classes]
+
+
+def test_classes_can_be_renumbered_any_number_of_times(edit):
+    dataset = edit()
+    for classes in (('dog', 'cat'), ('cat', 'dog'), ('dog', 'cat'), ('dog', 'cat')):
+        dataset.set_class_order(classes)
+        assert dataset.metainfo['classes'] == classes
+        assert names_of(dataset) == [['cat', 'dog'], ['cat']]
+        assert [dataset.cat2label[id] for id in dataset.cat_ids] == [0, 1]
+        # What a worker gets is the same.
+        assert names_of(pickle.loads(pickle.dumps(dataset))) == names_of(dataset)
+    with pytest.raises(ValueError, match=r"\['dog', 'cat'\], not \['dog', 'cow'\]"):
+        dataset.set_class_order(('dog', 'cow'))
+
+
+@pytest.mark.parametrize('order', itertools.permutations(range(4)))
+def test_renumbering_of_four_classes(tmp_path, order):
+    """Of more than two classes a permutation and its inverse differ."""
+    names = 'abcd'
+    content = {
+        'images': [{'id': 0, 'file_name': '0.png', 'width': 9, 'height': 9}],
+        'annotations': [
+            {'id': n + 1, 'image_id': 0, 'category_id': n, 'bbox': [n, 0, 2, 2], 'iscrowd': 0}
+            for n in range(4)
+        ],
+        'categories': [{'id': n, 'name': name} for n, name in enumerate(names)],
+    }
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    dataset = CheckedCocoDataset(
+        data_root=str(tmp_path), ann_file='ann.json', data_prefix={'img': ''}
+    )
+    for shuffled in (order, reversed(order), order[1:] + order[:1]):
+        dataset.set_class_order([names[n] for n in shuffled])
+        assert names_of(dataset) == [[*names]]
 
 
 @pytest.mark.parametrize('field', ['image_id', 'category_id'])

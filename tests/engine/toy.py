@@ -202,8 +202,9 @@ optim_wrapper = dict(paramwise_cfg=dict(rules=[dict(kind='norm', decay_mult=0.0)
 custom_hooks = [
     dict(type='DerivedSeedHook'), dict(type='DenseO2OScheduleHook'),
     dict(type='ExpWarmupEMAHook'), dict(type='EMARestartHook'),
-    dict(type='NonFiniteLossHook'), dict(type='CheckpointCheckHook'), dict(type='KillHook'),
-    dict(type='ScriptHook'), dict(type='SameOnAllRanksHook')]
+    dict(type='NonFiniteLossHook'), dict(type='CheckpointCheckHook'),
+    dict(type='AgreementHook'), dict(type='KillHook'), dict(type='ScriptHook'),
+    dict(type='SameOnAllRanksHook')]
 default_hooks = dict(logger=dict(interval=1))
 randomness = dict(seed=0)
 for part in (_base_.train_dataloader.dataset, _base_.val_dataloader.dataset,

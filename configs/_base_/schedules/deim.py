@@ -35,4 +35,5 @@ custom_hooks = [
     dict(type='EMARestartHook'),
     dict(type='NonFiniteLossHook'),
     dict(type='CheckpointCheckHook'),
+    dict(type='AgreementHook'),
 ]

@@ -50,7 +50,10 @@ class CheckedAnnotations:
 
 
 def check_annotations(
-    content: dict, classes: Sequence[str] | None = None, evaluation: bool = False
+    content: dict,
+    classes: Sequence[str] | None = None,
+    evaluation: bool = False,
+    any_order: bool = True,
 ) -> CheckedAnnotations:
     """Sort out what can be used of an annotation file, and name everything that is unusual.
 
@@ -58,6 +61,8 @@ def check_annotations(
         content: Of the file, as :func:`~.annotation_file.read_annotation_file` gives it.
         classes: Names of the classes to train on; None: all categories of the file.
         evaluation: Whether COCO's evaluation will read the file too.
+        any_order: Whether ``classes`` may have another order than the file's categories;
+            False for a data set that numbers them in the order of the file.
     """
     checked = CheckedAnnotations(content['images'], [], len(content['annotations']))
 
@@ -67,7 +72,7 @@ def check_annotations(
         checked.findings.append(Finding(problem, breaks, str(says), image, tuple(bbox)))
 
     _check_images(checked, found)
-    _check_categories(checked, content['categories'], classes, found)
+    _check_categories(checked, content['categories'], classes, any_order, found)
     _check_boxes(checked, content, found)
     if evaluation:
         for annotation in content['annotations']:
@@ -91,29 +96,35 @@ def _check_categories(
     checked: CheckedAnnotations,
     categories: list[dict],
     given: Sequence[str] | None,
+    any_order: bool,
     found: Callable,
 ) -> None:
     for key, problem in (('id', 'repeated_category_id'), ('name', 'repeated_category_name')):
         for value, count in Counter(category[key] for category in categories).items():
             if count > 1:
                 found(problem, repr(value))
-    names = [category['name'] for category in categories]
-    checked.classes = tuple(names if given is None else given)
-    unknown = [name for name in checked.classes if name not in names]
+    ids = {category['name']: category['id'] for category in categories}
+    checked.classes = tuple(ids if given is None else given)
+    for name, count in Counter(checked.classes).items():
+        if count > 1:
+            found('classes_differ', f'{name!r} is {count} times in metainfo classes')
+    unknown = [name for name in checked.classes if name not in ids]
     if unknown:
         found(
             'classes_differ',
             f'no category {some(map(repr, unknown))}, given in metainfo classes; '
-            f'the categories are {some(map(repr, names), 100)}',
+            f'the categories are {some(map(repr, ids), 100)}, '
+            f'the classes {some(map(repr, checked.classes), 100)}',
         )
-    ordered = tuple(name for name in names if name in checked.classes)
-    if not unknown and checked.classes != ordered:
+    ordered = tuple(name for name in ids if name in checked.classes)
+    if not unknown and not any_order and checked.classes != ordered:
         found(
             'classes_differ',
-            'another order than in the file, and classes are numbered in the order of the file: '
-            f'write classes={ordered!r}, got {checked.classes!r}',
+            f'the classes are {checked.classes!r}, but this type of data set numbers them in the '
+            f"order of the file, {ordered!r}: use type='CheckedCocoDataset', which numbers them "
+            'as given',
         )
-    checked.category_ids = [c['id'] for c in categories if c['name'] in checked.classes]
+    checked.category_ids = [ids[name] for name in checked.classes if name in ids]
 
 
 def _check_boxes(checked: CheckedAnnotations, content: dict, found: Callable) -> None:

@@ -3,7 +3,7 @@
 from .crops import DenseO2OIoUCrop, DenseO2OZoomOut
 from .dense_o2o import DenseO2O
 from .formatting import ContiguousRandomFlip, PackDetPlanes
-from .loading import LoadImageChecked
+from .loading import LoadImageChecked, ScaleInstances
 from .mosaic import DenseO2OMosaic
 from .objects import DropTinyBoxes
 from .photometric import DenseO2OPhotometricDistort
@@ -18,4 +18,5 @@ __all__ = [
     'DropTinyBoxes',
     'LoadImageChecked',
     'PackDetPlanes',
+    'ScaleInstances',
 ]

@@ -7,11 +7,13 @@ import warnings
 import cv2
 import mmcv
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image
+
+from ..annotated_size import box_factors, scale_instances, size_warning
 
 JPEG_START = b'\xff\xd8'
 JPEG_SCAN = b'\xff\xda'
@@ -47,9 +49,9 @@ class LoadImageChecked(LoadImageFromFile):
 
     OpenCV decodes a truncated JPEG without complaint, the missing part in grey; here a JPEG or PNG
     without its end marker is an error, and so is an image of more than 179 million pixels, before
-    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8. An
-    image of another size than its annotations say (``height`` and ``width`` of the sample) is
-    trained on; the first one that a process meets is named in a warning.
+    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8. Boxes
+    of an image of another size than annotated (``height`` and ``width`` of the sample) are scaled
+    to it; the first such image that a process meets is named in a warning.
 
     Where the sample says in ``shorter_side`` how many pixels its image needs, as a mosaic of small
     tiles does, a JPEG that has at least twice as many is decoded at 1/2, 1/4 or 1/8 of its size,
@@ -58,7 +60,7 @@ class LoadImageChecked(LoadImageFromFile):
 
     Required keys: ``img_path``. Optional key: ``shorter_side``, in pixels. Added keys: ``img``
     (H, W, 3) uint8 in BGR order, ``img_shape``, ``ori_shape`` (that of the file). Modified key:
-    ``instances`` of an image that is decoded at a reduced size.
+    ``instances`` of an image that is decoded at another size than annotated.
 
     Args:
         color_type: 'color', or 'color_ignore_orientation' where the annotations were made on
@@ -104,32 +106,25 @@ class LoadImageChecked(LoadImageFromFile):
             shape = jpeg_shape(data)
             turned = (img.shape[0] < img.shape[1]) != (shape[0] < shape[1])
             results['ori_shape'] = shape[::-1] if turned else shape
-            for instance in results.get('instances', ()):
-                instance['bbox'] = [value / reduction for value in instance['bbox']]
-        self._compare_size(results)
+        x, y = self._box_factors(results)
+        if (x, y, reduction) != (1, 1, 1):
+            scale_instances(results.get('instances', ()), x / reduction, y / reduction)
         return results
 
-    def _compare_size(self, results: dict) -> None:
-        """Warn of an image that may not be the one that was annotated."""
-        height, width = results['ori_shape']
-        annotated = results.get('height', height), results.get('width', width)
-        if annotated == (height, width) or self._warned:
-            return
-        self._warned = True
-        turned = annotated == (width, height)
-        print_log(
-            f'Image {results["img_path"]} is {width}x{height}, but {annotated[1]}x{annotated[0]} '
-            'in the annotation file; its boxes are taken as pixels of the image as it is read'
-            + (
-                ". It seems annotated without its EXIF orientation: color_type='color_ignore_"
-                "orientation' reads it so. "
-                if turned
-                else '. '
+    def _box_factors(self, results: dict) -> tuple[float, float]:
+        """Factors from annotated to read pixels; warns of the first image where they differ."""
+        read = results['ori_shape']
+        annotated = results.get('height', read[0]), results.get('width', read[1])
+        if annotated == read:
+            return 1.0, 1.0
+        if not self._warned:
+            self._warned = True
+            print_log(
+                size_warning(results['img_path'], annotated, read),
+                logger='current',
+                level=logging.WARNING,
             )
-            + 'tools/check_dataset.py --images lists all such images.',
-            logger='current',
-            level=logging.WARNING,
-        )
+        return box_factors(annotated, read)
 
     def _reduction(self, data: bytes, results: dict) -> int:
         """By how much the sides of the image may shrink while it is decoded."""
@@ -186,6 +181,35 @@ class LoadImageChecked(LoadImageFromFile):
             f"{type(self).__name__}(color_type='{self.color_type}', "
             f"imdecode_backend='{self.imdecode_backend}', backend_args={self.backend_args})"
         )
+
+
+@TRANSFORMS.register_module()
+class ScaleInstances(BaseTransform):
+    """Scale the boxes of an image of another size than annotated to the image.
+
+    ``LoadImageChecked`` does so itself. This transform is for pipelines that read images by
+    ``LoadImageFromFile``, as those of evaluation do, which ``DetInferencer`` looks for by this
+    name. It has to come before ``LoadAnnotations``.
+
+    Required key: ``ori_shape``. Optional keys: ``height`` and ``width``, the annotated size, and
+    ``instances``, which are modified.
+
+    Example:
+        >>> pipeline = [
+        ...     dict(type='LoadImageFromFile'), dict(type='ScaleInstances'),
+        ...     dict(type='LoadAnnotations', with_bbox=True)]
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Scale ``results['instances']``."""
+        read = tuple(results['ori_shape'][:2])
+        annotated = results.get('height', read[0]), results.get('width', read[1])
+        if annotated != read:
+            scale_instances(results.get('instances', ()), *box_factors(annotated, read))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
 
 
 def is_truncated(data: bytes) -> bool:

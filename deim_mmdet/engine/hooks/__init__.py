@@ -1,3 +1,4 @@
+from .agreement_hook import AgreementHook
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_check_hook import CheckpointCheckHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
@@ -15,6 +16,7 @@ from .resumable_early_stopping_hook import ResumableEarlyStoppingHook
 from .unique_name_visualization_hook import UniqueNameVisualizationHook
 
 __all__ = [
+    'AgreementHook',
     'AtomicCheckpointHook',
     'CheckpointCheckHook',
     'DenseO2OScheduleHook',

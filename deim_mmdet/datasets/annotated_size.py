@@ -1,0 +1,72 @@
+"""Images of another size than their annotation file says: boxes are those of the file's size."""
+
+from collections.abc import Sequence
+
+#: (height, width) in pixels.
+Size = tuple[float, float]
+
+
+def is_turned(annotated: Size, read: Size) -> bool:
+    """Whether an image was annotated before it was turned by its EXIF orientation."""
+    return tuple(annotated) == (read[1], read[0]) != tuple(read)
+
+
+def box_factors(annotated: Size, read: Size) -> tuple[float, float]:
+    """Factors (x, y) from pixels of the annotation file to pixels of the image as it was read.
+
+    Both are 1 where the image is turned: its boxes would fit in none of the two sizes.
+    """
+    if is_turned(annotated, read):
+        return 1.0, 1.0
+    return read[1] / annotated[1], read[0] / annotated[0]
+
+
+def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float) -> None:
+    """Scale the objects of an image, as data sets list them, in place.
+
+    Args:
+        instances: Entries with ``bbox`` (x1, y1, x2, y2) and, of data with masks, ``mask`` as a
+            list of polygons.
+        x_factor: Factor of horizontal coordinates.
+        y_factor: Factor of vertical coordinates.
+
+    Raises:
+        ValueError: A mask is run-length encoded, which has the size of the image in it.
+    """
+    for instance in instances:
+        x1, y1, x2, y2 = instance['bbox']
+        instance['bbox'] = [x1 * x_factor, y1 * y_factor, x2 * x_factor, y2 * y_factor]
+        mask = instance.get('mask')
+        if isinstance(mask, dict):
+            raise ValueError(
+                'an image with run-length encoded masks has another size than annotated: write '
+                'masks as polygons, or give the image its annotated size'
+            )
+        if mask:
+            factors = (x_factor, y_factor)
+            instance['mask'] = [
+                [value * factors[index % 2] for index, value in enumerate(polygon)]
+                for polygon in mask
+            ]
+
+
+def size_warning(path: str, annotated: Size, read: Size) -> str:
+    """What to say of an image that has another size than annotated.
+
+    Args:
+        path: The image.
+        annotated: Size in the annotation file.
+        read: Size of the image as it was read.
+    """
+    found = (
+        f'Image {path} is {read[1]}x{read[0]}, but {annotated[1]}x{annotated[0]} in the '
+        'annotation file. '
+    )
+    if is_turned(annotated, read):
+        consequence = (
+            'It seems annotated without its EXIF orientation, so that its boxes do not fit: '
+            "color_type='color_ignore_orientation' reads it so. "
+        )
+    else:
+        consequence = 'Its boxes are taken as pixels of the annotated size and scaled. '
+    return f'{found}{consequence}tools/check_dataset.py --images lists all such images.'

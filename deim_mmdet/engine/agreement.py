@@ -1,0 +1,226 @@
+"""Agreement of data sets, evaluators and checkpoint: by the names of classes, images and files."""
+
+import logging
+import os.path as osp
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
+from mmdet.evaluation.evaluator import MultiDatasetsEvaluator
+from mmengine.evaluator import Evaluator
+from mmengine.fileio import load
+from mmengine.logging import print_log
+
+from ..datasets import CheckedCocoDataset
+from ..datasets.checks.problems import some
+from ..evaluation import CheckedCocoMetric
+from .checks import base_datasets, class_names, parts_of_dataset
+
+# Names that are shown of a list; COCO's 80 fit in, those of LVIS don't.
+SHOWN_NAMES = 100
+
+
+def annotation_files(dataset) -> str:
+    """The files that a data set is read from, for messages."""
+    return some(
+        dict.fromkeys(str(getattr(base, 'ann_file', base)) for base in base_datasets(dataset))
+    )
+
+
+def check_numbering(dataset) -> None:
+    """Look for a ``CocoDataset`` of mmdet whose labels don't stand for its class names.
+
+    It numbers labels in the order of the file's categories, whatever order the classes are given
+    in.
+
+    Raises:
+        ValueError: The orders differ; lists both.
+    """
+    for base in base_datasets(dataset):
+        classes = class_names(base)
+        if (
+            isinstance(base, CheckedCocoDataset)
+            or type(base).load_data_list is not CocoDataset.load_data_list
+            # COCO's own classes with COCO's own files, which take long to read.
+            or classes == tuple(type(base).METAINFO.get('classes', ()))
+        ):
+            continue
+        categories = load(base.ann_file, backend_args=base.backend_args)['categories']
+        in_file = tuple(c['name'] for c in categories if c['name'] in classes)
+        if in_file != classes:
+            raise ValueError(
+                f'{base.ann_file}: {type(base).__name__} numbers its classes in the order of the '
+                f'file, {list(in_file)}, but they are given as {list(classes)}: use '
+                "type='CheckedCocoDataset', which numbers them as given"
+            )
+
+
+def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> bool:
+    """Number the classes of a data set as those of something else, by their names.
+
+    Args:
+        dataset: Data set, possibly under wrappers; one without class names is left alone.
+        classes: The names in the order wanted.
+        what: The data set, for messages.
+        whose: What ``classes`` are the classes of, for messages.
+
+    Returns:
+        Whether any label has changed.
+
+    Raises:
+        ValueError: The names are others, or the data set can't change its numbers; lists both.
+    """
+    classes, changed = tuple(classes), False
+    for part in base_datasets(dataset):
+        own = class_names(part)
+        if own is None or own == classes:
+            continue
+        lists = f'{what} ({annotation_files(part)}) {list(own)}, {whose} {list(classes)}'
+        if sorted(own) != sorted(classes):
+            raise ValueError(
+                f'classes differ: {lists}. Only the first has '
+                f'{some(map(repr, (n for n in own if n not in classes)), SHOWN_NAMES) or "none"}, '
+                f'only the second '
+                f'{some(map(repr, (n for n in classes if n not in own)), SHOWN_NAMES) or "none"}. '
+                'Name them alike in all annotation files; metainfo=dict(classes=(...)) of a data '
+                'set chooses among the categories of its file'
+            )
+        if not hasattr(part, 'set_class_order'):
+            remedy = (
+                "use type='CheckedCocoDataset'"
+                if isinstance(part, CocoDataset)
+                else f'give the data set metainfo=dict(classes={classes})'
+            )
+            raise ValueError(f'classes have another order: {lists}. Here, {remedy}')
+        part.set_class_order(classes)
+        changed = True
+    for part in parts_of_dataset(dataset):
+        # Wrappers hold copies of what their parts said when they were built; mmdet's ConcatDataset
+        # a list of all, where they differed.
+        kept = getattr(part, '_metainfo', {})
+        if isinstance(kept, list):
+            part._metainfo = kept = kept[0]
+        if changed:
+            kept['classes'] = classes
+    return changed
+
+
+def evaluator_files(config: Any) -> list[str | None]:
+    """Annotation file of each metric that the config of an evaluator names."""
+    if isinstance(config, dict) and 'metrics' in config:
+        config = config['metrics']
+    metrics = config if isinstance(config, list | tuple) else [config]
+    return [metric.get('ann_file') if isinstance(metric, dict) else None for metric in metrics]
+
+
+def name_categories(evaluator: Evaluator, config: Any) -> None:
+    """Let every ``CocoMetric`` of an evaluator find the categories by their names.
+
+    Args:
+        evaluator: Its metrics of mmdet's class are replaced.
+        config: What it was built from.
+    """
+    files = evaluator_files(config)
+    for index, metric in enumerate(evaluator.metrics):
+        if type(metric) is CocoMetric:
+            file = files[index] if index < len(files) else None
+            evaluator.metrics[index] = CheckedCocoMetric.from_metric(metric, file)
+
+
+def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
+    """Compare the annotation files of an evaluator's COCO metrics with the data set.
+
+    Images are compared by id, file name and size, categories by name. A metric that takes the
+    objects from the samples agrees by nature.
+
+    Args:
+        evaluator: Evaluator of the loop.
+        dataset: Data set of the loop.
+        split: 'validation' or 'test'.
+
+    Raises:
+        ValueError: They differ; names both files, what differs and the remedy.
+    """
+    parts = [dataset] * len(evaluator.metrics)
+    if isinstance(evaluator, MultiDatasetsEvaluator):
+        parts = getattr(dataset, 'datasets', parts)
+    checked: dict[int, list[dict]] = {}
+    for metric, part in zip(evaluator.metrics, parts, strict=True):
+        if not isinstance(metric, CheckedCocoMetric) or metric.annotations is None:
+            continue
+        if id(part) not in checked:
+            checked[id(part)] = [part.get_data_info(index) for index in range(len(part))]
+        fault = _fault_of_images(checked[id(part)], metric.annotations.imgs)
+        if fault is None:
+            fault = _fault_of_classes(class_names(part) or (), metric.categories)
+        if fault is not None:
+            option = {'validation': 'val', 'test': 'test'}[split]
+            raise ValueError(
+                f'the {split} data set ({annotation_files(part)}) and its evaluator '
+                f'({metric.ann_file}) do not agree: {fault}. Give both the same file: '
+                f'{option}_dataloader.dataset.ann_file and {option}_evaluator.ann_file'
+            )
+
+
+def _fault_of_classes(classes: Sequence[str], categories: dict[str, Any]) -> str | None:
+    """Which of a data set's classes an evaluator lacks among its categories, by name."""
+    missing = [name for name in classes if name not in categories]
+    if not missing:
+        return None
+    return (
+        f'the evaluator has no category {some(map(repr, missing))}; the classes of the data set '
+        f"are {list(classes)}, the evaluator's categories {list(categories)}"
+    )
+
+
+def _fault_of_images(infos: Sequence[dict], annotated: dict[Any, dict]) -> str | None:
+    """What is wrong with a data set's images for an evaluation on the ``annotated`` ones, by id."""
+    counts = Counter(info['img_id'] for info in infos)
+    repeated = [str(id) for id, count in counts.items() if count > 1]
+    if repeated:
+        return f'the data set holds the images with the ids {some(repeated)} more than once'
+    unknown = [str(id) for id in counts if id not in annotated]
+    missing = [str(id) for id in annotated if id not in counts]
+    if unknown or missing:
+        return (
+            f'{len(unknown)} of the {len(counts)} images of the data set are not in the '
+            f"evaluator's file (ids {some(unknown) or 'none'}), and {len(missing)} of the "
+            f"{len(annotated)} of the evaluator's not in the data set (ids "
+            f'{some(missing) or "none"})'
+        )
+    for info in infos:
+        image = annotated[info['img_id']]
+        name = osp.basename(info['img_path'])
+        if name != osp.basename(image['file_name']):
+            return (
+                f'image {info["img_id"]!r} is {name} in the one, {image["file_name"]} in the other'
+            )
+        sizes = [(part['width'], part['height']) for part in (info, image)]
+        if sizes[0] != sizes[1]:
+            return f'image {name} is annotated as {sizes[0]} in the one, {sizes[1]} in the other'
+    return None
+
+
+def saved_classes(checkpoint: dict) -> tuple[tuple[str, ...] | None, bool]:
+    """Class names that a checkpoint states, and whether they are certain.
+
+    Those of a converted checkpoint of 80 classes are taken for COCO's, which is no certainty.
+    """
+    meta = checkpoint.get('meta') or {}
+    # The second is what MMDetection 2 wrote.
+    stated = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}
+    classes = stated.get('classes', stated.get('CLASSES'))
+    certain = not meta.get('assumed_classes', False)
+    return (None if classes is None else tuple(classes)), certain
+
+
+def say_unnamed(classes: Sequence[str], reason: str) -> None:
+    """Warn that the order of a checkpoint's classes is not known."""
+    print_log(
+        f'{reason}: its scores are taken for the classes in the order of the data set, '
+        f'{some(classes, SHOWN_NAMES)}',
+        logger='current',
+        level=logging.WARNING,
+    )

@@ -1,0 +1,110 @@
+"""Makes data sets, evaluators and checkpoint of a run agree before its first image."""
+
+from collections.abc import Iterator
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop
+
+from ..agreement import (
+    annotation_files,
+    check_evaluator,
+    check_numbering,
+    class_names,
+    name_categories,
+    saved_classes,
+    say_unnamed,
+    set_class_order,
+)
+from ..checks import bare_model, check_classes
+
+
+@HOOKS.register_module()
+class AgreementHook(Hook):
+    """Compares classes by name, and an evaluator's images with its data set's.
+
+    The order of the classes is the model's: that of the training set in a new training, that of
+    the checkpoint's classes (``meta.dataset_meta``) in resuming, validation and test. Labels of all
+    other data sets are changed to that order, whatever order their files have, and evaluators find
+    the categories by name (:class:`~deim_mmdet.evaluation.CheckedCocoMetric` takes the place of
+    mmdet's ``CocoMetric``). Whatever can't be brought to agree ends the run before its first
+    image. ``DEIMRunner`` has this hook in any case.
+
+    Raises:
+        ValueError: Classes are others, not in the order of the labels, or not as many as the
+            head's; or an evaluator reads other images than its data set. Names both sides and the
+            remedy.
+    """
+
+    priority = 'HIGHEST'
+
+    def before_run(self, runner) -> None:
+        train = dict(_loops(runner)).get('training')
+        classes = None
+        if train is not None:
+            dataset = train.dataloader.dataset
+            check_numbering(dataset)
+            classes = class_names(dataset)
+            _renumber(runner, 'training', train, classes, 'the first of its parts')
+            check_classes(bare_model(runner.model), dataset, 'training')
+        for split, loop in _loops(runner):
+            if split == 'training':
+                continue
+            dataset = loop.dataloader.dataset
+            check_numbering(dataset)
+            own = class_names(dataset)
+            if classes is None:
+                _renumber(runner, split, loop, own, 'the first of its parts')
+            else:
+                whose = f'the training set ({annotation_files(train.dataloader.dataset)})'
+                _renumber(runner, split, loop, classes, whose)
+            name_categories(loop.evaluator, runner.cfg.get(f'{_option(split)}_evaluator'))
+            loop.evaluator.dataset_meta = dataset.metainfo
+            check_evaluator(loop.evaluator, dataset, split)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        loops = dict(_loops(runner))
+        if 'training' in loops and not runner._resume:
+            return  # CheckpointCheckHook fits the class layers to the training set.
+        theirs, certain = saved_classes(checkpoint)
+        for split, loop in loops.items():
+            own = class_names(loop.dataloader.dataset)
+            if own is None:
+                continue
+            if theirs is None:
+                say_unnamed(own, 'the checkpoint holds no class names')
+            elif not certain and sorted(own) != sorted(theirs):
+                say_unnamed(own, "the checkpoint holds no class names, and COCO's do not fit")
+            else:
+                _renumber(runner, split, loop, theirs, 'the checkpoint')
+
+    def before_val(self, runner) -> None:
+        self._check_number(runner, 'validation', runner.val_loop)
+
+    def before_test(self, runner) -> None:
+        self._check_number(runner, 'test', runner.test_loop)
+
+    @staticmethod
+    def _check_number(runner, split: str, loop: BaseLoop) -> None:
+        check_classes(bare_model(runner.model), loop.dataloader.dataset, split)
+
+
+def _loops(runner) -> Iterator[tuple[str, BaseLoop]]:
+    """The loops that are built; until mmengine needs one, it keeps its config in its place."""
+    loops = dict(training=runner._train_loop, validation=runner._val_loop, test=runner._test_loop)
+    return ((split, loop) for split, loop in loops.items() if isinstance(loop, BaseLoop))
+
+
+def _option(split: str) -> str:
+    return {'validation': 'val', 'test': 'test'}[split]
+
+
+def _renumber(runner, split: str, loop: BaseLoop, classes, whose: str) -> None:
+    """Give the data set of a loop, its evaluator and the visualizer the classes of ``whose``."""
+    dataset = loop.dataloader.dataset
+    if classes is None or not set_class_order(dataset, classes, f'the {split} data set', whose):
+        return
+    runner.logger.info(f'Labels of the {split} data set are numbered as in {whose}: {classes}')
+    if split != 'training':
+        loop.evaluator.dataset_meta = dataset.metainfo
+        runner.visualizer.dataset_meta = dataset.metainfo

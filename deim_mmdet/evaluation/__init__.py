@@ -1,0 +1,3 @@
+from .coco_metric import CheckedCocoMetric
+
+__all__ = ['CheckedCocoMetric']

@@ -1,0 +1,232 @@
+"""COCO's AP with classes by their names and boxes in the pixels of the annotation file."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmdet.datasets.api_wrappers import COCO, COCOeval, COCOevalMP
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import METRICS
+from mmengine.fileio import load
+from mmengine.logging import print_log
+from terminaltables import AsciiTable
+
+from ..datasets.annotated_size import box_factors, size_warning
+
+# Detections of an image that count for ``mAP``, as on COCO's leaderboard.
+AP_DETECTIONS = 100
+# Kinds of figures that are computed here; the others are mmdet's.
+OWN_KINDS = ('bbox', 'segm')
+DEFAULT_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+# Names of figures: the kind, the part that is looked at, and the detections of an image that count.
+FIGURE = re.compile(r'(mAP|AR)(?:_(50|75|s|m|l))?(?:@(\d+))?')
+# Position of a range of areas in COCO's tables, and threshold of the IoU, by the part's name.
+AREAS = {'s': 1, 'm': 2, 'l': 3}
+IOUS = {'50': 0.5, '75': 0.75}
+
+
+def ap_detections(proposal_nums: Sequence[int]) -> int:
+    """Detections of an image that count for ``mAP``: 100, or else the most that are evaluated."""
+    return AP_DETECTIONS if AP_DETECTIONS in proposal_nums else max(proposal_nums)
+
+
+@METRICS.register_module()
+class CheckedCocoMetric(CocoMetric):
+    """mmdet's ``CocoMetric`` that takes nothing for granted of the annotation file.
+
+    - Labels are numbers of ``dataset_meta['classes']``, the model's classes. They stand for the
+      categories *of these names*, whatever order and ids the categories have in the file.
+    - Figures by class (``classwise=True``) carry the name of the class that they are of.
+    - Boxes of an image of another size than annotated are scaled to the annotated one.
+    - ``proposal_nums`` need not contain 100: ``mAP`` then counts as many detections of an image as
+      the largest of them. mmdet's would be -1.
+    - Without a single detection the figures are 0.
+
+    Where none of this applies, all figures are those of ``CocoMetric``.
+
+    Args:
+        ann_file: Annotation file in COCO's format; None takes the objects from the samples.
+        kwargs: Those of :class:`mmdet.evaluation.CocoMetric`.
+
+    Raises:
+        ValueError: A class has no category of its name in the file; lists both.
+    """
+
+    def __init__(self, ann_file: str | None = None, **kwargs) -> None:
+        super().__init__(ann_file, **kwargs)
+        #: The annotation file, for messages; None where there is none or its name isn't known.
+        self.ann_file = ann_file
+        self._size_warned = False
+        for item in self.metric_items or ():
+            self._check_item(item)
+
+    def _check_item(self, item: str) -> None:
+        parsed = FIGURE.fullmatch(item)
+        limit = parsed and parsed[3]
+        needs_limit = parsed and parsed[1] == 'AR'
+        if not parsed or needs_limit != (limit is not None):
+            known = f'{", ".join(DEFAULT_ITEMS)}, AR@100, AR_s@1000 and the like'
+        elif limit is not None and int(limit) not in self.proposal_nums:
+            known = f'AR@N with N one of proposal_nums={self.proposal_nums}'
+        else:
+            return
+        raise ValueError(f'metric_items: there is no {item!r}; there are {known}')
+
+    @classmethod
+    def from_metric(cls, metric: CocoMetric, ann_file: str | None) -> 'CheckedCocoMetric':
+        """The evaluation of a built ``CocoMetric``, by this class.
+
+        Args:
+            metric: Its state is taken over: it must not be used any more.
+            ann_file: The annotation file, whose name ``metric`` doesn't keep.
+        """
+        new = cls.__new__(cls)
+        new.__dict__.update(metric.__dict__)
+        new.ann_file, new._size_warned = ann_file, False
+        return new
+
+    @property
+    def annotations(self) -> COCO | None:
+        """Content of the annotation file; None where objects are taken from the samples."""
+        return self._coco_api
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Id of each category of the annotation file, by its name."""
+        return {category['name']: id for id, category in self.annotations.cats.items()}
+
+    def category_ids(self, classes: Sequence[str]) -> list[int]:
+        """Ids of the categories that have the names of ``classes``, in the order of ``classes``.
+
+        Raises:
+            ValueError: The file lacks one of them; lists both.
+        """
+        ids = self.categories
+        missing = [name for name in classes if name not in ids]
+        if missing:
+            raise ValueError(
+                f'the annotation file of the evaluator, {self.ann_file}, has no category '
+                f'{", ".join(map(repr, missing))}: its categories are {list(ids)}, but the '
+                f"model's classes {list(classes)}. Name them alike in all files"
+            )
+        return [ids[name] for name in classes]
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Take in the detections of a batch; see :class:`mmdet.evaluation.CocoMetric`."""
+        first = len(self.results)
+        super().process(data_batch, data_samples)
+        if self.annotations is not None:
+            for (_, found), sample in zip(self.results[first:], data_samples, strict=True):
+                self._scale_to_annotations(found, sample)
+
+    def _scale_to_annotations(self, found: dict, sample: dict) -> None:
+        """Scale the boxes of an image as it was read to its size in the annotation file."""
+        image = self.annotations.imgs.get(sample['img_id'])
+        read = tuple(sample['ori_shape'][:2])
+        if image is None or (image['height'], image['width']) == read:
+            return
+        annotated = image['height'], image['width']
+        if not self._size_warned:
+            self._size_warned = True
+            path = sample.get('img_path', image['file_name'])
+            print_log(size_warning(path, annotated, read), logger='current', level=logging.WARNING)
+        x, y = box_factors(annotated, read)
+        found['bboxes'] = found['bboxes'] / np.array([x, y, x, y], dtype=np.float32)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Figures of all images; see :class:`mmdet.evaluation.CocoMetric`."""
+        own = [kind for kind in self.metrics if kind in OWN_KINDS]
+        others = [kind for kind in self.metrics if kind not in OWN_KINDS]
+        truths, found = zip(*results, strict=True)
+        figures = {}
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = self.outfile_prefix or str(Path(folder) / 'results')
+            if self.annotations is None:
+                self._coco_api = COCO(self.gt_to_coco_json(truths, prefix))
+            # mmdet's own look-up would number labels in the order of the file.
+            self.cat_ids = self.category_ids(self.dataset_meta['classes'])
+            if self.img_ids is None:
+                self.img_ids = self.annotations.get_img_ids()
+            if others and not self.format_only:
+                self.metrics = others
+                figures.update(super().compute_metrics(results))
+                self.metrics = [*own, *others]
+            files = self.results2json(found, prefix)
+            if self.format_only:
+                print_log(f'results are saved as {prefix}.*.json', logger='current')
+                return {}
+            for kind in own:
+                figures.update(self._evaluate(kind, load(files[kind])))
+        return figures
+
+    def _evaluate(self, kind: str, found: list[dict]) -> dict[str, float]:
+        """Figures of one kind, 'bbox' or 'segm', from detections in COCO's form."""
+        if kind == 'segm':
+            # COCO's evaluation would take the area of the box for that of the mask.
+            found = [{k: v for k, v in entry.items() if k != 'bbox'} for entry in found]
+        tables = self._tables(kind, found)
+        items = self.metric_items or DEFAULT_ITEMS
+        figures = {f'{kind}_{item}': round(self._figure(tables, item), 3) for item in items}
+        if self.classwise:
+            figures.update(self._by_class(tables))
+        default = ' '.join(f'{self._figure(tables, item):.3f}' for item in DEFAULT_ITEMS)
+        print_log(f'{kind} {", ".join(DEFAULT_ITEMS)}: {default}', logger='current')
+        return figures
+
+    def _tables(self, kind: str, found: list[dict]) -> dict[str, np.ndarray]:
+        """COCO's precision (IoU, recall, class, area, detections) and recall (…, without recall).
+
+        Classes are in the order of the ids of their categories.
+        """
+        if found:
+            detections = self.annotations.loadRes(found)
+        else:
+            print_log('There is not a single detection', logger='current', level=logging.WARNING)
+            detections = COCO()
+            detections.dataset = {**self.annotations.dataset, 'annotations': []}
+            detections.createIndex()
+        evaluation = (COCOevalMP if self.use_mp_eval else COCOeval)(
+            self.annotations, detections, kind
+        )
+        evaluation.params.catIds = sorted(self.cat_ids)
+        evaluation.params.imgIds = self.img_ids
+        evaluation.params.maxDets = sorted(self.proposal_nums)
+        evaluation.params.iouThrs = self.iou_thrs
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return evaluation.eval
+
+    def _figure(
+        self, tables: dict[str, np.ndarray], item: str, category: int | None = None
+    ) -> float:
+        """A figure by its name: the mean over all it covers, -1 where there are no objects.
+
+        ``category`` is the position of the one category that counts; None: all of them.
+        """
+        kind, part, limit = FIGURE.fullmatch(item).groups()
+        limits = sorted(self.proposal_nums)
+        if limit is None:
+            limit = ap_detections(limits) if item == 'mAP' and category is None else limits[-1]
+        table = tables['precision' if kind == 'mAP' else 'recall']
+        table = table[..., AREAS.get(part, 0), limits.index(int(limit))]
+        if category is not None:
+            table = table[..., category]
+        if part in IOUS:
+            table = table[np.isclose(self.iou_thrs, IOUS[part])]
+        known = table[table > -1]
+        return float(known.mean()) if known.size else -1.0
+
+    def _by_class(self, tables: dict[str, np.ndarray]) -> dict[str, float]:
+        """``<name>_precision`` of each class, NaN without objects; all figures go to the log."""
+        positions = {category: i for i, category in enumerate(sorted(self.cat_ids))}
+        figures, rows = {}, [('category', *DEFAULT_ITEMS)]
+        for name, category in zip(self.dataset_meta['classes'], self.cat_ids, strict=True):
+            values = [self._figure(tables, item, positions[category]) for item in DEFAULT_ITEMS]
+            values = [round(value, 3) if value > -1 else float('nan') for value in values]
+            figures[f'{name}_precision'] = values[0]
+            rows.append((name, *map(str, values)))
+        print_log(f'\n{AsciiTable(rows).table}', logger='current')
+        return figures

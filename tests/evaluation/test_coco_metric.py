@@ -1,0 +1,208 @@
+"""COCO's figures against pycocotools itself, called class by class on the same detections."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation import CocoMetric
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from deim_mmdet.evaluation import CheckedCocoMetric
+
+CLASSES = ('cat', 'dog', 'cow', 'hen')
+SIDE = 200
+
+
+def annotations(ids=(1, 2, 3, 4), order=(0, 1, 2, 3), objects=12, images=6, seed=0):
+    """A file of four classes with these ids, its categories listed in this order."""
+    rng = np.random.default_rng(seed)
+    content = dict(images=[], annotations=[], categories=[])
+    for image in range(images):
+        content['images'].append(dict(id=image, file_name=f'{image}.jpg', width=SIDE, height=SIDE))
+        for _ in range(objects):
+            x, y = rng.uniform(0, SIDE / 2, 2)
+            w, h = rng.uniform(5, SIDE / 2, 2)
+            content['annotations'].append(
+                dict(
+                    id=len(content['annotations']) + 1,
+                    image_id=image,
+                    category_id=ids[rng.integers(4)],
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                )
+            )
+    content['categories'] = [dict(id=ids[i], name=CLASSES[i]) for i in order]
+    return content
+
+
+def detections(content, ids, seed=1, miss=0.3):
+    """Detections near the objects, as (image, box, score, name), worse for later classes."""
+    rng = np.random.default_rng(seed)
+    names = dict(zip(ids, CLASSES, strict=True))
+    found = []
+    for entry in content['annotations']:
+        if rng.random() < miss:
+            continue
+        x, y, w, h = entry['bbox']
+        worse = 1 + 3 * CLASSES.index(names[entry['category_id']])
+        x, y = np.array([x, y]) + rng.normal(0, worse, 2)
+        found.append(
+            (entry['image_id'], [x, y, x + w, y + h], rng.random(), names[entry['category_id']])
+        )
+    return found
+
+
+def samples_of(found, order, images=6, shape=(SIDE, SIDE), factor=1.0):
+    """Data samples as a detector gives them, with labels in ``order`` of the classes."""
+    samples = []
+    for image in range(images):
+        mine = [entry for entry in found if entry[0] == image]
+        samples.append(
+            dict(
+                img_id=image,
+                ori_shape=shape,
+                img_path=f'folder/{image}.jpg',
+                pred_instances=dict(
+                    bboxes=torch.tensor([e[1] for e in mine]).reshape(-1, 4) * factor,
+                    scores=torch.tensor([e[2] for e in mine]),
+                    labels=torch.tensor([order.index(e[3]) for e in mine], dtype=torch.long),
+                ),
+            )
+        )
+    return samples
+
+
+def evaluate(kind, path, samples, classes=CLASSES, **options):
+    metric = kind(ann_file=str(path), **options)
+    metric.dataset_meta = dict(classes=classes)
+    metric.process({}, copy.deepcopy(samples))
+    return metric.compute_metrics(metric.results)
+
+
+def by_pycocotools(path, found, name=None, limit=100):
+    """AP of one class, or of all, by pycocotools alone."""
+    truth = COCO(str(path))
+    ids = {c['name']: c['id'] for c in truth.dataset['categories']}
+    results = truth.loadRes(
+        [
+            dict(
+                image_id=image,
+                category_id=ids[label],
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                score=score,
+            )
+            for image, (x1, y1, x2, y2), score, label in found
+        ]
+    )
+    evaluation = COCOeval(truth, results, 'bbox')
+    evaluation.params.maxDets = [1, 10, limit]
+    if name is not None:
+        evaluation.params.catIds = [ids[name]]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval['precision'][:, :, :, 0, -1]
+    return precision[precision > -1].mean()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / 'all.json'
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def test_usual_file_gives_the_figures_of_mmdet(write):
+    content = annotations()
+    path = write(content)
+    samples = samples_of(detections(content, (1, 2, 3, 4)), CLASSES)
+    items = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100', 'AR@300', 'AR@1000']
+    items += ['AR_s@1000', 'AR_m@1000', 'AR_l@1000']
+    for options in ({}, dict(classwise=True), dict(metric_items=items)):
+        ours = evaluate(CheckedCocoMetric, path, samples, **options)
+        theirs = evaluate(CocoMetric, path, samples, **options)
+        assert ours == pytest.approx(theirs, abs=1e-9, nan_ok=True)
+    assert evaluate(CheckedCocoMetric, path, samples, metric=['bbox', 'proposal']) == (
+        evaluate(CocoMetric, path, samples, metric=['bbox', 'proposal'])
+    )
+
+
+@pytest.mark.parametrize('ids', [(1, 2, 3, 4), (4, 3, 2, 1), (7, 90, 2, 13)])
+@pytest.mark.parametrize('order', [(0, 1, 2, 3), (3, 1, 0, 2)])
+@pytest.mark.parametrize('classes', [CLASSES, CLASSES[::-1]])
+def test_any_ids_and_order_of_the_file_and_the_model(write, ids, order, classes):
+    content = annotations(ids, order)
+    path = write(content)
+    found = detections(content, ids)
+    figures = evaluate(CheckedCocoMetric, path, samples_of(found, classes), classes, classwise=True)
+    assert figures['bbox_mAP'] == pytest.approx(by_pycocotools(path, found), abs=5e-4)
+    for name in CLASSES:
+        expected = by_pycocotools(path, found, name)
+        assert figures[f'{name}_precision'] == pytest.approx(expected, abs=5e-4)
+    # The classes differ by more than the tolerance, so that names can be told.
+    assert len({figures[f'{name}_precision'] for name in CLASSES}) == 4
+
+
+@pytest.mark.parametrize('nums', [(100, 300, 1000), (1, 10, 500)])
+@pytest.mark.parametrize('objects', [100, 200, 400])
+def test_crowded_images(write, objects, nums):
+    content = annotations(objects=objects, images=1)
+    path = write(content)
+    found = detections(content, (1, 2, 3, 4), miss=0.0)
+    found = [(image, [x, y, x + 1, y + 1], s, n) for (image, (x, y, _, _), s, n) in found]
+    for entry, (_, box, _, _) in zip(content['annotations'], found, strict=True):
+        entry['bbox'], entry['area'] = [box[0], box[1], 1, 1], 1
+    write(content)
+    figures = evaluate(
+        CheckedCocoMetric, path, samples_of(found, CLASSES, images=1), proposal_nums=nums
+    )
+    limit = 100 if 100 in nums else 500
+    assert figures['bbox_mAP'] == pytest.approx(by_pycocotools(path, found, limit=limit), abs=5e-4)
+    if objects <= limit:
+        assert figures['bbox_mAP'] == 1.0
+
+
+def test_class_without_a_category_names_both_lists(write):
+    path = write(annotations())
+    with pytest.raises(ValueError, match=r"no category 'pig'.*'cat', 'dog'.*'pig'"):
+        evaluate(CheckedCocoMetric, path, samples_of([], CLASSES), ('cat', 'dog', 'cow', 'pig'))
+
+
+def test_boxes_are_scaled_to_the_annotated_size(write, caplog):
+    content = annotations()
+    path = write(content)
+    found = detections(content, (1, 2, 3, 4))
+    expected = evaluate(CheckedCocoMetric, path, samples_of(found, CLASSES))
+    halved = samples_of(found, CLASSES, shape=(SIDE // 2, SIDE // 2), factor=0.5)
+    assert evaluate(CheckedCocoMetric, path, halved) == expected
+    assert evaluate(CocoMetric, path, halved)['bbox_mAP'] < 0.1
+
+
+def test_without_a_detection_all_figures_are_zero(write):
+    path = write(annotations())
+    figures = evaluate(CheckedCocoMetric, path, samples_of([], CLASSES), classwise=True)
+    assert figures['bbox_mAP'] == figures['bbox_mAP_50'] == figures['hen_precision'] == 0
+
+
+@pytest.mark.parametrize('item', ['mAP_60', 'AR', 'AR@50', 'map'])
+def test_unknown_figures_are_refused_before_the_evaluation(write, item):
+    with pytest.raises(ValueError, match=item):
+        CheckedCocoMetric(ann_file=str(write(annotations())), metric_items=[item])
+
+
+def test_takes_the_place_of_a_metric_of_mmdet(write):
+    content = annotations((4, 3, 2, 1))
+    path = write(content)
+    samples = samples_of(detections(content, (4, 3, 2, 1)), CLASSES)
+    metric = CheckedCocoMetric.from_metric(CocoMetric(str(path), classwise=True), str(path))
+    metric.dataset_meta = dict(classes=CLASSES)
+    metric.process({}, samples)
+    assert metric.compute_metrics(metric.results) == pytest.approx(
+        evaluate(CheckedCocoMetric, path, samples, classwise=True)
+    )
