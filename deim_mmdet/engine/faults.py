@@ -144,8 +144,10 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
 def find_resumable(work_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
     """The checkpoint to resume from: that which ``last_checkpoint`` names, if it is intact.
 
-    Otherwise the intact one of the latest step (the number at the end of its name), there or in the
-    work directory; best checkpoints don't count, as they hold no optimiser.
+    Otherwise the intact one of the latest step (the number at the end of its name) beside it; best
+    checkpoints don't count, as they hold no optimiser. A work directory that holds checkpoints
+    resumes from its own: where it was copied or moved, ``last_checkpoint`` still names the folder
+    that it was written in.
 
     Returns:
         The path, None where there is no checkpoint at all, and each damaged file that was
@@ -157,20 +159,16 @@ def find_resumable(work_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
     candidates, damage = [], {}
+    folder = work_dir
     if pointer.is_file():
-        named = pointer.read_text(errors='replace').strip('\0\n ')
-        if named:
-            candidates.append(Path(named))
-        else:
+        named = Path(pointer.read_text(errors='replace').strip('\0\n '))
+        if not named.name:
             damage[str(pointer)] = 'empty'
-    folders = {work_dir, *(path.parent for path in candidates)}
-    others = [
-        (int(step[1]), path)
-        for folder in folders
-        for path in folder.glob('*.pth')
-        if (step := RESUMABLE.fullmatch(path.name))
-    ]
-    candidates += [path for _, path in sorted(others, reverse=True) if path not in candidates]
+        else:
+            if not _resumable(work_dir):
+                folder = named.parent
+            candidates.append(folder / named.name)
+    candidates += [path for path in _resumable(folder) if path not in candidates]
     for path in candidates:
         reason = find_damage(path)
         if reason is None:
@@ -178,10 +176,20 @@ def find_resumable(work_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
         damage[str(path)] = reason
     if damage:
         raise RunFault(
-            f'no checkpoint in {work_dir} is intact: {describe_damage(damage)}. Start anew without '
+            f'no checkpoint in {folder} is intact: {describe_damage(damage)}. Start anew without '
             '--resume, or name another checkpoint, --resume FILE'
         )
     return None, damage
+
+
+def _resumable(folder: Path) -> list[Path]:
+    """Checkpoints by epoch or iteration in a folder, the latest first."""
+    steps = [
+        (int(step[1]), path)
+        for path in folder.glob('*.pth')
+        if (step := RESUMABLE.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def describe_damage(damage: dict[str, str]) -> str:

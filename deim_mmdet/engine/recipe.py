@@ -14,7 +14,9 @@ Two rules (DEIM, Table "hyper-parameters"; reference recipes):
   small data set, not all of it. A longer run keeps the published durations.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 #: Images of COCO train2017, on which the published recipes are defined.
 COCO_TRAIN_IMAGES = 118287
@@ -96,21 +98,22 @@ class Recipe:
     ``warmup_iters``, is flat until ``cosine_begin``, falls along a cosine to ``lr_gamma`` times its
     value at ``cosine_end`` and stays there. ``stages`` are ``(t1, t2, t3)`` in epochs. From t3 on
     the EMA's decay is ``ema_restart_decay``, less ``ema_restart_step`` for each further restart.
+    Of the numbers in force, those that the training has no part for are None.
     """
 
     epochs: int
     batch_size: int
     iters_per_epoch: int
     lr_scale: float
-    stages: tuple[int, int, int]
-    warmup_iters: int
+    stages: tuple[int, int, int] | None
+    warmup_iters: int | None
     cosine_begin: int
     cosine_end: int
-    lr_gamma: float
-    ema_decay: float
-    ema_warmup_iters: float
-    ema_restart_decay: float
-    ema_restart_step: float
+    lr_gamma: float | None
+    ema_decay: float | None
+    ema_warmup_iters: float | None
+    ema_restart_decay: float | None
+    ema_restart_step: float | None
 
 
 def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, int]:
@@ -203,15 +206,35 @@ def derive_recipe(
 
 
 def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
-    """Table of the published and the derived numbers, for the log; ``lr`` is the published rate."""
+    """Table of the published numbers and those in force, for the log.
+
+    Args:
+        published: The published numbers.
+        recipe: The numbers in force; "not used" stands for None.
+        lr: Learning rate for the published batch size.
+    """
     total = recipe.epochs * recipe.iters_per_epoch
     published_total = published.epochs * published.iters_per_epoch
 
-    def share(iters: float, of: int) -> str:
-        return f'{iters:.6g} ({100 * iters / of:.2g} %)'
+    def factor(value: float) -> str:
+        return f'x {value:g}'
 
-    def stages(stages: tuple[int, int, int]) -> str:
-        return ', '.join(map(str, stages))
+    def decay(value: float) -> str:
+        return f'{value:.6g}'
+
+    def stages(value: tuple[int, int, int]) -> str:
+        return ', '.join(map(str, value))
+
+    def row(title: str, of_published: Any, in_force: Any, form: Callable) -> tuple[str, str, str]:
+        return title, form(of_published), 'not used' if in_force is None else form(in_force)
+
+    def row_of_iterations(title: str, of_published: float, in_force: float | None) -> tuple:
+        pairs = [(of_published, published_total), (in_force, total)]
+        forms = [
+            'not used' if count is None else f'{count:.6g} ({100 * count / of:.2g} %)'
+            for count, of in pairs
+        ]
+        return title, *forms
 
     rows = [
         ('', 'published', 'this run'),
@@ -220,35 +243,34 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
         ('iterations an epoch', published.iters_per_epoch, recipe.iters_per_epoch),
         ('iterations', published_total, total),
         ('learning rate', f'{lr:.4g}', f'{lr * recipe.lr_scale:.4g} (x {recipe.lr_scale:.4g})'),
-        (
-            'learning-rate warm-up, iterations',
-            share(published.warmup_iters, published_total),
-            share(recipe.warmup_iters, total),
+        row_of_iterations(
+            'learning-rate warm-up, iterations', published.warmup_iters, recipe.warmup_iters
         ),
-        ('learning rate at the end', f'x {published.lr_gamma:g}', f'x {recipe.lr_gamma:g}'),
-        (
+        row('learning rate at the end', published.lr_gamma, recipe.lr_gamma, factor),
+        row(
             'first epoch of dense, flat, no-augmentation stage',
-            stages(published.stages),
-            stages(recipe.stages),
+            published.stages,
+            recipe.stages,
+            stages,
         ),
-        ('EMA decay', f'{published.ema_decay:.6g}', f'{recipe.ema_decay:.6g}'),
-        (
-            'EMA warm-up, iterations',
-            share(published.ema_warmup_iters, published_total),
-            share(recipe.ema_warmup_iters, total),
+        row('EMA decay', published.ema_decay, recipe.ema_decay, decay),
+        row_of_iterations(
+            'EMA warm-up, iterations', published.ema_warmup_iters, recipe.ema_warmup_iters
         ),
     ]
     if published.restarts:
         rows += [
-            (
+            row(
                 'EMA decay from the restart at the no-augmentation stage on',
-                f'{published.ema_restart_decay:.6g}',
-                f'{recipe.ema_restart_decay:.6g}',
+                published.ema_restart_decay,
+                recipe.ema_restart_decay,
+                decay,
             ),
-            (
+            row(
                 'less for each evaluation of it that is no new best',
-                f'{EMA_RESTART_STEP:.3g}',
-                f'{recipe.ema_restart_step:.3g}',
+                EMA_RESTART_STEP,
+                recipe.ema_restart_step,
+                '{:.3g}'.format,
             ),
         ]
     widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
@@ -264,7 +286,7 @@ def regime_note(recipe: Recipe, images: int) -> str | None:
         recipe: The run's.
         images: Training images.
     """
-    dense = recipe.stages[1] > recipe.stages[0]
+    dense = recipe.stages is not None and recipe.stages[1] > recipe.stages[0]
     total = recipe.epochs * recipe.iters_per_epoch
     if not dense or any(total >= iters and images >= least for iters, least in SEEN_AHEAD):
         return None

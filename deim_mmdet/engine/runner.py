@@ -3,18 +3,22 @@
 import copy
 from pathlib import Path
 
+from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.device import is_cuda_available
 from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoints.loading import SCHEME
 from ..models.cpu import optimize_for_cpu
+from ..utils.components import component_class
 from ..utils.files import replaced_when_complete, write_text
-from .checks import bare_model, check_classes, check_object_counts
+from .apply_recipe import apply_recipe
+from .checks import bare_model, check_object_counts
 from .faults import (
     check_work_dir,
     checkpoint_size,
@@ -23,9 +27,16 @@ from .faults import (
     find_resumable,
     unwritten_checkpoint,
 )
-from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
+from .hooks import AgreementHook
 from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
+from .resuming import (
+    apply_settings,
+    current_settings,
+    group_settings,
+    report_changes,
+    saved_settings,
+)
 
 
 # In mmengine's own registry, where both its tools and mmdet's find it.
@@ -39,10 +50,13 @@ class DEIMRunner(Runner):
     ``ExpWarmupEMAHook``, ``EMARestartHook`` and ``DenseO2OScheduleHook``. A number that the config
     gives to one of them itself is left alone. ``auto_scale_lr`` holds the published batch size and
     switches the rule for batch sizes; mmengine's own scaling isn't applied on top. Without
-    ``recipe`` in the config nothing is derived.
+    ``recipe`` in the config nothing is derived. The table shows the numbers in force, also those
+    that the config gives itself. A resumed run takes all numbers from its own config, see
+    :mod:`~deim_mmdet.engine.resuming`.
 
-    It refuses, before the first iteration, images with more objects than queries and a number of
-    classes other than the data set's; loads checkpoints of the reference and of transformers as its
+    It refuses, before the first iteration, images with more objects than queries and, by
+    :class:`~deim_mmdet.engine.AgreementHook`, classes and evaluators that don't fit the data sets
+    and the checkpoint; loads checkpoints of the reference and of transformers as its
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
     leaves no half-written one. Faults of the machine (a full disk, a killed data-loader worker, a
     damaged checkpoint, another process of the run that is lost) end with one message or are got
@@ -51,7 +65,7 @@ class DEIMRunner(Runner):
     the form of :func:`~deim_mmdet.models.cpu.optimize_for_cpu`.
     """
 
-    #: The derived numbers, from the start of training on; None without a recipe in the config.
+    #: The numbers in force, from the start of training on; None without a recipe in the config.
     recipe: Recipe | None = None
 
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
@@ -69,6 +83,21 @@ class DEIMRunner(Runner):
         if not is_cuda_available():
             model = optimize_for_cpu(model)
         return model
+
+    def register_hooks(
+        self, default_hooks: dict | None = None, custom_hooks: list | None = None
+    ) -> None:
+        super().register_hooks(default_hooks, custom_hooks)
+        if not any(isinstance(hook, AgreementHook) for hook in self.hooks):
+            self.register_hook(AgreementHook())
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        if isinstance(dataloader, dict) and not dataloader.get('num_workers'):
+            # Both need workers; a config that had some may set their number to 0.
+            options = ('persistent_workers', 'prefetch_factor')
+            dataloader = {k: v for k, v in dataloader.items() if k not in options}
+        return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
@@ -100,11 +129,8 @@ class DEIMRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_optim_wrapper(self, optim_wrapper):
-        if (
-            isinstance(optim_wrapper, dict)
-            and optim_wrapper.get('type') == 'AmpOptimWrapper'
-            and not is_cuda_available()
-        ):
+        in_half_precision = component_class(OPTIM_WRAPPERS, optim_wrapper) is AmpOptimWrapper
+        if in_half_precision and not is_cuda_available():
             self.logger.info('No CUDA: mixed precision in bfloat16 on the CPU')
             optim_wrapper = copy.deepcopy(optim_wrapper)
             optim_wrapper['type'] = 'CpuAmpOptimWrapper'
@@ -115,23 +141,12 @@ class DEIMRunner(Runner):
     def build_train_loop(self, loop) -> BaseLoop:
         built = super().build_train_loop(loop)
         dataset = built.dataloader.dataset
-        check_classes(bare_model(self.model), dataset, 'training')
         check_object_counts(bare_model(self.model), dataset)
         if len(built.dataloader) == 0:
             raise ValueError(
                 f'the training set has {len(dataset)} images, too few for one batch of '
                 f'{built.dataloader.batch_size} a process: lower train_dataloader.batch_size'
             )
-        return built
-
-    def build_val_loop(self, loop) -> BaseLoop:
-        built = super().build_val_loop(loop)
-        check_classes(bare_model(self.model), built.dataloader.dataset, 'validation')
-        return built
-
-    def build_test_loop(self, loop) -> BaseLoop:
-        built = super().build_test_loop(loop)
-        check_classes(bare_model(self.model), built.dataloader.dataset, 'test')
         return built
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
@@ -144,21 +159,19 @@ class DEIMRunner(Runner):
             super().scale_lr(optim_wrapper, auto_scale_lr)
             return
         published = self._published_recipe(auto_scale_lr or {})
-        loader = self.train_dataloader
-        accumulation = optim_wrapper._accumulative_counts
-        per_process = loader.batch_size or loader.batch_sampler.batch_size
-        self.recipe = derive_recipe(
+        settings = current_settings(self)
+        derived = derive_recipe(
             published,
-            epochs=self.max_epochs,
-            batch_size=per_process * self.world_size * accumulation,
-            iters_per_epoch=len(loader),
-            accumulation=accumulation,
+            epochs=settings['epochs'],
+            batch_size=settings['batch_size'],
+            iters_per_epoch=settings['iters_per_epoch'],
+            accumulation=settings['accumulation'],
             scale_by_batch=auto_scale_lr.get('enable', False),
         )
-        self._apply(self.recipe, optim_wrapper)
+        self.recipe = apply_recipe(self, derived)
         lr = self.cfg.optim_wrapper.optimizer.lr
         self.logger.info('Recipe\n' + format_recipe(published, self.recipe, lr))
-        if note := regime_note(self.recipe, len(loader.dataset)):
+        if note := regime_note(self.recipe, len(self.train_dataloader.dataset)):
             self.logger.warning(note)
 
     def _published_recipe(self, auto_scale_lr: dict) -> PublishedRecipe:
@@ -172,22 +185,6 @@ class DEIMRunner(Runner):
             return PublishedRecipe(batch_size=batch_size, **self.cfg.recipe)
         except TypeError as error:
             raise ValueError(f'recipe={dict(self.cfg.recipe)}: {error}') from None
-
-    def _apply(self, recipe: Recipe, optim_wrapper: OptimWrapper) -> None:
-        for group in optim_wrapper.param_groups:
-            group['lr'] *= recipe.lr_scale
-        schedulers = self.param_schedulers
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-            if isinstance(scheduler, dict) and scheduler.get('type') == 'FlatCosineLR':
-                for name in ('warmup_iters', 'cosine_begin', 'cosine_end', 'lr_gamma'):
-                    scheduler.setdefault(name, getattr(recipe, name))
-        for hook in self.hooks:
-            if isinstance(hook, DenseO2OScheduleHook):
-                hook.set_default(recipe.stages)
-            elif isinstance(hook, ExpWarmupEMAHook):
-                hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
-            elif isinstance(hook, EMARestartHook):
-                hook.set_default(recipe.ema_restart_decay, recipe.ema_restart_step)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         """Load a checkpoint as mmengine does; one of the reference or transformers is converted.
@@ -211,7 +208,14 @@ class DEIMRunner(Runner):
         Raises:
             RunFault: See :func:`~deim_mmdet.engine.faults.explained_faults`; a
                 :class:`LostProcessError` where another process of the run is lost.
+            ValueError: The config asks for a compiled training step.
         """
+        if self.cfg.get('compile'):
+            raise ValueError(
+                f'compile={self.cfg.compile} compiles the whole training step, and torch.compile '
+                'fails on it: the number of denoising queries follows from the objects of each '
+                'batch. Leave it out of the config for training'
+            )
         with naming_lost_processes(), explained_faults(self.work_dir):
             return super().train()
 
@@ -232,6 +236,25 @@ class DEIMRunner(Runner):
                     write_text(Path(self.work_dir) / 'last_checkpoint', str(path))
             self._load_from = None if path is None else str(path)
         super().load_or_resume()
+        if isinstance(self._train_loop, BaseLoop) and isinstance(self.optim_wrapper, OptimWrapper):
+            report_changes(self, saved_settings(self))
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Resume from a checkpoint, and go on with the numbers of the present config.
+
+        Args:
+            filename: Path or ``https://`` address.
+            args: Further arguments of mmengine's method.
+            kwargs: Likewise.
+
+        Raises:
+            ValueError: The checkpoint is of another model or optimiser.
+        """
+        follows = isinstance(self.optim_wrapper, OptimWrapper)
+        fresh = group_settings(self.optim_wrapper) if follows else []
+        super().resume(filename, *args, **kwargs)
+        if follows:
+            apply_settings(self, fresh)
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:

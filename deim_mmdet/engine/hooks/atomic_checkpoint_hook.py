@@ -6,7 +6,6 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import BaseLoop
 
 from ...utils.files import remove_unfinished, write_text
 from ..faults import check_space, checkpoint_size
@@ -34,11 +33,16 @@ class AtomicCheckpointHook(CheckpointHook):
         RunFault: Not even one checkpoint fits on the disk.
     """
 
+    _training = False
     _saved_epoch: int | None = None
     _best_changed = False
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        self._training = True
+        self._enter_best(
+            {key: path and self._in_own_folder(path) for key, path in self._entered_best().items()}
+        )
         # The best checkpoint of each indicator, and all best ones that are on the disk.
         self._best = {key: path for key, path in self._entered_best().items() if path}
         self._best_written = set(self._best.values())
@@ -53,6 +57,11 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.by_epoch:
             self._make_up_for_evaluation(runner)
 
+    def _in_own_folder(self, path: str) -> str:
+        """Path of a checkpoint where the work directory was copied or moved since it was saved."""
+        own = self.file_backend.join_path(self.out_dir, Path(path).name)
+        return own if self.file_backend.isfile(own) else path
+
     def _make_up_for_evaluation(self, runner) -> None:
         hub = runner.message_hub
         # Without an entry nothing is known of earlier evaluations, or there were no epochs.
@@ -66,6 +75,9 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        # Runner.val evaluates without a training, for which mmengine's hook is not prepared.
+        if not self._training:
+            return
         # mmengine writes the last checkpoint by epoch again before all hooks have seen the result.
         last = self.last_ckpt
         if self.by_epoch:
@@ -75,8 +87,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self.last_ckpt = last
 
     def after_val(self, runner) -> None:
-        # Runner.val evaluates without a training.
-        if not self.by_epoch or not isinstance(runner._train_loop, BaseLoop):
+        if not self.by_epoch or not self._training:
             return
         runner.message_hub.update_info('validated_epoch', runner.epoch)
         if self._best_changed or self._saved_epoch == runner.epoch:

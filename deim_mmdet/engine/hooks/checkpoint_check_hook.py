@@ -6,6 +6,7 @@ from mmengine.runner import BaseLoop
 
 from ...checkpoints.classes import adapt_class_layers
 from ..checks import bare_model, check_checkpoint, check_finite, check_resumable
+from ..resuming import check_same_optimizer
 
 
 @HOOKS.register_module()
@@ -15,13 +16,14 @@ class CheckpointCheckHook(Hook):
     mmengine itself only logs parameters that don't fit and goes on without them. Where training
     starts from a checkpoint with other classes, its class layers are replaced by the model's new
     ones, but for the rows of classes with the same name, and a line is logged. For testing and
-    for resuming, such a checkpoint is refused. So is, in any
-    case, one with NaN or infinite numbers.
+    for resuming, such a checkpoint is refused. So is, in any case, one with NaN or infinite
+    numbers, and for resuming one of another optimiser.
 
     Raises:
         ValueError: See :func:`~deim_mmdet.engine.checks.check_checkpoint`,
-            :func:`~deim_mmdet.engine.checks.check_finite` and
-            :func:`~deim_mmdet.engine.checks.check_resumable`.
+            :func:`~deim_mmdet.engine.checks.check_finite`,
+            :func:`~deim_mmdet.engine.checks.check_resumable` and
+            :func:`~deim_mmdet.engine.resuming.check_same_optimizer`.
     """
 
     priority = 'HIGHEST'
@@ -31,6 +33,7 @@ class CheckpointCheckHook(Hook):
         # mmengine builds the loop when training starts; until then it is a config.
         if runner._resume:
             check_resumable(checkpoint)
+            check_same_optimizer(runner, checkpoint)
         elif isinstance(runner._train_loop, BaseLoop):
             metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
             message = adapt_class_layers(model, checkpoint, metainfo.get('classes'))

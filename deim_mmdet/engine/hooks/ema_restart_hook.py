@@ -99,6 +99,7 @@ class EMARestartHook(Hook):
         if runner.epoch < begin and state['decay'] is not None:
             # Resumed with more epochs than before: the last stage lies ahead again.
             self._update(runner, decay=None, due=False)
+        self._follow_settings(runner)
         if state['epoch'] is not None:
             self._check_file(runner)
 
@@ -115,7 +116,8 @@ class EMARestartHook(Hook):
                 )
             return
         if state['decay'] is None:
-            state = self._update(runner, decay=self.restart_decay, due=True)
+            numbers = [self.restart_decay, self.decay_step]
+            state = self._update(runner, decay=self.restart_decay, numbers=numbers, due=True)
         _find_hook(runner, ExpWarmupEMAHook).ema_model.decay = state['decay']
         if state['due']:
             self._restart(runner, state)
@@ -209,6 +211,17 @@ class EMARestartHook(Hook):
                 'evaluated, so that training cannot restart from the best of them: lower '
                 f'train_cfg.val_interval={interval}'
             )
+
+    def _follow_settings(self, runner) -> None:
+        """Take off the same number of steps as before where a resumed run has other numbers."""
+        state, numbers = self._state(runner), [self.restart_decay, self.decay_step]
+        # Checkpoints of version 0.1 don't say from which numbers their decay comes.
+        before = state.get('numbers') or numbers
+        if state['decay'] is None or before == numbers:
+            return
+        steps = round((before[0] - state['decay']) / before[1]) if before[1] else 0
+        decay = max(0.0, self.restart_decay - steps * self.decay_step)
+        self._update(runner, decay=decay, numbers=numbers)
 
     def _first_epoch(self, runner) -> int:
         if self.begin is not None:

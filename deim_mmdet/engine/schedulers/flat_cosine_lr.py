@@ -29,12 +29,13 @@ def flat_cosine_factor(
 class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
     """:func:`flat_cosine_factor` times each parameter group's own base rate, by iteration.
 
-    A resumed run continues at its iteration with the numbers of its own config, so that training
-    can be prolonged: of a checkpoint only the position in the schedule is restored.
+    A resumed run continues at its iteration with the numbers and base rates of its own config, so
+    that both can be changed: of a checkpoint only the position in the schedule is restored.
 
     Args:
         optimizer: Optimiser or its wrapper.
-        warmup_iters: Iterations of warm-up, from 0.
+        warmup_iters: Iterations of warm-up, from 0. This one and the next two are required;
+            :class:`~deim_mmdet.engine.DEIMRunner` derives what the config doesn't give.
         cosine_begin: Iteration at which the learning rate starts to fall.
         cosine_end: Iteration from which on it is constant.
         lr_gamma: Factor at the end, positive.
@@ -44,15 +45,15 @@ class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
         **kwargs: ``begin`` and ``end`` of mmengine's schedulers.
 
     Raises:
-        ValueError: A number is out of range or ``by_epoch`` is set.
+        ValueError: A number is missing or out of range, or ``by_epoch`` is set.
     """
 
     def __init__(
         self,
         optimizer,
-        warmup_iters: int,
-        cosine_begin: int,
-        cosine_end: int,
+        warmup_iters: int | None = None,
+        cosine_begin: int | None = None,
+        cosine_end: int | None = None,
         lr_gamma: float = 0.5,
         last_step: int = -1,
         by_epoch: bool = False,
@@ -61,6 +62,14 @@ class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
     ) -> None:
         if by_epoch:
             raise ValueError('FlatCosineLR works by iteration: set by_epoch=False')
+        numbers = dict(warmup_iters=warmup_iters, cosine_begin=cosine_begin, cosine_end=cosine_end)
+        missing = [name for name, number in numbers.items() if number is None]
+        if missing:
+            raise ValueError(
+                f'FlatCosineLR has no {", ".join(missing)}: give them, or train with '
+                "runner_type='DEIMRunner' (RUNNERS.build(cfg) or DEIMRunner.from_cfg(cfg) in place "
+                'of Runner.from_cfg(cfg)), which derives them from the recipe'
+            )
         if warmup_iters < 0 or not 0 <= cosine_begin <= cosine_end:
             raise ValueError(
                 'FlatCosineLR needs warmup_iters >= 0 and 0 <= cosine_begin <= cosine_end, but got '
@@ -81,5 +90,13 @@ class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
         return [base * factor for base in self.base_values]
 
     def load_state_dict(self, state_dict: dict) -> None:
-        position = ('last_step', '_global_step', 'base_values', '_last_value')
-        super().load_state_dict({key: state_dict[key] for key in position})
+        """Take the position in the schedule from a state, and set the rates that belong to it."""
+        self.move_to(state_dict['_global_step'])
+
+    def move_to(self, iteration: int) -> None:
+        """Go to an iteration, counted from 0, and set the rates that belong to it."""
+        self._global_step = iteration
+        self.last_step = max(0, min(iteration, self.end - 1) - self.begin)
+        self._last_value = self._get_value()
+        for group, value in zip(self.optimizer.param_groups, self._last_value, strict=True):
+            group[self.param_name] = value

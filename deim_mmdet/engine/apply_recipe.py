@@ -1,0 +1,64 @@
+"""A recipe's numbers for all parts of a training that take them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from mmdet.registry import PARAM_SCHEDULERS
+
+from ..utils.components import is_component
+from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
+from .recipe import Recipe
+from .schedulers import FlatCosineLR
+
+# What FlatCosineLR takes of a recipe.
+SCHEDULE = ('warmup_iters', 'cosine_begin', 'cosine_end', 'lr_gamma')
+
+
+def apply_recipe(runner, recipe: Recipe) -> Recipe:
+    """Give a recipe's numbers to optimiser, schedulers and hooks, unless the config has own ones.
+
+    Args:
+        runner: Runner of a training whose optimiser is built; its schedulers are configs yet.
+        recipe: The derived numbers.
+
+    Returns:
+        The numbers in force: those of the config where it gives some, None for what the training
+        has no part for.
+    """
+    for group in runner.optim_wrapper.param_groups:
+        group['lr'] *= recipe.lr_scale
+    in_force: dict[str, Any] = dict.fromkeys((
+        *('warmup_iters', 'lr_gamma', 'stages', 'ema_decay', 'ema_warmup_iters'),
+        *('ema_restart_decay', 'ema_restart_step'),
+    ))  # fmt: skip
+    for scheduler in _schedulers(runner.param_schedulers):
+        if isinstance(scheduler, FlatCosineLR):
+            in_force.update({name: getattr(scheduler, name) for name in SCHEDULE})
+        elif is_component(PARAM_SCHEDULERS, scheduler, FlatCosineLR):
+            in_force.update(
+                {name: scheduler.setdefault(name, getattr(recipe, name)) for name in SCHEDULE}
+            )
+    for hook in runner.hooks:
+        if isinstance(hook, DenseO2OScheduleHook):
+            hook.set_default(recipe.stages)
+            in_force.update(stages=hook.stages)
+        elif isinstance(hook, ExpWarmupEMAHook):
+            hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
+            numbers = hook.ema_cfg
+            in_force.update(ema_decay=numbers['decay'], ema_warmup_iters=numbers['warmup_iters'])
+        elif isinstance(hook, EMARestartHook):
+            hook.set_default(recipe.ema_restart_decay, recipe.ema_restart_step)
+            in_force.update(ema_restart_decay=hook.restart_decay, ema_restart_step=hook.decay_step)
+    return replace(recipe, **in_force)
+
+
+def _schedulers(schedulers: Any) -> Iterator[Any]:
+    """Configs, or objects, in whatever form mmengine takes them."""
+    if isinstance(schedulers, dict) and 'type' not in schedulers:
+        schedulers = [*schedulers.values()]
+    if isinstance(schedulers, list | tuple):
+        for entry in schedulers:
+            yield from _schedulers(entry)
+    else:
+        yield schedulers
