@@ -7,8 +7,7 @@
 # The size: n, s, m, l or x.
 _base_ = './deim_dfine_s.py'
 
-# Names of the classes, in the order of `categories` in the annotation files. Their ids there may
-# start at 0 or 1 and have gaps.
+# Names of the classes, as in `categories` of the annotation files. Order and ids may be others there.
 classes = ('cat', 'dog')
 
 # Annotation files and image folders, relative to data_root.
@@ -39,6 +38,8 @@ dense_o2o = True
 
 # ------------------------------------------------------------------------------------------------
 
+import os.path as osp  # noqa: E402
+
 model = dict(
     bbox_head=dict(num_classes=len(classes)),
     data_preprocessor=dict(
@@ -63,12 +64,11 @@ training_set = dict(
     data_prefix=dict(img=train_images),
 )
 validation_set = dict(training_set, ann_file=val_annotations, data_prefix=dict(img=val_images))
-train_dataloader = dict(
-    batch_size=batch_size, num_workers=num_workers, dataset=dict(dataset=training_set)
-)
-val_dataloader = dict(batch_size=batch_size, num_workers=num_workers, dataset=validation_set)
+workers = dict(num_workers=num_workers, persistent_workers=num_workers > 0)
+train_dataloader = dict(batch_size=batch_size, dataset=dict(dataset=training_set), **workers)
+val_dataloader = dict(batch_size=batch_size, dataset=validation_set, **workers)
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + val_annotations)
+val_evaluator = dict(ann_file=osp.join(data_root, val_annotations))
 test_evaluator = val_evaluator
 
 _base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2

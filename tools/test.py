@@ -17,7 +17,8 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 
-from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.checks import check_data
+from deim_mmdet.engine.config import check_no_conflict, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +42,11 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='settings in place of those of the config, as key=value: data_root=/data/mine, '
         'image_size=320. Lists: key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--no-check-data',
+        action='store_true',
+        help='do not look for faults in the annotations first, see tools/check_dataset.py',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
@@ -84,6 +90,14 @@ def add_test_time_augmentation(cfg: Config) -> None:
 
 def prepare(args: argparse.Namespace) -> Config:
     """The config with the command line's settings in it."""
+    check_no_conflict(
+        args.cfg_options,
+        {
+            'launcher': ('--launcher', args.launcher),
+            'work_dir': ('--work-dir', args.work_dir),
+            'load_from': ('the checkpoint', args.checkpoint),
+        },
+    )
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.load_from = args.checkpoint
@@ -101,7 +115,10 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    runner = RUNNERS.build(prepare(args))
+    cfg = prepare(args)
+    if not args.no_check_data:
+        check_data(cfg, ('test',))
+    runner = RUNNERS.build(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

@@ -17,7 +17,8 @@ from mmengine.registry import RUNNERS
 
 from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.checks import check_data
-from deim_mmdet.engine.config import load_config, override_length
+from deim_mmdet.engine.config import check_no_conflict, load_config, override_length
+from deim_mmdet.engine.faults import find_resumable
 
 
 def positive(text: str) -> int:
@@ -85,6 +86,21 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> Config:
     """The config with the command line's settings in it."""
+    check_no_conflict(
+        args.cfg_options,
+        {
+            'launcher': ('--launcher', args.launcher),
+            'work_dir': ('--work-dir', args.work_dir),
+            'train_cfg.max_epochs': ('--epochs', args.epochs),
+            'max_epochs': ('--epochs', args.epochs),
+            'train_dataloader.batch_size': ('--batch-size', args.batch_size),
+            'batch_size': ('--batch-size', args.batch_size),
+            'train_cfg.val_interval': ('--val-interval', args.val_interval),
+            'optim_wrapper.type': ('--amp', 'AmpOptimWrapper' if args.amp else None),
+            'auto_scale_lr.enable': ('--auto-scale-lr', args.auto_scale_lr or None),
+            'load_from': ('--resume', None if args.resume == 'auto' else args.resume),
+        },
+    )
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -103,7 +119,10 @@ def prepare(args: argparse.Namespace) -> Config:
                 'batch size that its learning rate belongs to'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
+    if args.resume == 'auto' and find_resumable(cfg.work_dir)[0] is None:
+        # A first start, which may be one from weights.
+        print(f'--resume: there is no checkpoint in {cfg.work_dir} yet, training starts anew')
+    elif args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     return cfg
@@ -112,10 +131,10 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    cfg = prepare(args)
     try:
+        cfg = prepare(args)
         if not args.no_check_data:
-            check_data(cfg)
+            check_data(cfg, ('training', 'validation'))
         RUNNERS.build(cfg).train()
     except RunFault as fault:
         # The message says all; the traceback would only hide it.

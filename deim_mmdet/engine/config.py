@@ -1,23 +1,50 @@
 """Reading of configs for the command-line tools."""
 
-from collections.abc import Callable
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..models.data_preprocessors import DenseO2OMultiScale
+from ..utils.components import is_component
+from .config_variables import set_variables
+
+#: What runners and tools read of a config, beside its variables, which only it reads itself.
+RUNNER_OPTIONS = {
+    *(set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}),
+    *('runner_type', 'recipe', 'custom_imports', 'sync_bn', 'find_unused_parameters'),
+    *('model_wrapper_cfg', 'compile', 'activation_checkpointing', 'efficient_conv_bn_eval'),
+    *('tta_model', 'tta_pipeline'),
+}
+# What is read of settings that no constructor checks.
+KNOWN_KEYS = {
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+}
 
 
-def load_config(path: str, options: dict | None = None) -> Config:
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
 
-    The variables ``data_root`` and ``image_size`` of our configs are carried to every place that
-    the config file used them at, so that one option is enough: folders and annotation files; the
-    ``Resize`` of all pipelines, ``DenseO2OMosaic`` and ``DenseO2OMultiScale``.
+    A variable of the config file or of its bases (``max_epochs`` of ``deim_dfine_custom.py``,
+    ``data_root``, ``image_size``) takes effect everywhere the files use it. In a config that was
+    dumped, whose values stand for themselves, ``data_root`` and ``image_size`` are carried to
+    folders and annotation files, to the ``Resize`` of all pipelines, ``DenseO2OMosaic`` and
+    ``DenseO2OMultiScale``.
+
+    Args:
+        path: The config file.
+        options: Value by dotted name.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: ``image_size`` is not a positive multiple of 32, or the config has no such
-            variable to override.
+        ValueError: There is nothing of an option's name, it would change nothing, or its value is
+            of another kind than the config's; names the option.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -26,33 +53,142 @@ def load_config(path: str, options: dict | None = None) -> Config:
         )
     cfg = Config.fromfile(path)
     options = dict(options or {})
-    for name, override in (('data_root', override_data_root), ('image_size', override_image_size)):
-        if name not in options:
-            continue
-        if not cfg.get(name):
-            raise ValueError(f'{path} has no variable {name}: name the options that it stands for')
-        override(cfg, options.pop(name))
+    check_names(cfg, options)
+    variables = {
+        option: _converted(cfg, option, options.pop(option))
+        for option in [*options]
+        if option.split('.')[0] not in RUNNER_OPTIONS
+    }
+    if variables:
+        cfg = _with_variables(cfg, path, variables)
     cfg.merge_from_dict(options)
     return cfg
 
 
+def check_names(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Look for options of names that nothing reads.
+
+    Raises:
+        ValueError: There is one; names similar ones.
+    """
+    for option in options:
+        name, *rest = option.split('.')
+        known, place = {*cfg, *RUNNER_OPTIONS}, ''
+        if name in known and rest:
+            known, place, name = KNOWN_KEYS.get(name, {rest[0]}), f'{name}.', rest[0]
+        if name not in known:
+            similar = difflib.get_close_matches(name, sorted(known)) or sorted(known)
+            raise ValueError(
+                f'--cfg-options {option}: the config has no {place}{name}, and nothing would read '
+                f'it. There are {", ".join(place + other for other in similar)}'
+            )
+
+
+def check_no_conflict(
+    options: Mapping[str, Any] | None, arguments: Mapping[str, tuple[str, Any]]
+) -> None:
+    """Look for options that an argument of the command line would replace by something else.
+
+    Args:
+        options: ``--cfg-options``.
+        arguments: Name and value of the argument that sets an option; a value of None sets nothing.
+
+    Raises:
+        ValueError: There is one; names both.
+    """
+    for option, value in (options or {}).items():
+        argument, given = arguments.get(option, ('', None))
+        if given is not None and given != value:
+            raise ValueError(
+                f'--cfg-options {option}={value} and {argument} {given} are two settings of one '
+                'thing: leave one of them out'
+            )
+
+
+def _converted(cfg: Config, option: str, value: Any) -> Any:
+    """An option's value as what the config has in its place.
+
+    Raises:
+        ValueError: It is of another kind.
+    """
+    name, *parts = option.split('.')
+    old = cfg[name]
+    if parts:
+        return value
+    if name == 'data_root' and value:
+        # Configs put paths behind it.
+        return f'{str(value).rstrip("/")}/'
+    if name == 'image_size' and (not isinstance(value, int) or value <= 0 or value % 32):
+        raise ValueError(f'image_size={value} must be a positive multiple of 32')
+    if isinstance(old, list | tuple):
+        return type(old)(value if isinstance(value, list | tuple) else [value])
+    kinds = {bool: bool, int: (int, float), float: (int, float), str: (str, int, float)}
+    kind = kinds.get(type(old), object)
+    wrong_bool = isinstance(value, bool) and kind is not bool and kind is not object
+    if not isinstance(value, kind) or wrong_bool:
+        raise ValueError(
+            f'--cfg-options {option}={value}: the config has {old!r} there, which is of another '
+            f'kind ({type(old).__name__})'
+        )
+    return str(value) if isinstance(old, str) else value
+
+
+def _with_variables(cfg: Config, path: str, variables: Mapping[str, Any]) -> Config:
+    """The config at ``path``, read as ``cfg``, with other values of its variables.
+
+    Raises:
+        ValueError: One of them would change nothing.
+    """
+    carriers = dict(data_root=override_data_root, image_size=override_image_size)
+    effective, carried = {}, {}
+    for option, value in variables.items():
+        alone = set_variables(path, {option: value})
+        if alone is not None and _others(alone, option) != _others(cfg, option):
+            effective[option] = value
+        elif option in carriers:
+            carried[option] = value
+        elif cfg.get(option) != value:
+            raise ValueError(
+                f'--cfg-options {option}: {option.split(".")[0]} is a variable from which nothing '
+                'else in the config follows: name the options that it was meant for'
+            )
+    if effective:
+        cfg = set_variables(path, effective)
+    for option, value in carried.items():
+        carriers[option](cfg, value)
+    if 'image_size' in effective:
+        for augment in _multi_scales(cfg):
+            augment.setdefault('base_size', cfg.image_size)
+    return cfg
+
+
+def _others(cfg: Config, option: str) -> dict:
+    """What a config holds beside the variable that an option is about."""
+    return {k: v for k, v in cfg.to_dict().items() if k != option.split('.')[0]}
+
+
+def _multi_scales(cfg: Config) -> Iterator[dict]:
+    """Configs of the batch augments that resize batches."""
+    for augment in (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []:
+        if is_component(MODELS, augment, DenseO2OMultiScale):
+            yield augment
+
+
 def override_data_root(cfg: Config, root: str) -> None:
     """Put ``root`` in place of ``cfg.data_root`` in data sets and evaluators."""
-    old, new = cfg.data_root, str(root).rstrip('/') + '/'
+    old = cfg.data_root
 
     def replaced(key: str, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         # The root itself, or a path under it.
-        return new + value[len(old) :] if value.startswith(old) else value
+        return root + value[len(old) :] if value.startswith(old) else value
 
     _replace(cfg, replaced)
 
 
 def override_image_size(cfg: Config, size: int) -> None:
     """Put ``size`` in place of ``cfg.image_size`` in pipelines, mosaic and multi-scale."""
-    if not isinstance(size, int) or size <= 0 or size % 32:
-        raise ValueError(f'image_size={size} must be a positive multiple of 32')
     old = cfg.image_size
 
     def replaced(key: str, value: Any) -> Any:
@@ -64,9 +200,8 @@ def override_image_size(cfg: Config, size: int) -> None:
             return size // 2
         return value
 
-    for part in (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []:
-        if part.type == 'DenseO2OMultiScale':
-            part.setdefault('base_size', old)
+    for augment in _multi_scales(cfg):
+        augment.setdefault('base_size', old)
     _replace(cfg, replaced)
 
 
