@@ -33,6 +33,7 @@ from deim_mmdet.deployment.runtimes import (
     export_openvino,
 )
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
+from deim_mmdet.engine.agreement import saved_classes
 from deim_mmdet.engine.config import load_config
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
@@ -92,18 +93,43 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load_detector(cfg: Config, checkpoint: str) -> nn.Module:
+def load_detector(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, ...] | None]:
     """The config's detector with a checkpoint's weights, in evaluation mode.
+
+    Returns:
+        The detector, and its class names in the order of the labels, where the checkpoint or else
+        the config's test set states them.
 
     Raises:
         RuntimeError: The checkpoint isn't of that detector.
+        ValueError: The test set has other classes than the checkpoint; lists both.
     """
     init_default_scope('mmdet')
     # The checkpoint brings the backbone's weights too.
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    load_checkpoint(model, f'{SCHEME}{checkpoint}', map_location='cpu', strict=True)
-    return model.eval()
+    content = load_checkpoint(model, f'{SCHEME}{checkpoint}', map_location='cpu', strict=True)
+    return model.eval(), labels_of(cfg, content)
+
+
+def labels_of(cfg: Config, checkpoint: dict) -> tuple[str, ...] | None:
+    """Class names in the order of a checkpoint's labels; None where nothing states them.
+
+    Raises:
+        ValueError: The config's test set has other classes; lists both.
+    """
+    given = (cfg.test_dataloader.dataset.get('metainfo') or {}).get('classes')
+    saved, certain = saved_classes(checkpoint)
+    if saved is None or given is None:
+        return saved or given
+    if sorted(saved) == sorted(given):
+        return saved
+    if certain:
+        raise ValueError(
+            f'classes differ: the checkpoint {list(saved)}, the test set of the config '
+            f'{list(given)}: take the config that the checkpoint was trained with'
+        )
+    return tuple(given)
 
 
 def check(
@@ -131,9 +157,11 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     size = network_size(cfg) if args.size is None else tuple(args.size)
     image = args.image or example_image(cfg)
-    model = load_detector(cfg, args.checkpoint)
-    onnx_path = export_onnx(model, args.out.with_suffix('.onnx'), size, args.opset, args.half)
+    model, classes = load_detector(cfg, args.checkpoint)
+    path = args.out.with_suffix('.onnx')
+    onnx_path = export_onnx(model, path, size, args.opset, args.half, classes)
     print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx3x{size[0]}x{size[1]}')
+    print(f'labels: {", ".join(classes) if classes else "names unknown"}')
     reference = PyTorchRuntime(DeployedDetector(model))
     check(reference, ONNXRuntime(onnx_path), image, size, args.half)
     if args.backend == 'openvino':

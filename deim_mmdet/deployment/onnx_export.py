@@ -1,6 +1,8 @@
 """Export to ONNX: one file from images to detections, for a dynamic batch."""
 
+import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ def export_onnx(
     size: tuple[int, int] = (640, 640),
     opset: int = OPSET,
     half: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """Write a detector as ONNX file.
 
@@ -39,6 +42,8 @@ def export_onnx(
         size: Height and width of the images.
         opset: Version of the operators, at least 17.
         half: Backbone and neck in half precision; the inputs stay in single precision.
+        classes: Class names in the order of the labels, for the file's metadata: a list in JSON
+            under ``classes``. None where they aren't known.
 
     Returns:
         ``path``.
@@ -80,7 +85,18 @@ def export_onnx(
     if not half:
         # The runtime would put casts around what it can't compute in half precision on a CPU.
         simplify(path)
+    if classes is not None:
+        _write_classes(path, classes)
     return path
+
+
+def _write_classes(path: Path, classes: Sequence[str]) -> None:
+    """Put class names into a file's metadata."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, dict(classes=json.dumps(list(classes))))
+    onnx.save(model, path)
 
 
 def check_size(size: tuple[int, int], stride: int) -> None:
