@@ -8,7 +8,8 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
-from mmengine.structures import InstanceData
+from mmdet.structures.mask import BaseInstanceMasks
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,10 +43,14 @@ class DenseO2OMixUp(StagedBatchAugment):
     """Blend every image of a batch with the one before it; objects of both (DEIM, section 3.1).
 
     Acts in the dense stage. Unlike mixup for classification the objects keep their full weight.
+    Objects may have masks and key points. A batch of one image stays as it is.
 
     Args:
         prob: Probability for a batch. Default 0.5.
         ratio: Range of the share of the image itself, uniform. Default (0.45, 0.55).
+
+    Raises:
+        ValueError: Samples have what two images cannot share, such as a semantic map.
 
     Example:
         >>> data_preprocessor = dict(
@@ -71,12 +76,20 @@ class DenseO2OMixUp(StagedBatchAugment):
         Returns:
             New images and the samples, changed in place.
         """
-        if self.stage is not Stage.DENSE or np.random.rand() >= self.prob:
+        # In any stage: a training should not end where the dense stage begins.
+        for sample in data_samples:
+            self._check(sample)
+        if self.stage is not Stage.DENSE or len(inputs) < 2 or np.random.rand() >= self.prob:
             return inputs, data_samples
         share = np.random.uniform(*self.ratio)
         if not overwrite:
             inputs = inputs.clone()
         _blend_with_previous(inputs, 1 - share)
+        size = tuple(inputs.shape[-2:])
+        for sample in data_samples:
+            for objects in sample.values():
+                if 'masks' in objects:
+                    objects.masks = _padded(objects.masks, size)
         mixed = [
             _objects_of_both(sample, previous)
             for sample, previous in zip(
@@ -87,8 +100,16 @@ class DenseO2OMixUp(StagedBatchAugment):
             for name, value in objects.items():
                 setattr(sample, name, value)
             # The previous image may reach into the padding of this one.
-            sample.set_metainfo({'img_shape': tuple(inputs.shape[-2:])})
+            sample.set_metainfo({'img_shape': size})
         return inputs, data_samples
+
+    def _check(self, sample: DetDataSample) -> None:
+        """Refuse a sample with more than sets of objects, or with masks of an unknown kind."""
+        for name, value in sample.items():
+            if not isinstance(value, InstanceData):
+                raise _refusal(self, 'mix', name, value)
+            if 'masks' in value and not isinstance(value.masks, BaseInstanceMasks):
+                raise _refusal(self, 'mix', f'{name}.masks', value.masks)
 
     def extra_repr(self) -> str:
         return f'prob={self.prob}, ratio={self.ratio}, stage={self.stage.label}'
@@ -102,9 +123,14 @@ class DenseO2OMultiScale(StagedBatchAugment):
     the base size entering the draw ``base_size_repeat`` times. Each side of the input is scaled by
     size / ``base_size`` and rounded to a multiple of 32, so that inputs need not be square.
 
+    Boxes, masks, key points and semantic maps are resized too.
+
     Args:
         base_size: Size of the input, divisible by 32. Default 640.
         base_size_repeat: Weight of the base size in the draw; None for a fixed size. Default 4.
+
+    Raises:
+        ValueError: Samples have another field that may depend on the size.
 
     Example:
         >>> data_preprocessor = dict(
@@ -137,8 +163,8 @@ class DenseO2OMultiScale(StagedBatchAugment):
             data_samples: B samples with boxes in pixels of the images.
 
         Returns:
-            Images (B, 3, H', W') and the samples, changed in place: boxes, ``img_shape``,
-            ``pad_shape`` and ``batch_input_shape``.
+            Images (B, 3, H', W') and the samples, changed in place: objects, semantic maps,
+            ``img_shape``, ``pad_shape`` and ``batch_input_shape``.
         """
         if self.stage is Stage.NO_AUG:
             return inputs, data_samples
@@ -150,9 +176,13 @@ class DenseO2OMultiScale(StagedBatchAugment):
         inputs = _resize_nearest(inputs, new)
         y_scale, x_scale = new[0] / old[0], new[1] / old[1]
         for sample in data_samples:
-            for name in ('gt_instances', 'ignored_instances'):
-                if 'bboxes' in sample.get(name, ()):
-                    _rescale(sample.get(name), x_scale, y_scale)
+            for name, value in sample.items():
+                if isinstance(value, InstanceData):
+                    self._resize_objects(name, value, old, new)
+                elif isinstance(value, PixelData):
+                    setattr(sample, name, self._resized_maps(name, value, old, new))
+                else:
+                    raise _refusal(self, 'resize', name, value)
             shapes = {
                 name: (round(sample.get(name)[0] * y_scale), round(sample.get(name)[1] * x_scale))
                 for name in ('img_shape', 'pad_shape')
@@ -160,6 +190,49 @@ class DenseO2OMultiScale(StagedBatchAugment):
             }
             sample.set_metainfo({**shapes, 'batch_input_shape': new})
         return inputs, data_samples
+
+    def _resize_objects(
+        self, name: str, objects: InstanceData, old: tuple[int, int], new: tuple[int, int]
+    ) -> None:
+        """Put the fields of ``objects`` at their new size in place of the old ones.
+
+        Args:
+            name: Name of the objects in the sample, for messages.
+            objects: Objects of a sample.
+            old: (height, width) of the batch before.
+            new: (height, width) of the batch now.
+        """
+        scale = (new[1] / old[1], new[0] / old[0])
+        for field, value in objects.items():
+            last = value.shape[-1] if isinstance(value, Tensor) and value.ndim else None
+            if isinstance(value, BaseBoxes):
+                value.rescale_(scale)
+            elif isinstance(value, BaseInstanceMasks):
+                # At the size of the batch first: the scale of a part, rounded, would be another.
+                objects.set_field(_padded(value, old).resize(new), field)
+            elif field == 'bboxes' and last == 4:
+                objects.bboxes = _scaled(value, (*scale, *scale))
+            elif field == 'keypoints' and last in (2, 3):
+                # A third number is the visibility.
+                objects.keypoints = _scaled(value, (*scale, 1)[:last])
+            elif not _is_sizeless(field, value):
+                raise _refusal(self, 'resize', f'{name}.{field}', value)
+
+    def _resized_maps(
+        self, name: str, maps: PixelData, old: tuple[int, int], new: tuple[int, int]
+    ) -> PixelData:
+        """Maps at their new size, by the nearest pixel; arguments as of :meth:`_resize_objects`."""
+        resized = PixelData(metainfo=maps.metainfo)
+        for field, value in maps.items():
+            if not isinstance(value, Tensor):
+                raise _refusal(self, 'resize', f'{name}.{field}', value)
+            # Maps need not be padded to the size of the batch.
+            rows, columns = (
+                (torch.arange(round(side * (after / before))) * before // after).clamp(max=side - 1)
+                for side, before, after in zip(value.shape[-2:], old, new, strict=True)
+            )
+            resized.set_field(value[..., rows[:, None], columns], field)
+        return resized
 
     def extra_repr(self) -> str:
         return (
@@ -206,16 +279,38 @@ def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
 def _objects_of_both(sample: DetDataSample, previous: DetDataSample) -> dict[str, InstanceData]:
     """Joint objects of two samples, by the name of the kind of object."""
     return {
-        name: InstanceData.cat([sample.get(name), previous.get(name)])
-        for name in ('gt_instances', 'ignored_instances')
-        if name in sample and name in previous
+        name: InstanceData.cat([objects, previous.get(name)])
+        for name, objects in sample.items()
+        if name in previous
     }
 
 
-def _rescale(instances: InstanceData, x_scale: float, y_scale: float) -> None:
-    """Scale ``instances.bboxes`` in place of the old ones."""
-    boxes = instances.bboxes
-    if isinstance(boxes, BaseBoxes):
-        boxes.rescale_((x_scale, y_scale))
-    else:
-        instances.bboxes = boxes * boxes.new_tensor([x_scale, y_scale, x_scale, y_scale])
+def _refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueError:
+    """What to raise where ``augment`` cannot change a ``field`` of a sample with its image."""
+    name, kind = type(augment).__name__, type(value).__name__
+    return ValueError(
+        f'{name} cannot {verb} {field} ({kind}): take {name} out of batch_augments of the '
+        'data_preprocessor, or leave this field out of the samples (with_seg=False, '
+        'with_mask=False in LoadAnnotations)'
+    )
+
+
+def _padded(masks: BaseInstanceMasks, size: tuple[int, int]) -> BaseInstanceMasks:
+    """Masks at ``size`` (height, width)."""
+    return masks if (masks.height, masks.width) == size else masks.pad(size)
+
+
+def _scaled(points: Tensor, factors: Sequence[float]) -> Tensor:
+    """Points (..., n) times the n ``factors``, as floats."""
+    points = points if points.is_floating_point() else points.float()
+    return points * points.new_tensor(factors)
+
+
+def _is_sizeless(field: str, value: object) -> bool:
+    """Whether a field of objects stays as it is at another size of the image.
+
+    A single value an object, such as its label, does; an area doesn't.
+    """
+    return field == 'keypoints_visible' or (
+        isinstance(value, Tensor) and value.ndim == 1 and 'area' not in field
+    )

@@ -6,7 +6,8 @@ import torch
 from mmdet.models import DetDataPreprocessor
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
-from mmengine.structures import InstanceData
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.structures import InstanceData, PixelData
 
 from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
 from deim_mmdet.models.data_preprocessors.batch_augments import training_sizes
@@ -36,6 +37,35 @@ def make_batch(counts, height=64, width=64, box_type=torch.as_tensor):
         )
         samples.append(sample)
     return torch.rand(len(counts), 3, height, width, generator=generator), samples
+
+
+def rectangles(kind, boxes, height, width):
+    """Masks of the pixels within boxes (N, 4) on an image of ``height`` x ``width`` pixels."""
+    if kind is PolygonMasks:
+        polygons = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2], float)] for x1, y1, x2, y2 in boxes]
+        return PolygonMasks(polygons, height, width)
+    masks = np.zeros((len(boxes), height, width), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return BitmapMasks(masks, height, width)
+
+
+# Of a sample each; each fills a part of the image.
+RECTANGLES = [
+    [(8, 4, 40, 60), (0, 0, 64, 32), (50, 50, 64, 64)],
+    [(0, 10, 20, 30), (31, 33, 35, 37), (16, 0, 48, 64)],
+]
+
+
+def make_masked_batch(kind):
+    """A batch of 64 x 64 pixels with masks, of which the first fills the upper half only."""
+    inputs, samples = make_batch([3, 3])
+    for sample, boxes, height in zip(samples, RECTANGLES, (32, 64), strict=True):
+        sample.gt_instances.masks = rectangles(
+            kind, np.clip(boxes, 0, [64, height] * 2), height, 64
+        )
+        sample.ignored_instances.masks = rectangles(kind, [(0, 0, 8, 16)], height, 64)
+    return inputs, samples
 
 
 class TestMixUp:
@@ -87,11 +117,45 @@ class TestMixUp:
         _, samples = DenseO2OMixUp(prob=1)(*make_batch([0, 0]))
         assert [s.gt_instances.bboxes.shape for s in samples] == [(0, 4), (0, 4)]
 
-    def test_batch_of_one_meets_itself(self):
+    def test_batch_of_one_is_left_alone(self):
         inputs, samples = make_batch([2])
+        samples[0].set_metainfo({'img_shape': (48, 64)})
+        before = copy.deepcopy(samples[0])
         out, samples = DenseO2OMixUp(prob=1)(inputs, samples)
-        assert torch.allclose(out, inputs)
-        assert len(samples[0].gt_instances) == 4
+        assert torch.equal(out, inputs)
+        assert samples[0].metainfo == before.metainfo
+        assert torch.equal(samples[0].gt_instances.bboxes, before.gt_instances.bboxes)
+        assert len(samples[0].ignored_instances) == 1
+
+    @pytest.mark.parametrize('kind', [BitmapMasks, PolygonMasks])
+    def test_masks_of_both_at_the_size_of_the_batch(self, kind):
+        inputs, samples = make_masked_batch(kind)
+        first, second = (sample.gt_instances.masks.to_ndarray() for sample in samples)
+        first = np.pad(first, [(0, 0), (0, 32), (0, 0)])
+        _, samples = DenseO2OMixUp(prob=1)(inputs, samples)
+        for sample, order in zip(samples, ([first, second], [second, first]), strict=True):
+            masks = sample.gt_instances.masks
+            assert isinstance(masks, kind)
+            assert np.array_equal(masks.to_ndarray(), np.concatenate(order))
+            assert (
+                sample.ignored_instances.masks.to_ndarray().sum(axis=(1, 2)).tolist() == [128] * 2
+            )
+
+    @pytest.mark.parametrize('stage', list(Stage))
+    def test_what_cannot_be_mixed_is_refused_from_the_start(self, stage):
+        augment = DenseO2OMixUp(prob=0.01)
+        augment.set_stage(stage)
+        for name, message in [
+            ('gt_sem_seg', r'DenseO2OMixUp cannot mix gt_sem_seg \(PixelData\).*with_seg=False'),
+            ('masks', r'DenseO2OMixUp cannot mix gt_instances\.masks \(Tensor\).*batch_augments'),
+        ]:
+            inputs, samples = make_batch([1, 2])
+            if name == 'masks':
+                samples[1].gt_instances.masks = torch.zeros(2, 64, 64)
+            else:
+                samples[1].gt_sem_seg = PixelData(sem_seg=torch.zeros(1, 64, 64))
+            with pytest.raises(ValueError, match=message):
+                augment(inputs, samples)
 
     def test_box_objects_stay_box_objects(self):
         _, samples = DenseO2OMixUp(prob=1)(*make_batch([1, 2], box_type=HorizontalBoxes))
@@ -161,6 +225,121 @@ class TestMultiScale:
                     for (x1, y1, x2, y2), box in zip(old_boxes, new_boxes, strict=True):
                         expected = [x1 * x_scale, y1 * y_scale, x2 * x_scale, y2 * y_scale]
                         assert box == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize('kind', [BitmapMasks, PolygonMasks])
+    @pytest.mark.parametrize('size', [32, 96, 128])
+    def test_masks_cover_the_same_part_of_the_new_image(self, kind, size):
+        inputs, samples = make_masked_batch(kind)
+        augment = DenseO2OMultiScale(base_size=64)
+        augment.sizes = [size]
+        _, samples = augment(inputs, samples)
+        for sample, height in zip(samples, (32, 64), strict=True):
+            for objects in (sample.gt_instances, sample.ignored_instances):
+                assert (objects.masks.height, objects.masks.width) == (size, size)
+            found = sample.gt_instances.masks.to_ndarray()
+            boxes = np.clip(RECTANGLES[sample.img_id], 0, [64, height] * 2)
+            for mask, (x1, y1, x2, y2) in zip(found, boxes, strict=True):
+                # A pixel is in it if the point of the old image that it shows is.
+                points = (np.arange(size) + 0.5) * 64 / size
+                rows, columns = (y1 < points) & (points < y2), (x1 < points) & (points < x2)
+                # Rounding may move each of the four edges by one pixel.
+                differing = (mask != (rows[:, None] & columns)).sum()
+                assert differing <= 2 * (rows.sum() + columns.sum() + 2)
+                share = (x2 - x1) * (y2 - y1) / 64**2
+                assert mask.mean() == pytest.approx(share, abs=2 * 64 / size / 64)
+
+    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int64])
+    def test_bitmaps_and_semantic_maps_follow_every_pixel(self, dtype):
+        """Also those of images that fill a part of the batch only."""
+        for size in (224, 256, 288, 352, 384):
+            inputs = torch.randint(0, 2, (2, 3, 320, 320), dtype=torch.uint8)
+            _, samples = make_batch([3, 3], 320, 320)
+            for sample, image, height in zip(samples, inputs, (320, 123), strict=True):
+                part = image[:, :height].clone()
+                sample.gt_instances.masks = BitmapMasks(part.numpy(), height, 320)
+                maps = PixelData(sem_seg=part[:1].to(dtype), metainfo={'ignore_index': 7})
+                sample.gt_sem_seg = maps
+                sample.set_metainfo({'img_shape': (height, 320)})
+                image[:, height:] = 0
+            augment = DenseO2OMultiScale(base_size=320)
+            augment.sizes = [size]
+            out, samples = augment(inputs, samples)
+            for sample, image in zip(samples, out, strict=True):
+                assert np.array_equal(sample.gt_instances.masks.to_ndarray(), image.numpy())
+                found, height = sample.gt_sem_seg.sem_seg, sample.img_shape[0]
+                assert found.dtype == dtype
+                assert found.shape == (1, height, size)
+                # The last row may be of what is beyond the picture.
+                assert torch.equal(found[0, :-1], image[0, : height - 1].to(dtype))
+                assert sample.gt_sem_seg.ignore_index == 7
+            assert torch.equal(samples[0].gt_sem_seg.sem_seg[0], out[0, 0].to(dtype))
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.int64])
+    @pytest.mark.parametrize('visibility', [False, True])
+    def test_key_points_follow_the_corners(self, visibility, dtype):
+        inputs, samples = make_batch([2, 0], 128, 256)
+        for sample in samples:
+            boxes = sample.gt_instances.bboxes.round()
+            points = boxes.reshape(-1, 2, 2)
+            if visibility:
+                points = torch.cat([points, torch.full((len(points), 2, 1), 2)], -1)
+            sample.gt_instances.bboxes = boxes
+            sample.gt_instances.keypoints = points.to(dtype)
+            sample.gt_instances.keypoints_visible = torch.ones(len(points), 2)
+        augment = DenseO2OMultiScale(base_size=128)
+        augment.sizes = [96]
+        _, samples = augment(inputs, samples)
+        for sample in samples:
+            objects = sample.gt_instances
+            corners = objects.bboxes.reshape(-1, 2, 2)
+            torch.testing.assert_close(objects.keypoints[..., :2], corners)
+            assert (objects.keypoints[..., 2:] == 2).all()
+            assert (objects.keypoints_visible == 1).all()
+
+    def test_single_values_of_objects_stay_and_proposals_are_boxes(self):
+        inputs, samples = make_batch([2], 128, 128)
+        before = samples[0].gt_instances.bboxes
+        samples[0].gt_instances.instances_ids = torch.tensor([5, 9])
+        samples[0].proposals = InstanceData(bboxes=before.clone(), scores=torch.ones(2))
+        augment = DenseO2OMultiScale(base_size=128)
+        augment.sizes = [192]
+        augment(inputs, samples)
+        assert samples[0].gt_instances.instances_ids.tolist() == [5, 9]
+        assert torch.equal(samples[0].proposals.bboxes, before * 1.5)
+        assert samples[0].proposals.scores.tolist() == [1, 1]
+
+    @pytest.mark.parametrize(
+        ('field', 'value'),
+        [
+            ('masks', torch.zeros(2, 128, 128)),
+            ('polygons', torch.zeros(2, 8)),
+            ('areas', torch.zeros(2)),
+            ('keypoints', np.zeros((2, 5, 2))),
+            ('keypoints', torch.zeros(2, 5, 4)),
+            ('bboxes', torch.zeros(2, 5)),
+        ],
+    )
+    def test_what_cannot_be_resized_is_refused(self, field, value):
+        inputs, samples = make_batch([2], 128, 128)
+        samples[0].gt_instances.set_field(value, field)
+        augment = DenseO2OMultiScale(base_size=128)
+        augment.sizes = [96]
+        with pytest.raises(
+            ValueError, match=rf'DenseO2OMultiScale cannot resize gt_instances\.{field} .*: take'
+        ):
+            augment(inputs, samples)
+
+    @pytest.mark.parametrize(
+        ('value', 'name'),
+        [(torch.zeros(128, 128), 'depth'), (PixelData(map=np.zeros((1, 128, 128))), r'depth\.map')],
+    )
+    def test_unknown_fields_of_a_sample_are_refused(self, value, name):
+        inputs, samples = make_batch([2], 128, 128)
+        samples[0].depth = value
+        augment = DenseO2OMultiScale(base_size=128)
+        augment.sizes = [96]
+        with pytest.raises(ValueError, match=f'DenseO2OMultiScale cannot resize {name} '):
+            augment(inputs, samples)
 
     def test_boxes_follow_the_pixels(self):
         for seed in range(10):
