@@ -1,11 +1,13 @@
 """Mosaic of Dense O2O: four images in one, hence about four times as many objects."""
 
+import logging
 from collections.abc import Sequence, Sized
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
+from mmengine.logging import print_log
 
 from deim_mmdet.utils.arguments import check_count, check_number, check_range
 
@@ -13,6 +15,9 @@ from .objects import BOX_COMPANIONS, clip_boxes, large_enough, read_boxes, write
 
 # (row, column) of the quadrant of each image.
 QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+# Longest side of a tile in sizes of a tile: it bounds the memory of the canvas.
+MAX_ELONGATION = 8
 
 
 @TRANSFORMS.register_module()
@@ -28,6 +33,9 @@ class DenseO2OMosaic(BaseTransform):
     Pixels are touched twice only: each image is resized once, to the resolution at which the map
     will show it (at most that of its tile), and the map of the whole canvas goes straight to the
     size that ``scale`` asks for.
+
+    An image more than eight times as long as wide gets a tile of eight times ``tile_size``, with a
+    shorter side of less, so that no canvas fills the memory.
 
     Needs the three other samples in ``mix_results``, loaded, as mmdet's ``MultiImageMixDataset``
     gives them through :meth:`get_indexes`.
@@ -56,6 +64,8 @@ class DenseO2OMosaic(BaseTransform):
     """
 
     partners = 3
+    # Whether this process has named an elongated image.
+    _warned = False
 
     def __init__(
         self,
@@ -95,6 +105,7 @@ class DenseO2OMosaic(BaseTransform):
                 'its pipeline'
             )
         samples = [results, *others]
+        self._warn_of_elongated(samples)
         shapes = [shape_of_tile(sample['img'], self.tile_size) for sample in samples]
         quadrant = tuple(max(shape[side] for shape in shapes) for side in (0, 1))
         matrix = self._draw_affine(2 * quadrant[0], 2 * quadrant[1])
@@ -102,6 +113,21 @@ class DenseO2OMosaic(BaseTransform):
         results['img'] = self._draw([s['img'] for s in samples], shapes, quadrant, matrix)
         results['img_shape'] = results['img'].shape[:2]
         return results
+
+    def _warn_of_elongated(self, samples: Sequence[dict]) -> None:
+        """Name the first image of this process whose tile must be smaller than others."""
+        elongated = [s for s in samples if is_elongated(s['img'], self.tile_size)]
+        if elongated and not DenseO2OMosaic._warned:
+            DenseO2OMosaic._warned = True
+            height, width = elongated[0]['img'].shape[:2]
+            print_log(
+                f'{type(self).__name__}: {elongated[0].get("img_path", "an image")} has {width} x '
+                f'{height} pixels; images more than {MAX_ELONGATION} times as long as wide are '
+                'shrunk further than others in mosaics, to bound their memory, and small objects '
+                'may vanish. Cut such images into pieces. This is said once.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _join_objects(
         self,
@@ -192,12 +218,24 @@ class DenseO2OMosaic(BaseTransform):
         )
 
 
+def is_elongated(img: np.ndarray, size: int) -> bool:
+    """Whether an image (H, W, C) is too long for a tile whose shorter side has ``size`` pixels."""
+    short, long = sorted(img.shape[:2])
+    return size * long // short > MAX_ELONGATION * size
+
+
 def shape_of_tile(img: np.ndarray, size: int) -> tuple[int, int]:
-    """(height, width) of an image (H, W, C) once its shorter side has ``size`` pixels."""
+    """(height, width) of an image (H, W, C) once its shorter side has ``size`` pixels.
+
+    Of an elongated one, once its longer side has as many as a tile may have.
+    """
     height, width = img.shape[:2]
-    if height <= width:
-        return size, size * width // height
-    return size * height // width, size
+    short, long = sorted((height, width))
+    if is_elongated(img, size):
+        sides = max(round(MAX_ELONGATION * size * short / long), 1), MAX_ELONGATION * size
+    else:
+        sides = size, size * long // short
+    return sides if height <= width else sides[::-1]
 
 
 def resize(img: np.ndarray, out: np.ndarray) -> None:

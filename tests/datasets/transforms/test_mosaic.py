@@ -1,5 +1,7 @@
 import cmath
+import logging
 import math
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -246,6 +248,76 @@ def test_samples_without_objects(make_sample):
     results = DenseO2OMosaic(tile_size=16).transform({**sample, 'mix_results': [sample] * 3})
     assert results['gt_bboxes'].tensor.shape == (0, 4)
     assert results['img'].shape == (32, 42, 3)
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'tile'),
+    [
+        (8, 4000, (5, 2560)),
+        (10000, 20, (2560, 5)),
+        (1, 30000, (1, 2560)),
+        (100, 1000, (256, 2560)),
+        # Within the bound, the second for its fraction of a pixel.
+        (100, 800, (320, 2560)),
+        (10000, 80003, (320, 2560)),
+        (100, 799, (320, 2556)),
+    ],
+)
+def test_tiles_of_elongated_images_are_bounded(height, width, tile):
+    # A view of one pixel has no memory to speak of.
+    img = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
+    assert shape_of_tile(img, 320) == tile
+
+
+@pytest.fixture
+def warnings_of_mosaics(monkeypatch):
+    """Messages, each of which must be a warning; as in a process that has said nothing so far."""
+    messages = []
+
+    def print_log(message, logger, level):
+        assert (logger, level) == ('current', logging.WARNING)
+        messages.append(message)
+
+    monkeypatch.setattr('deim_mmdet.datasets.transforms.mosaic.print_log', print_log)
+    monkeypatch.setattr(DenseO2OMosaic, '_warned', False)
+    return messages
+
+
+@pytest.mark.parametrize(('height', 'width'), [(8, 4000), (4000, 8)])
+def test_memory_of_elongated_images_is_bounded(make_sample, warnings_of_mosaics, height, width):
+    # Black but for a quarter of its length, which the object covers.
+    box = [width // 4, 0, width // 2, 8] if width > height else [0, height // 4, 8, height // 2]
+    samples = [make_sample([box], height, width) for _ in range(4)]
+    for number, sample in enumerate(samples):
+        sample['img_path'] = f'strip_{number}.png'
+    transform = DenseO2OMosaic(tile_size=320, rotation=0, translation=0, scale_range=(1, 1))
+    tracemalloc.start()
+    results = transform({**samples[0], 'mix_results': samples[1:]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Of the canvas and of the result.
+    assert peak < 20e6
+    img = results['img']
+    assert sorted(img.shape[:2]) == [10, 5120]
+    boxes = results['gt_bboxes'].tensor.tolist()
+    assert len(boxes) == 4
+    mask = np.zeros(img.shape[:2], bool)
+    for x1, y1, x2, y2 in np.rint(boxes).astype(int):
+        mask[y1:y2, x1:x2] = True
+    assert (mask != (img[..., 0] > 127)).mean() < 0.005
+    (message,) = warnings_of_mosaics
+    assert f'strip_0.png has {width} x {height} pixels' in message
+    assert 'Cut such images into pieces' in message
+
+
+def test_only_the_first_elongated_image_of_a_process_is_named(make_sample, warnings_of_mosaics):
+    plain, strip = make_sample([], 30, 40), make_sample([], 4, 60)
+    for number in range(3):
+        for partner in (plain, {**strip, 'img_path': f'strip_{number}.png'}):
+            transform = DenseO2OMosaic(tile_size=16)
+            transform.transform({**plain, 'mix_results': [plain, plain, partner]})
+    (message,) = warnings_of_mosaics
+    assert 'strip_0.png has 60 x 4 pixels' in message
 
 
 def test_partners_are_drawn_with_replacement():
