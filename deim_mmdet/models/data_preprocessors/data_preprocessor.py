@@ -22,6 +22,10 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
     What does not fit that, e.g. images of different sizes or batch augments of other packages,
     takes mmdet's way. Arguments are those of ``DetDataPreprocessor``.
 
+    Where the model takes three channels (three means, or an exchange of channels), arrays that are
+    given to mmdet's ``DetInferencer`` become what a picture file is loaded as: of grey ones, the
+    channel is repeated; alpha, a second or fourth channel, is dropped; of 16 bits the upper 8 stay.
+
     Example:
         >>> data_preprocessor = dict(
         ...     type='DenseO2ODataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255],
@@ -32,12 +36,17 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         """Make a batch of samples.
 
         Args:
-            data: ``inputs``, B images (3, H, W) uint8, and ``data_samples``, B samples or None.
+            data: ``inputs``, B images (3, H, W) uint8, or others as named above, and
+                ``data_samples``, B samples or None.
             training: Whether to apply the batch augments.
 
         Returns:
             ``inputs`` (B, 3, H', W') float32, normalised, and ``data_samples``.
+
+        Raises:
+            ValueError: An image has more than four channels.
         """
+        data = {**data, 'inputs': self._as_loaded(data['inputs'])}
         augments = list(self.batch_augments or ()) if training else []
         if not self._stacks_as_bytes(data['inputs'], augments, training):
             return super().forward(data, training)
@@ -54,6 +63,30 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         for augment in (a for a in augments if not a.picks_pixels):
             inputs, samples = augment(inputs, samples, overwrite=True)
         return {'inputs': inputs, 'data_samples': samples}
+
+    def _as_loaded(self, images: list[Tensor] | Tensor) -> list[Tensor] | Tensor:
+        """Images (C, H, W), or a stack of them, as picture files are loaded."""
+        if not (self._channel_conversion or (self._enable_normalize and len(self.mean) == 3)):
+            return images
+        if isinstance(images, Tensor):
+            return self._in_three_bytes(images)
+        return [self._in_three_bytes(image) for image in images]
+
+    def _in_three_bytes(self, images: Tensor) -> Tensor:
+        """Image or images (..., C, H, W) as (..., 3, H, W), 16 bits as 8."""
+        channels = images.shape[-3]
+        if channels > 4:
+            raise ValueError(
+                f'{type(self).__name__} takes images of 1 (grey), 3 or 4 (with alpha) channels, '
+                f'got {channels}: choose three of them in the pipeline'
+            )
+        if channels < 3:
+            images = images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
+        images = images[..., :3, :, :]
+        if images.dtype == torch.uint16:
+            # torch has no shift of this type.
+            images = (images.to(torch.int32) >> 8).to(torch.uint8)
+        return images
 
     def _stacks_as_bytes(
         self, images: list[Tensor] | Tensor, augments: list, training: bool

@@ -9,6 +9,7 @@ from mmdet.models import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
 from deim_mmdet.models.data_preprocessors import DenseO2ODataPreprocessor
@@ -123,3 +124,83 @@ def test_is_registered_and_takes_images_alone():
         [50.0, 60, 255]
     ).view(3, 1, 1)
     torch.testing.assert_close(batch['inputs'][1], expected)
+
+
+@pytest.mark.parametrize('kind', [DetDataPreprocessor, DenseO2ODataPreprocessor])
+@pytest.mark.parametrize(
+    ('sizes', 'pad_mask'),
+    [([(64, 64)] * 3, False), ([(64, 64)] * 3, True), ([(64, 32), (32, 64)], True)],
+    ids=['bytes', 'pad-mask', 'sizes'],
+)
+def test_masks_follow_the_pixels_through_both_augments(kind, sizes, pad_mask):
+    """An image shows its masks, so that a mixture shows those of both."""
+    scales = set()
+    for seed in range(8):
+        data = make_data(sizes)
+        for image, sample in zip(data['inputs'], data['data_samples'], strict=True):
+            masks = np.random.default_rng(seed).integers(0, 2, (2, *image.shape[1:]), np.uint8)
+            image[:] = torch.from_numpy(masks.max(0)) * 255
+            sample.gt_instances = InstanceData(
+                bboxes=torch.rand(2, 4),
+                labels=torch.arange(2),
+                masks=BitmapMasks(masks, *image.shape[1:]),
+            )
+        options = dict(mean=[0] * 3, std=[255] * 3, bgr_to_rgb=True, pad_mask=pad_mask)
+        preprocessor = kind(**options, batch_augments=[MIXUP, MULTI_SCALE])
+        preprocessor.batch_augments[1].sizes = [32, 64, 96, 128]
+        np.random.seed(seed)
+        batch = preprocessor(data, training=True)
+        for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+            masks = sample.gt_instances.masks.to_ndarray()
+            assert len(masks) == len(sample.gt_instances.bboxes) == 4
+            assert np.array_equal(masks.any(0), image[0].numpy() > 0)
+        scales.add(batch['inputs'].shape[-1])
+    assert len(scales) > 2
+
+
+CHANNELS = {
+    'grey': lambda image: image[:1],
+    'grey and alpha': lambda image: torch.cat([image[:1], 255 - image[:1]]),
+    'alpha': lambda image: torch.cat([image, 255 - image[:1]]),
+    '16 bits': lambda image: (image.to(torch.int32) * 256 + 255 - image).to(torch.uint16),
+    'grey of 16 bits': lambda image: (image[:1].to(torch.int32) * 256 + 77).to(torch.uint16),
+}
+
+
+@pytest.mark.parametrize('stacked', [False, True])
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'bgr_to_rgb': False, 'pad_size_divisor': 48}, {'mean': None, 'std': None}],
+    ids=['bytes', 'padded', 'raw'],
+)
+@pytest.mark.parametrize('form', CHANNELS)
+def test_arrays_of_any_channels_are_as_pictures(form, options, stacked):
+    images = make_data([(64, 64)] * 2)['inputs']
+    if form.startswith('grey'):
+        images = [image[:1].repeat(3, 1, 1) for image in images]
+    preprocessor = DenseO2ODataPreprocessor(**{**OPTIONS, **options})
+    batches = []
+    for inputs in (images, [CHANNELS[form](image) for image in images]):
+        inputs = torch.stack(inputs) if stacked else inputs
+        batches.append(preprocessor({'inputs': inputs, 'data_samples': None})['inputs'])
+    assert torch.equal(*batches)
+
+
+def test_floats_of_one_channel_are_grey():
+    images = make_data([(64, 64)], torch.float32)['inputs']
+    grey = images[0][:1]
+    preprocessor = DenseO2ODataPreprocessor(**OPTIONS)
+    batch = preprocessor({'inputs': [grey], 'data_samples': None})
+    expected = preprocessor({'inputs': [grey.repeat(3, 1, 1)], 'data_samples': None})
+    assert torch.equal(batch['inputs'], expected['inputs'])
+
+
+def test_other_numbers_of_channels_are_refused_or_left_to_a_model_of_them():
+    images = [torch.zeros(5, 32, 32, dtype=torch.uint8)]
+    with pytest.raises(ValueError, match=r'takes images of 1 \(grey\), 3 or 4 .* got 5: choose'):
+        DenseO2ODataPreprocessor(**OPTIONS)({'inputs': images, 'data_samples': None})
+    raw = DenseO2ODataPreprocessor()
+    assert raw({'inputs': images, 'data_samples': None})['inputs'].shape == (1, 5, 32, 32)
+    of_grey = DenseO2ODataPreprocessor(mean=[1], std=[2])
+    batch = of_grey({'inputs': [images[0][:1]], 'data_samples': None})
+    assert torch.equal(batch['inputs'], torch.full((1, 1, 32, 32), -0.5))
