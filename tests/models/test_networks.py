@@ -201,6 +201,39 @@ def test_every_parameter_gets_a_gradient(model, counts):
     assert any(key.startswith('dn.') for key in losses) == (sum(counts) > 0)
 
 
+@pytest.mark.parametrize('counts', [(3, 1), (0, 0)])
+def test_loss_is_the_same_in_evaluation(model, counts):
+    """Of all decoder layers, for the same noise, where norms use the same statistics."""
+    inputs, batch = torch.rand(2, 3, 64, 96), samples(counts)
+    results = []
+    for training in (True, False):
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        torch.manual_seed(1)
+        results.append(model.loss(inputs, batch))
+    in_training, in_evaluation = results
+    assert list(in_training) == list(in_evaluation)
+    assert 'd0.loss_cls' in in_evaluation
+    for term, value in in_training.items():
+        assert torch.equal(value, in_evaluation[term]), term
+
+
+def test_loss_in_evaluation_is_of_all_layers_detections_of_the_used():
+    cfg = dict(type='RTDETRHead', num_classes=80, in_channels=[32] * 2, num_points=[2, 2])
+    cfg.update(embed_dims=32, ffn_channels=16, num_queries=7, num_layers=3, num_eval_layers=2)
+    head = MODELS.build(cfg).eval()
+    for parameter in head.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    feats = [torch.rand(2, 32, 4, 6), torch.rand(2, 32, 2, 3)]
+    assert {'d0.loss_cls', 'd1.loss_cls', 'loss_cls'} <= head.loss(feats, samples((2, 1))).keys()
+    with torch.no_grad():
+        before = head(feats)
+        torch.nn.init.normal_(head.decoder.layers[2].linear1.weight)
+        torch.testing.assert_close(head(feats), before, rtol=0, atol=0)
+
+
 def test_more_objects_than_queries_trains(model):
     model.train()
     losses = model.loss(torch.rand(1, 3, 64, 96), samples((40,)))

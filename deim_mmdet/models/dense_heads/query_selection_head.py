@@ -94,9 +94,15 @@ class QuerySelectionHead(BaseModule):
         )
 
     def _decode(
-        self, feats: Sequence[Tensor], denoising: DenoisingQueries | None = None
+        self,
+        feats: Sequence[Tensor],
+        denoising: DenoisingQueries | None = None,
+        all_layers: bool = False,
     ) -> tuple[SelectedQueries, DecoderPredictions]:
-        """Selected queries, and the predictions for denoising (first) and matching queries."""
+        """Selected queries, and the predictions for denoising (first) and matching queries.
+
+        Predictions are those of all decoder layers, or of the last one used in evaluation.
+        """
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         spatial_shapes = [(int(feat.shape[2]), int(feat.shape[3])) for feat in feats]
         memory = torch.cat([to_tokens(feat) for feat in feats], dim=1)
@@ -107,7 +113,8 @@ class QuerySelectionHead(BaseModule):
             mask = denoising.attention_mask(content.shape[1])
             content = torch.cat([denoising.content, content], dim=1)
             references = torch.cat([denoising.reference_logits, references], dim=1)
-        return selected, self.decoder(content, references, memory, spatial_shapes, mask)
+        predictions = self.decoder(content, references, memory, spatial_shapes, mask, all_layers)
+        return selected, predictions
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits (B, Q, C) and (cx, cy, w, h) boxes (B, Q, 4) in [0, 1] of the last layer."""
@@ -123,7 +130,7 @@ class QuerySelectionHead(BaseModule):
         labels = [sample.gt_instances.labels for sample in batch_data_samples]
         boxes = [_normalised_boxes(sample) for sample in batch_data_samples]
         queries = None if self.denoising is None else self.denoising(labels, boxes)
-        selected, predictions = self._decode(feats, queries)
+        selected, predictions = self._decode(feats, queries, all_layers=True)
         predictions = predictions.in_full_precision()
         denoising, num_groups = None, 0
         if queries is not None:

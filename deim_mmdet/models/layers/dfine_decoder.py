@@ -20,7 +20,7 @@ class DFINEPredictions(DecoderPredictions):
         distributions: (L, B, Q, 4 · bins) logits of the sides' distributions.
         references: (B, Q, 4) reference boxes of all distributions, without gradient.
         initial_scores: (B, Q, C) class logits of the traditional head of the first layer; ``None``
-            in evaluation.
+            where only the last layer's predictions are wanted.
         initial_boxes: (B, Q, 4) boxes of that head.
     """
 
@@ -154,6 +154,7 @@ class DFINEDecoder(nn.Module):
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None = None,
+        all_layers: bool = False,
     ) -> DFINEPredictions:
         """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
 
@@ -163,9 +164,10 @@ class DFINEDecoder(nn.Module):
             memory: (B, Σ H_l W_l, D).
             spatial_shapes: (H_l, W_l) of each level.
             attn_mask: (Q, Q) bool, true where self-attention is forbidden.
+            all_layers: Whether to predict with all layers, as losses need it.
 
         Returns:
-            In training the predictions of all layers, in evaluation (L = 1) of the last.
+            The predictions of all layers, or (L = 1) of the last.
         """
         bins = self.bin_distances()
         references = reference_logits.sigmoid()
@@ -179,14 +181,14 @@ class DFINEDecoder(nn.Module):
                 initial_boxes = (
                     self.initial_box_head(query) + inverse_sigmoid(references)
                 ).sigmoid()
-                if self.training:
+                if all_layers:
                     initial_scores = self.score_heads[0](query)
                 initial_references = initial_boxes.detach()
             distributions = self.distribution_heads[i](query + previous_query) + distributions
             layer_boxes = distances_to_boxes(
                 initial_references, expected_distances(distributions, bins), self.reg_scale
             )
-            if self.training or i == len(self.layers) - 1:
+            if all_layers or i == len(self.layers) - 1:
                 layer_scores = self.score_heads[i](query)
                 scores.append(self.quality_estimators[i](layer_scores, distributions))
                 boxes.append(layer_boxes)

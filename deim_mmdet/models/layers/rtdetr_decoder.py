@@ -108,6 +108,7 @@ class RTDETRDecoder(nn.Module):
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None = None,
+        all_layers: bool = False,
     ) -> DecoderPredictions:
         """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
 
@@ -117,11 +118,12 @@ class RTDETRDecoder(nn.Module):
             memory: (B, Σ H_l W_l, D).
             spatial_shapes: (H_l, W_l) of each level.
             attn_mask: (Q, Q) bool, true where self-attention is forbidden.
+            all_layers: Whether to predict with all layers, as losses need it.
 
         Returns:
-            In training the predictions of all layers, in evaluation (L = 1) of the last used one.
+            The predictions of all layers, or (L = 1) of the last one used in evaluation.
         """
-        used = len(self.layers) if self.training else self.num_eval_layers
+        used = len(self.layers) if all_layers else self.num_eval_layers
         query, references = content, reference_logits.sigmoid()
         previous_boxes = references
         scores, boxes = [], []
@@ -130,7 +132,7 @@ class RTDETRDecoder(nn.Module):
             query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             offsets = self.box_heads[i](query)
             layer_boxes = (offsets + inverse_sigmoid(references)).sigmoid()
-            if self.training or i == used - 1:
+            if all_layers or i == used - 1:
                 # The same box, but its loss also reaches the layer that it refines ("look forward
                 # twice", DINO, arXiv 2203.03605).
                 boxes.append((offsets + inverse_sigmoid(previous_boxes)).sigmoid())
