@@ -92,7 +92,7 @@ class DFINECriterion(SetCriterion):
             **{k: v / num_union for k, v in self._boxes(boxes, union, targets).items()},
         )
         local = self._distributions(matching, union, targets, num_union, bins, balance, balance)
-        losses = named({**terms, **local}, [*layers, 'pre.', 'enc.'])
+        losses = {**named(terms, [*layers, 'pre.', 'enc.']), **_named_local(local, layers)}
 
         if denoising is not None:
             scores = torch.cat([denoising.scores, denoising.initial_scores[None]])
@@ -102,8 +102,9 @@ class DFINECriterion(SetCriterion):
             terms = self._terms(scores, boxes, pairs, targets, count)
             parts = counts[:2] * num_groups
             local = self._distributions(denoising, pairs, targets, count, bins, parts, balance)
-            prefixes = [f'dn.{prefix}' for prefix in [*layers, 'pre.']]
-            losses.update(named({**terms, **local}, prefixes))
+            layers = [f'dn.{prefix}' for prefix in layers]
+            losses.update(named(terms, [*layers, 'dn.pre.']))
+            losses.update(_named_local(local, layers))
         return losses
 
     def _distributions(
@@ -115,7 +116,7 @@ class DFINECriterion(SetCriterion):
         bins: tuple[int, Tensor, Tensor],
         parts: Tensor,
         balance: Tensor,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """FGL (L,) and DDF (L - 1,).
 
         ``parts`` (2,) are the numbers of matched and unmatched queries, averaged over the ranks,
@@ -161,7 +162,13 @@ class DFINECriterion(SetCriterion):
             matched=sides,
             balance=balance,
         )
-        return dict(loss_fgl=fgl, loss_ddf=ddf)
+        return fgl, ddf
+
+
+def _named_local(terms: tuple[Tensor, Tensor], layers: list[str]) -> dict[str, Tensor]:
+    """FGL of all layers and DDF of all but the last, by name."""
+    fgl, ddf = terms
+    return {**named(dict(loss_fgl=fgl), layers), **named(dict(loss_ddf=ddf), layers[:-1])}
 
 
 def _num_queries(predictions: DFINEPredictions) -> int:

@@ -144,11 +144,21 @@ def layer_prefixes(num_layers: int) -> list[str]:
 
 
 def named(terms: dict[str, Tensor], prefixes: list[str]) -> dict[str, Tensor]:
-    """``{prefix + term: scalar}``; a term with fewer values belongs to the first prefixes."""
+    """``{prefix + term: scalar}`` of terms that have a value for each of the prefixes.
+
+    Raises:
+        ValueError: A term has another number of values, of which some would be lost.
+    """
+    for term, values in terms.items():
+        if values.shape != (len(prefixes),):
+            raise ValueError(
+                f'{term} needs {len(prefixes)} values, one for each of {prefixes}, got the shape '
+                f'{tuple(values.shape)}: its loss must keep the sets of predictions apart'
+            )
     return {
         prefix + term: value
         for term, values in terms.items()
-        for prefix, value in zip(prefixes, values, strict=False)
+        for prefix, value in zip(prefixes, values, strict=True)
     }
 
 

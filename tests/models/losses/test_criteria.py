@@ -12,6 +12,7 @@ from deim_mmdet.models.layers.distribution import (
     weighting_function,
 )
 from deim_mmdet.models.losses import DFINECriterion, SetCriterion
+from deim_mmdet.models.losses.set_criterion import named
 from deim_mmdet.models.task_modules import Targets
 
 REG_MAX, UP, REG_SCALE = 32, torch.tensor([0.5]).double(), torch.tensor([4.0]).double()
@@ -141,3 +142,40 @@ def test_loss_of_a_box_turned_inside_out():
     predictions = DecoderPredictions(torch.zeros(1, 1, 1, 2), boxes)
     losses = criterion(predictions, (predictions.scores[0], boxes[0]), None, 0, targets)
     assert float(losses['loss_iou']) == pytest.approx(2)
+
+
+class WholeSum(torch.nn.Module):
+    """A loss whose values are as many as ``count``, whatever it is asked for."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def forward(self, pred, *args, **kwargs):
+        return pred.sum() * torch.ones(self.count)
+
+
+@pytest.mark.parametrize('count', [(), 1, 3, 4])
+def test_a_term_with_an_unexpected_number_of_values_is_refused(count):
+    """For three layers the distillation has two."""
+    matching, _ = random_predictions(True, 3, 1, 10, 5)
+    labels, boxes = torch.randint(5, (4,)), random_boxes(4)
+    criterion = DFINECriterion(
+        loss_cls=LOSSES['mal'],
+        loss_fgl=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15),
+        loss_ddf=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5),
+        **COMMON,
+    )
+    criterion.loss_ddf = WholeSum(count)
+    encoder = torch.randn(1, 10, 5, dtype=torch.float64), random_boxes(1, 10)
+    with pytest.raises(ValueError, match=r"loss_ddf needs 2 values, .*\['d0\.', 'd1\.'\], got"):
+        criterion(
+            matching, encoder, None, 0, Targets.from_lists([labels], [boxes]),
+            bins=(REG_MAX, UP, REG_SCALE),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_terms_are_not_lost_where_prefixes_are_missing(count):
+    with pytest.raises(ValueError, match='loss_x needs 3 values'):
+        named(dict(loss_x=torch.zeros(count)), ['d0.', '', 'enc.'])
