@@ -63,6 +63,32 @@ class ScaledOptimWrapper(OptimWrapper):
         self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=8.0)
 
 
+def unscaled(loss_scale, dtype):
+    """Function that builds mmengine's ``AmpOptimWrapper`` as on a GPU, but with no scaler at work.
+
+    Without a GPU a ``GradScaler`` disables itself.
+    """
+
+    def build(**kwargs):
+        with pytest.MonkeyPatch.context() as patch:
+            module = 'mmengine.optim.optimizer.amp_optimizer_wrapper'
+            patch.setattr(f'{module}.is_cuda_available', lambda: True)
+            patch.setattr(torch.cuda, 'is_available', lambda: False)
+            wrapper = AmpOptimWrapper(loss_scale=loss_scale, dtype=dtype, **kwargs)
+        assert not wrapper.loss_scaler.is_enabled()
+        return wrapper
+
+    return build
+
+
+UNSCALED = {
+    'disabled': unscaled(dict(enabled=False), None),
+    'disabled bfloat16': unscaled(dict(enabled=False), 'bfloat16'),
+    'without a GPU': unscaled('dynamic', 'bfloat16'),
+}
+WRAPPERS = {'plain': OptimWrapper, 'CPU': CpuAmpOptimWrapper, **UNSCALED}
+
+
 def make_batch(index, fault=None, images=4):
     generator = torch.Generator().manual_seed(index)
     samples = [
@@ -123,7 +149,7 @@ CLIPPING = [None, dict(max_norm=0.1), dict(type='value', clip_value=0.1)]
 
 
 @pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
-@pytest.mark.parametrize('wrapper_type', [OptimWrapper, CpuAmpOptimWrapper])
+@pytest.mark.parametrize('wrapper_type', WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize('fault', ['nan', 'inf', 'one term', 'gradient'])
 def test_a_step_left_out_is_as_if_it_had_never_been(fault, wrapper_type, clip_grad, caplog):
     make = functools.partial(Training, wrapper_type, 2, clip_grad=clip_grad)
@@ -148,8 +174,9 @@ def test_a_step_left_out_is_as_if_it_had_never_been(fault, wrapper_type, clip_gr
     ],
 )
 @pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
-def test_stops_before_the_weights_change(fault, error, words, clip_grad):
-    training = Training(clip_grad=clip_grad).run([make_batch(0)])
+@pytest.mark.parametrize('wrapper_type', WRAPPERS.values(), ids=WRAPPERS)
+def test_stops_before_the_weights_change(fault, error, words, wrapper_type, clip_grad):
+    training = Training(wrapper_type, clip_grad=clip_grad).run([make_batch(0)])
     before = {name: value.clone() for name, value in training.state().items()}
     with pytest.raises(error) as raised:
         training.run([make_batch(1, fault)])

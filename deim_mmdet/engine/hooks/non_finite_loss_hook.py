@@ -40,8 +40,8 @@ class NonFiniteLossHook(Hook):
     between the backward pass and the optimiser (before gradients are clipped, which would spread
     one NaN to all of them). In distributed training all ranks take the same decision, and each
     names the terms and images of all. Where a ``GradScaler`` looks for infinite gradients and
-    skips their steps itself (``AmpOptimWrapper``), gradients are left to it. A checkpoint with a
-    weight that isn't finite is not written.
+    skips their steps itself (``AmpOptimWrapper``), gradients are left to it, unless it is disabled
+    and looks for nothing. A checkpoint with a weight that isn't finite is not written.
 
     The first ``skip_non_finite`` bad steps of a run are left out. Such a step changes neither
     weights nor optimiser, nor the average of ``ExpWarmupEMAHook``, nor the running statistics that
@@ -86,7 +86,8 @@ class NonFiniteLossHook(Hook):
             self._model.register_forward_hook(self._check_losses, with_kwargs=True),
             self._wrapper.optimizer.register_step_pre_hook(self._before_optimizer_step),
         ]
-        self._scaled = hasattr(self._wrapper, 'loss_scaler')
+        scaler = getattr(self._wrapper, 'loss_scaler', None)
+        self._scaled = scaler is not None and scaler.is_enabled()
         if self._wrapper.clip_grad_kwargs and not self._scaled:
             self._clip = self._wrapper.clip_func
             self._wrapper.clip_func = self._check_and_clip
