@@ -17,6 +17,7 @@ from .annotation_file import read_annotation_file
 from .annotations import check_annotations
 from .cache import cached_report
 from .images import ImageTask
+from .limits import DetectionLimit, beyond_limits, detection_limits
 from .pool import inspect_images
 from .problems import Finding
 from .report import DatasetReport
@@ -53,13 +54,14 @@ def check_datasets(
         )
         mixing = find_component(DATASETS, outer, DenseO2ODataset) or {}
         skips = bool(mixing.get('skip_unreadable'))
+        limits = detection_limits(config, split)
         for options in _base_datasets(outer):
             if not _reads_coco(options):
                 report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
                 report.add([Finding('other_format', False, component_name(options))])
                 reports[split, repr(options)] = report
                 continue
-            source = CocoSource(options, loader, skips)
+            source = CocoSource(options, loader, skips, limits)
             if source.key not in reports:
                 reports[source.key] = source.check(images, workers, use_cache)
             reports[source.key].splits.append(split)
@@ -73,13 +75,21 @@ class CocoSource:
         options: The config of the data set.
         loader: Config of the transform that reads its images.
         skips_unreadable: Whether training goes on without images that it can't read.
+        limits: Most detections of an image that count in its evaluation.
     """
 
-    def __init__(self, options: dict, loader: dict, skips_unreadable: bool) -> None:
+    def __init__(
+        self,
+        options: dict,
+        loader: dict,
+        skips_unreadable: bool,
+        limits: Sequence[DetectionLimit],
+    ) -> None:
         self.dataset = DATASETS.build(dict(options, pipeline=[], lazy_init=True))
         self.loader = TRANSFORMS.build(loader)
         # Errors of other loaders aren't told from those of the program, and end training.
         self.skips_unreadable = skips_unreadable and isinstance(self.loader, LoadImageChecked)
+        self.limits = tuple(limits)
         self.evaluation = bool(self.dataset.test_mode)
         self.classes = self.dataset._metainfo.get('classes')
         self.folder = self.dataset.data_prefix.get('img') or ''
@@ -90,13 +100,14 @@ class CocoSource:
             tuple(self.classes or ()),
             repr(self.loader),
             self.skips_unreadable,
+            self.limits,
         )
 
     def check(self, images: bool, workers: int, use_cache: bool) -> DatasetReport:
         """Report of the annotations and, with ``images``, of all images."""
         if images or not use_cache:
             return self._check(images, workers)
-        settings = [self.evaluation, self.classes]
+        settings = [self.evaluation, self.classes, self.limits]
         report = cached_report(self.dataset.ann_file, settings, self._check)
         # The same contents may be kept under the name of another file.
         report.annotation_file, report.image_folder = self.dataset.ann_file, self.folder
@@ -115,6 +126,7 @@ class CocoSource:
         report.images = len(checked.images)
         report.annotations, report.used = checked.total, len(checked.annotations)
         report.add(checked.findings)
+        report.add(beyond_limits(checked, self.limits))
         if images:
             tasks = [
                 ImageTask(

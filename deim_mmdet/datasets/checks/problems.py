@@ -84,6 +84,13 @@ PROBLEMS = {
     'image_without_objects': Problem(
         'images without objects', 'trained on, unless filter_cfg=dict(filter_empty_gt=True)'
     ),
+    'beyond_metric_limit': Problem(
+        'images with more objects than detections that count',
+        'AP counts the rest as missed',
+        'Raise what is named: max_per_img of model.test_cfg and num_queries of model.bbox_head to '
+        'that many, proposal_nums of the evaluators to (1, 10, 500), say. AP counts 100 if 100 is '
+        "among these; without it, AP needs type='CheckedCocoMetric'.",
+    ),
     'size_differs': Problem(
         'images of another size than the annotation file says',
         'boxes are taken as pixels of the image as it is; one warning',

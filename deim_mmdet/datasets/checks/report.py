@@ -87,6 +87,6 @@ class DatasetReport:
             places = [example['says'] for example in count.examples[:shown]]
             rest = count.count - len(places)
             lines.append(' ' * 17 + '; '.join(places) + (f'; {rest} more' if rest else ''))
-            if count.breaking and problem.remedy:
+            if problem.remedy:
                 lines.append(' ' * 17 + problem.remedy)
         return '\n'.join(lines)
