@@ -7,7 +7,8 @@
 # The size: n, s, m, l or x.
 _base_ = './deim_dfine_s.py'
 
-# Names of the classes, as in `categories` of the annotation files. Order and ids may be others there.
+# Names of the classes, as in `categories` of the annotation files, whatever order and ids they have
+# there.
 classes = ('cat', 'dog')
 
 # Annotation files and image folders, relative to data_root.

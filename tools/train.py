@@ -134,7 +134,7 @@ def main() -> None:
     try:
         cfg = prepare(args)
         if not args.no_check_data:
-            check_data(cfg, ('training', 'validation'))
+            check_data(cfg)
         RUNNERS.build(cfg).train()
     except RunFault as fault:
         # The message says all; the traceback would only hide it.

@@ -63,7 +63,7 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
         )
 
 
-def check_data(config: Config, splits: Sequence[str]) -> None:
+def check_data(config: Config, splits: Sequence[str] = ('training', 'validation')) -> None:
     """Check the annotations of data sets before they are used, and print what is found.
 
     The first of several processes does so, and takes what it checked before from a cache.
@@ -82,8 +82,9 @@ def check_data(config: Config, splits: Sequence[str]) -> None:
         print(report.text(), flush=True)
     if any(report.breaks for report in reports):
         raise ValueError(
-            'the data would break the run, see BREAKS above: tools/check_dataset.py with this '
-            'config lists all of it; --no-check-data goes on regardless'
+            f'the data would break {"training" if "training" in splits else "the evaluation"}, '
+            'see BREAKS above: tools/check_dataset.py with this config lists all of it; '
+            '--no-check-data goes on regardless'
         )
 
 

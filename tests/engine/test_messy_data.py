@@ -56,7 +56,7 @@ def test_training_runs_to_the_end_and_says_what_it_found(config):
         of_images = list(PROBLEMS).index(name) > list(PROBLEMS).index('image_without_objects')
         assert (f'{count} {PROBLEMS[name].title}' in log) != of_images
     # Sizes are compared when images are read, in a worker process.
-    assert 'in the annotation file; its boxes are taken as pixels of the image' in log
+    assert 'in the annotation file. Its boxes are taken as pixels of the annotated size' in log
 
 
 def test_report_counts_every_fault_and_exits_with_zero(config):

@@ -93,8 +93,8 @@ PROBLEMS = {
     ),
     'size_differs': Problem(
         'images of another size than the annotation file says',
-        'boxes are taken as pixels of the image as it is; one warning',
-        'Correct width and height, or scale the boxes.',
+        'boxes are taken as pixels of the annotated size and scaled; one warning',
+        'Where the boxes are in pixels of the image as it is, correct width and height.',
     ),
     'exif_turned': Problem(
         'images turned by their EXIF orientation', 'turned, as viewers show them'

@@ -32,7 +32,7 @@ class DFINEHead(QuerySelectionHead):
         loss_iou: Loss on (x1, y1, x2, y2).
         loss_fgl: Loss on distributions.
         loss_ddf: Distillation between layers.
-        train_cfg: Not used; mmdet's detectors pass it.
+        train_cfg: None or empty; mmdet's detectors pass it.
         test_cfg: ``max_per_img``, the detections kept of an image (300).
         init_cfg: See :class:`mmengine.model.BaseModule`.
     """
@@ -71,6 +71,7 @@ class DFINEHead(QuerySelectionHead):
             act=act,
             denoising=denoising,
             project_all=False,
+            train_cfg=train_cfg,
             test_cfg=test_cfg,
             init_cfg=init_cfg,
         )

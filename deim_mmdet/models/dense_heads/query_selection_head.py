@@ -37,11 +37,12 @@ class QuerySelectionHead(BaseModule):
         act: Activation of the MLPs.
         denoising: Arguments of :class:`DenoisingQueryGenerator`, or ``None`` for no denoising.
         project_all: Project levels that have width D already, too.
+        train_cfg: None or empty; mmdet's detectors pass it.
         test_cfg: ``max_per_img``, the detections kept of an image (300).
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: The levels or widths don't agree.
+        ValueError: The levels or widths don't agree, or there is nothing of a setting's name.
     """
 
     decoder: nn.Module
@@ -58,6 +59,7 @@ class QuerySelectionHead(BaseModule):
         act: str,
         denoising: dict | None,
         project_all: bool,
+        train_cfg: dict | None,
         test_cfg: dict | None,
         init_cfg: dict | None,
     ) -> None:
@@ -73,6 +75,16 @@ class QuerySelectionHead(BaseModule):
                 f'{name} needs an embed_dims divisible by 4 · num_heads, got '
                 f'embed_dims={embed_dims}, num_heads={num_heads}'
             )
+        for name_of_cfg, cfg, known in (
+            ('train_cfg', train_cfg, set()),
+            ('test_cfg', test_cfg, {'max_per_img'}),
+        ):
+            unknown = sorted(set(cfg or ()) - known)
+            if unknown:
+                raise ValueError(
+                    f'{name} reads no {", ".join(unknown)} of model.{name_of_cfg}; it reads '
+                    f'{", ".join(known) or "nothing"} there'
+                )
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.max_per_img = (test_cfg or {}).get('max_per_img', 300)
@@ -92,6 +104,23 @@ class QuerySelectionHead(BaseModule):
             if denoising is None
             else DenoisingQueryGenerator(num_classes, embed_dims, **denoising)
         )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """As torch does, but not without the class layers.
+
+        mmengine's loader, which ``DetInferencer`` uses, goes on without parameters of other shapes.
+
+        Raises:
+            ValueError: The parameters are those of another number of classes.
+        """
+        scores = state_dict.get(f'{prefix}query_selection.score.bias')
+        if scores is not None and len(scores) != self.num_classes:
+            raise ValueError(
+                f'the checkpoint was trained for {len(scores)} classes, but '
+                f'model.bbox_head.num_classes={self.num_classes}: take the config that it was '
+                'trained with'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _decode(
         self,

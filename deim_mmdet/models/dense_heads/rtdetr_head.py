@@ -37,7 +37,7 @@ class RTDETRHead(QuerySelectionHead):
         loss_cls: Classification loss with (labels, quality) targets.
         loss_bbox: Loss on normalised (cx, cy, w, h).
         loss_iou: Loss on (x1, y1, x2, y2).
-        train_cfg: Not used; mmdet's detectors pass it.
+        train_cfg: None or empty; mmdet's detectors pass it.
         test_cfg: ``max_per_img``, the detections kept of an image (300).
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
@@ -79,6 +79,7 @@ class RTDETRHead(QuerySelectionHead):
             act=act,
             denoising=denoising,
             project_all=True,
+            train_cfg=train_cfg,
             test_cfg=test_cfg,
             init_cfg=init_cfg,
         )
