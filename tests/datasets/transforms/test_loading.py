@@ -1,9 +1,11 @@
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
-from deim_mmdet.datasets import LoadImageChecked
+from deim_mmdet.datasets import LoadImageChecked, ScaleInstances
+from deim_mmdet.datasets.transforms import loading
 from deim_mmdet.datasets.transforms.loading import is_truncated, jpeg_shape
 
 
@@ -138,6 +140,57 @@ def test_reduced_images_are_turned_as_whole_ones(tmp_path, orientation, color_ty
         x1, y1, x2, y2 = np.rint(results['instances'][0]['bbox']).astype(int)
         inside = results['img'][y1 + 8 : y2 - 8, x1 + 8 : x2 - 8]
         assert np.abs(inside.astype(int) - (40, 120, 230)).max() < 12
+
+
+@pytest.mark.parametrize('needed', [None, 40])
+@pytest.mark.parametrize('annotated', [(400, 642), (100, 642), (200, 321)])
+@pytest.mark.parametrize('by', ['LoadImageChecked', 'LoadImageFromFile'])
+def test_boxes_of_another_annotated_size_fit_the_image(tmp_path, annotated, needed, by):
+    """The square in the picture lies where its box, in annotated pixels, says."""
+    path = tmp_path / 'a.jpg'
+    factors = np.array([annotated[1] / 321, annotated[0] / 200] * 2)
+    box = (save_wide(path, (200, 321)) * factors).tolist()
+    polygon = [box[0], box[1], box[2], box[1], box[2], box[3]]
+    sample = {
+        'img_path': str(path),
+        'height': annotated[0],
+        'width': annotated[1],
+        'instances': [{'bbox': box, 'mask': [list(polygon)]}],
+    }
+    if by == 'LoadImageChecked':
+        results = LoadImageChecked().transform({**sample, 'shorter_side': needed or 200})
+    else:
+        results = ScaleInstances().transform(LoadImageFromFile().transform(sample))
+    (instance,) = results['instances']
+    x1, y1, x2, y2 = np.rint(instance['bbox']).astype(int)
+    inside = results['img'][y1 + 4 : y2 - 4, x1 + 4 : x2 - 4]
+    assert np.abs(inside.astype(int) - (40, 120, 230)).max() < 40
+    corners = [instance['bbox'][k] for k in (0, 1, 2, 1, 2, 3)]
+    assert instance['mask'][0] == pytest.approx(corners)
+
+
+def test_size_is_warned_of_once_and_turned_images_are_left(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(loading, 'print_log', lambda message, **_: messages.append(message))
+    path = tmp_path / 'a.jpg'
+    box = save_wide(path, (200, 321))
+    loader = LoadImageChecked()
+    for size in ((321, 200), (100, 100)):
+        sample = {'img_path': str(path), 'instances': [{'bbox': list(box)}]}
+        results = loader.transform({**sample, 'height': size[0], 'width': size[1]})
+        assert (results['instances'][0]['bbox'] == box) == (size == (321, 200))
+    (message,) = messages
+    assert f'{path} is 321x200, but 200x321 in the annotation file' in message
+    assert 'color_ignore_orientation' in message
+
+
+def test_masks_that_cannot_be_scaled_are_refused(tmp_path):
+    path = tmp_path / 'a.jpg'
+    box = save_wide(path, (200, 321))
+    mask = {'size': [400, 642], 'counts': b''}
+    sample = {'img_path': str(path), 'instances': [{'bbox': box, 'mask': mask}]}
+    with pytest.raises(ValueError, match=r'run-length encoded masks.*polygons'):
+        LoadImageChecked().transform({**sample, 'height': 400, 'width': 642})
 
 
 @pytest.mark.parametrize('case', ['png', 'pillow', 'boxes-loaded'])
