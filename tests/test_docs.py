@@ -149,9 +149,12 @@ def test_command(page, command, parse, config_at, tmp_path, monkeypatch):
         scripts = [i for i, word in enumerate(words) if word.startswith(('tools/', 'benchmarks/'))]
         if scripts:
             check_script(words[scripts[0] :], parse, config_at)
-        else:
+        elif program == 'python':
             assert rest[0] == '-c'
             exec(rest[1], {})
+        else:
+            # An option of the launcher that a sentence is about.
+            assert rest == ['--kill-on-bad-exit=1']
     elif program == 'make':
         assert re.search(rf'(?m)^{rest[0]}:', (ROOT / 'Makefile').read_text())
     elif program == 'pip':

@@ -16,12 +16,12 @@ from terminaltables import AsciiTable
 
 from ..datasets.annotated_size import box_factors, size_warning
 
-# Detections of an image that count for ``mAP``, as on COCO's leaderboard.
+# Detections of a class in an image that count for ``mAP``, as on COCO's leaderboard.
 AP_DETECTIONS = 100
 # Kinds of figures that are computed here; the others are mmdet's.
 OWN_KINDS = ('bbox', 'segm')
 DEFAULT_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-# Names of figures: the kind, the part that is looked at, and the detections of an image that count.
+# Names of figures: the kind, the part that is looked at, and the detections that count.
 FIGURE = re.compile(r'(mAP|AR)(?:_(50|75|s|m|l))?(?:@(\d+))?')
 # Position of a range of areas in COCO's tables, and threshold of the IoU, by the part's name.
 AREAS = {'s': 1, 'm': 2, 'l': 3}
@@ -29,7 +29,7 @@ IOUS = {'50': 0.5, '75': 0.75}
 
 
 def ap_detections(proposal_nums: Sequence[int]) -> int:
-    """Detections of an image that count for ``mAP``: 100, or else the most that are evaluated."""
+    """Detections of a class in an image that count for ``mAP``: 100, or else the most of all."""
     return AP_DETECTIONS if AP_DETECTIONS in proposal_nums else max(proposal_nums)
 
 
@@ -41,8 +41,8 @@ class CheckedCocoMetric(CocoMetric):
       categories *of these names*, whatever order and ids the categories have in the file.
     - Figures by class (``classwise=True``) carry the name of the class that they are of.
     - Boxes of an image of another size than annotated are scaled to the annotated one.
-    - ``proposal_nums`` need not contain 100: ``mAP`` then counts as many detections of an image as
-      the largest of them. mmdet's would be -1.
+    - ``proposal_nums`` need not contain 100: ``mAP`` then counts as many detections of a class in
+      an image as the largest of them. mmdet's would be -1.
     - Without a single detection the figures are 0.
 
     Where none of this applies, all figures are those of ``CocoMetric``.

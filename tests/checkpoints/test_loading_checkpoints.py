@@ -8,6 +8,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -188,3 +189,26 @@ def test_checkpoints_of_this_package_and_of_other_schemes_pass_unchanged(tmp_pat
     CheckpointLoader.register_scheme('test-only://', lambda name, map_location: dict(name=name))
     loaded = CheckpointLoader.load_checkpoint(f'{SCHEME}test-only://x')
     assert loaded == dict(name='test-only://x')
+
+
+def test_resuming_runs_nothing_that_a_checkpoint_holds(make_runner, folder, tmp_path):
+    """mmengine runs a text in it as Python to find a number of GPUs."""
+    ran = tmp_path / 'ran'
+    meta = dict(epoch=1, iter=1, config=f"open({str(ran)!r}, 'w').close()")
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    path = tmp_path / 'malicious.pth'
+    torch.save(dict(state_dict=converted(3), meta=meta, message_hub=hub), path)
+    hooks = [dict(type='CheckpointCheckHook'), dict(type='StopBeforeTrainingHook')]
+    runner = make_runner(load_from=str(path), resume=True, custom_hooks=hooks)
+    with pytest.raises(ReadyToTrain):
+        runner.train()
+    assert not ran.exists()
+
+
+def test_inferencer_refuses_a_checkpoint_of_another_number_of_classes(tmp_path, repo_root):
+    """mmengine's loader would go on without its class layers."""
+    path = tmp_path / '3.pth'
+    torch.save(dict(state_dict=converted(3), meta=dict(dataset_meta=dict(classes='abc'))), path)
+    config = str(repo_root / 'configs' / 'deim_dfine_n.py')
+    with pytest.raises(ValueError, match=r'trained for 3 classes, but .*num_classes=80'):
+        DetInferencer(config, str(path), device='cpu')

@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+import torch
 import toy
 from messy_data import BREAKING, HARMLESS, write_messy_data
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from toy import run_tool, train
 
@@ -113,3 +115,34 @@ def test_annotations_that_break_training_are_refused_first_by_one_process(tmp_pa
         check_data(config)
     monkeypatch.setenv('RANK', '1')
     check_data(config)
+
+
+def test_the_test_set_is_checked_before_a_test(config, tmp_path):
+    """As training checks its sets, by the same option."""
+    toy.write_data_set(tmp_path)
+    checkpoint = tmp_path / 'weights.pth'
+    model = dict(Config.fromfile(config, import_custom_modules=False).model)
+    torch.save(dict(state_dict=MODELS.build(model).state_dict()), checkpoint)
+    command = (toy.ROOT / 'tools' / 'test.py', config, checkpoint, '--work-dir', tmp_path / 'work')
+    log = run_tool(*command)
+    assert f'test: {config.parent}/val.json' in log
+    log = run_tool(*command, '--no-check-data')
+    assert f'test: {config.parent}/val.json' not in log
+    bad = ('--cfg-options', 'test_dataloader.dataset.ann_file=all.json')
+    assert 'the data would break the evaluation' in run_tool(*command, *bad, expect=1)
+
+
+def test_resuming_where_nothing_was_saved_starts_from_the_given_weights(config, tmp_path):
+    """As a job does that always resumes."""
+    cfg = Config.fromfile(config, import_custom_modules=False)
+    weights = MODELS.build(dict(cfg.model)).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'weights.pth')
+    work_dir = tmp_path / 'work'
+    options = (
+        *('--resume', '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=4'),
+        f'load_from={tmp_path}/weights.pth',
+    )
+    log = train(config, *options)
+    assert f'there is no checkpoint in {work_dir} yet' in log
+    assert re.search(rf'Load checkpoint from \S*{tmp_path}/weights\.pth', log)
+    assert 'nothing is left to train' in train(config, *options)

@@ -1,11 +1,13 @@
 """The command, in this process: exporting, checking and refusing."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 from golden import CONFIGS, build_model, filled_model
+from mmdet.datasets import CocoDataset
 from typed_configs import SPELLINGS, spelled
 
 pytest.importorskip('onnx')
@@ -43,6 +45,38 @@ def test_onnx(run, tmp_path, capsys):
     assert 'opset 17, input Bx3x128x192' in printed
     assert 'one image' in printed
     assert 'a batch of two' in printed
+
+
+COCO = CocoDataset.METAINFO['classes']
+
+
+@pytest.mark.parametrize('saved', [COCO, COCO[::-1]])
+@pytest.mark.parametrize('given', [None, COCO])
+def test_labels_are_named_as_the_checkpoint_does(run, checkpoint, tmp_path, saved, given, capsys):
+    """Whatever order the config gives them in."""
+    import onnx
+
+    path = tmp_path / 'named.pth'
+    content = torch.load(checkpoint)
+    torch.save(dict(content, meta=dict(dataset_meta=dict(classes=saved))), path)
+    config = tmp_path / 'named.py'
+    metainfo = {} if given is None else dict(classes=given)
+    config.write_text(
+        f"_base_ = '{CONFIG}'\ntest_dataloader = dict(dataset=dict(metainfo={metainfo}))\n"
+    )
+    out = tmp_path / 'model.onnx'
+    run('--out', out, '--size', 64, 64, config=config, checkpoint=path)
+    properties = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert tuple(json.loads(properties['classes'])) == saved
+    assert f'labels: {", ".join(saved)}' in capsys.readouterr().out
+
+
+def test_config_of_other_classes_is_refused(run, checkpoint, tmp_path):
+    path = tmp_path / 'named.pth'
+    torch.save(dict(torch.load(checkpoint), meta=dict(dataset_meta=dict(classes=COCO))), path)
+    option = 'test_dataloader.dataset.metainfo.classes=' + ','.join(COCO[1:]) + ',zebu'
+    with pytest.raises(ValueError, match=r"classes differ: the checkpoint .*'person'.*'zebu'"):
+        run('--out', tmp_path / 'model.onnx', '--cfg-options', option, checkpoint=path)
 
 
 def test_tensorrt_commands_without_tensorrt(run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop
 
 from ...checkpoints.classes import adapt_class_layers
@@ -33,7 +34,8 @@ class CheckpointCheckHook(Hook):
         # mmengine builds the loop when training starts; until then it is a config.
         if runner._resume:
             check_resumable(checkpoint)
-            check_same_optimizer(runner, checkpoint)
+            if isinstance(runner.optim_wrapper, OptimWrapper):
+                check_same_optimizer(runner, checkpoint)
         elif isinstance(runner._train_loop, BaseLoop):
             metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
             message = adapt_class_layers(model, checkpoint, metainfo.get('classes'))
