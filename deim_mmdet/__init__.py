@@ -4,12 +4,17 @@
 """
 
 import mmcv
-import mmdet
 import mmengine
 import torch
 from mmengine.utils import digit_version
 
+from . import compat
 from .version import __version__
+
+# Before mmdet, which can't be imported without MMCV's operators.
+compat.provide_operators()
+
+import mmdet  # noqa: E402
 
 # Of each library the lowest version that works and the first that is not known to.
 SUPPORTED_VERSIONS = {
