@@ -20,6 +20,8 @@ from .checks import base_datasets, class_names, parts_of_dataset
 
 # Names that are shown of a list; COCO's 80 fit in, those of LVIS don't.
 SHOWN_NAMES = 100
+#: What the options of a split begin with.
+OPTIONS = dict(validation='val', test='test')
 
 
 def annotation_files(dataset) -> str:
@@ -156,7 +158,7 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
         if fault is None:
             fault = _fault_of_classes(class_names(part) or (), metric.categories)
         if fault is not None:
-            option = {'validation': 'val', 'test': 'test'}[split]
+            option = OPTIONS[split]
             raise ValueError(
                 f'the {split} data set ({annotation_files(part)}) and its evaluator '
                 f'({metric.ann_file}) do not agree: {fault}. Give both the same file: '

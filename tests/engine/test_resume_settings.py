@@ -201,3 +201,14 @@ def test_copied_or_moved_work_directory_resumes_from_its_own_files(
     assert info['best_ckpt'] == str(second / 'best_coco_bbox_mAP_epoch_5.pth')
     # The copy of the former best one has gone as it would have in the original.
     assert not (second / 'best_coco_bbox_mAP_epoch_1.pth').exists()
+
+
+def test_resumes_with_another_number_of_processes(trained, tmp_path):
+    """Two processes have half the iterations, and twice the images in each."""
+    config = toy.write_config(trained, **{'train_cfg.max_epochs': 4, 'train_cfg.val_interval': 20})
+    shutil.copytree(trained / 'work', tmp_path / 'work')
+    options = ('--work-dir', tmp_path / 'work', '--resume', '--launcher', 'pytorch')
+    log = toy.train(config, *options, launcher=toy.two_processes())
+    assert 'iterations an epoch 4 -> 2, images per optimiser step 2 -> 4, processes 1 -> 2' in log
+    saved = torch.load(tmp_path / 'work' / 'epoch_4.pth', weights_only=True)
+    assert (saved['meta']['epoch'], saved['meta']['iter']) == (4, 8)

@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
 from ..agreement import (
+    OPTIONS,
     annotation_files,
     check_evaluator,
     check_numbering,
@@ -58,7 +59,7 @@ class AgreementHook(Hook):
             else:
                 whose = f'the training set ({annotation_files(train.dataloader.dataset)})'
                 _renumber(runner, split, loop, classes, whose)
-            name_categories(loop.evaluator, runner.cfg.get(f'{_option(split)}_evaluator'))
+            name_categories(loop.evaluator, runner.cfg.get(f'{OPTIONS[split]}_evaluator'))
             loop.evaluator.dataset_meta = dataset.metainfo
             check_evaluator(loop.evaluator, dataset, split)
 
@@ -93,10 +94,6 @@ def _loops(runner) -> Iterator[tuple[str, BaseLoop]]:
     """The loops that are built; until mmengine needs one, it keeps its config in its place."""
     loops = dict(training=runner._train_loop, validation=runner._val_loop, test=runner._test_loop)
     return ((split, loop) for split, loop in loops.items() if isinstance(loop, BaseLoop))
-
-
-def _option(split: str) -> str:
-    return {'validation': 'val', 'test': 'test'}[split]
 
 
 def _renumber(runner, split: str, loop: BaseLoop, classes, whose: str) -> None:
