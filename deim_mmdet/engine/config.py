@@ -28,7 +28,7 @@ KNOWN_KEYS = {
 }
 
 
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
 
     A variable of the config file or of its bases (``max_epochs`` of ``deim_dfine_custom.py``,
@@ -133,7 +133,7 @@ def _converted(cfg: Config, option: str, value: Any) -> Any:
     return str(value) if isinstance(old, str) else value
 
 
-def _with_variables(cfg: Config, path: str, variables: Mapping[str, Any]) -> Config:
+def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any]) -> Config:
     """The config at ``path``, read as ``cfg``, with other values of its variables.
 
     Raises:

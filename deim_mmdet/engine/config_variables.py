@@ -20,7 +20,7 @@ BASE = '_base_'
 FOLDER = re.compile(r'\{\{\s*fileDirname\s*\}\}')
 
 
-def set_variables(path: str, options: Mapping[str, Any]) -> Config | None:
+def set_variables(path: str | Path, options: Mapping[str, Any]) -> Config | None:
     """The config at ``path`` with other values of its variables.
 
     Args:
@@ -31,11 +31,12 @@ def set_variables(path: str, options: Mapping[str, Any]) -> Config | None:
         The config; where none of its files assigns a variable, as it is. None for a config that
         imports its bases (``read_base``), which can't be copied, or is no Python file.
     """
-    if not path.endswith('.py') or _imports_neighbours(path):
+    path = Path(path)
+    if path.suffix != '.py' or _imports_neighbours(path):
         return None
     with tempfile.TemporaryDirectory() as folder:
         copies = _Copies(Path(folder), options)
-        return Config.fromfile(copies.of(Path(path).absolute()))
+        return Config.fromfile(copies.of(path.absolute()))
 
 
 class _Copies:

@@ -173,7 +173,8 @@ class CheckedCocoMetric(CocoMetric):
         if self.classwise:
             figures.update(self._by_class(tables))
         default = ' '.join(f'{self._figure(tables, item):.3f}' for item in DEFAULT_ITEMS)
-        print_log(f'{kind} {", ".join(DEFAULT_ITEMS)}: {default}', logger='current')
+        # Under mmdet's name: people search logs for it.
+        print_log(f'{kind}_mAP_copypaste: {default}', logger='current')
         return figures
 
     def _tables(self, kind: str, found: list[dict]) -> dict[str, np.ndarray]:
