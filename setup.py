@@ -161,15 +161,19 @@ setup(
     ext_modules=operators.get('ext_modules', []),
     python_requires='>=3.11',
     install_requires=[
+        # Neither stack: pip would install the files of one over those of the other.
         'torch>=2.6',
-        'mmengine>=0.10.3',
-        'mmcv>=2.1.0,<2.2.0',
-        'mmdet>=3.3.0,<3.4.0',
         'numpy',
         'pycocotools',
         'scipy',
     ],
     extras_require={
+        'openmmlab': ['mmengine>=0.10.7,<0.11', 'mmcv-lite>=2.1,<2.2', 'mmdet>=3.3,<3.4'],
+        'onedl': [
+            'onedl-mmengine>=0.10.12,<0.11',
+            'onedl-mmcv>=2.3.6,<2.4',
+            'onedl-mmdetection>=3.5.1,<3.6',
+        ],
         'mim': ['openmim>=0.3.9', 'setuptools<81'],
         'demo': ['matplotlib', 'scikit-learn'],
         'huggingface': ['safetensors'],

@@ -3,47 +3,26 @@
 ``import deim_mmdet`` registers all components in mmdet's registries.
 """
 
-import mmcv
-import mmengine
-import torch
-from mmengine.utils import digit_version
-
-from . import compat
+from . import stack
 from .version import __version__
+
+_stacks = stack.installed_stacks()
+stack.check_stack(_stacks)
+
+import mmcv  # noqa: E402
+import mmengine  # noqa: E402
+import torch  # noqa: E402
+
+from . import compat  # noqa: E402
 
 # Before mmdet, which can't be imported without MMCV's operators.
 compat.provide_operators()
-
-import mmdet  # noqa: E402
-
-# Of each library the lowest version that works and the first that is not known to.
-SUPPORTED_VERSIONS = {
-    torch: ('2.6.0', '3.0.0'),
-    mmengine: ('0.10.3', '1.0.0'),
-    mmcv: ('2.1.0', '2.2.0'),
-    mmdet: ('3.3.0', '3.4.0'),
-}
-
-
-def check_versions() -> None:
-    """Check the installed versions of torch and OpenMMLab's libraries.
-
-    Raises:
-        ImportError: One lies outside of the supported range.
-    """
-    for library, (lowest, end) in SUPPORTED_VERSIONS.items():
-        # A local label such as +cu121 says nothing about compatibility.
-        version = library.__version__.split('+')[0]
-        if not digit_version(lowest) <= digit_version(version) < digit_version(end):
-            name = library.__name__
-            raise ImportError(
-                f'deim_mmdet {__version__} works with {name} >= {lowest}, < {end}, but '
-                f"{version} is installed: pip install '{name}>={lowest},<{end}'"
-            )
-
-
-check_versions()
+_libraries = (torch, mmengine, mmcv, stack.import_mmdet())
+stack.check_versions(
+    {library.__name__: library.__version__ for library in _libraries},
+    'onedl' if 'onedl' in _stacks else 'openmmlab',
+)
 
 from . import datasets, engine, evaluation, models  # noqa: E402
 
-__all__ = ['__version__', 'check_versions', 'datasets', 'engine', 'evaluation', 'models']
+__all__ = ['__version__', 'datasets', 'engine', 'evaluation', 'models']

@@ -1,87 +1,102 @@
 #!/usr/bin/env bash
-# Set up .venv with pinned versions, mmcv's compiled operators included.
+# Set up a virtual environment with pinned versions, without compiling MMCV.
 #
-# mmcv is not on PyPI as a wheel, so its operators are compiled once for each pair of Python and
-# torch and the wheel is kept in $DEIM_MMDET_CACHE (default: ~/.cache/deim_mmdet), outside the clone.
+#     STACK=openmmlab|onedl PYTHON=python3 tools/dev/setup_env.sh [VENV] [--dev]
+#
+# --dev adds what tests and linter need. The package's own operators are compiled once for each
+# torch and kept in $DEIM_MMDET_CACHE (default: ~/.cache/deim_mmdet), outside the clone.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+stack=${STACK:-openmmlab}
+# Without byte code every start of Python takes twice as long.
+unset PYTHONDONTWRITEBYTECODE
 venv=$root/.venv
+dev=
+for argument in "$@"; do
+    case $argument in
+        --dev) dev=1 ;;
+        *) venv=$argument ;;
+    esac
+done
+requirements=$root/requirements
+if [ ! -e "$requirements/$stack.txt" ]; then
+    echo "STACK=$stack: there are openmmlab and onedl" >&2
+    exit 2
+fi
 cache=${DEIM_MMDET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/deim_mmdet}
-mmcv_version=2.1.0
 openmim_version=0.3.9
 
 scratch=$(mktemp -d)
 step='starting'
 finish() {
     status=$?
-    [ -z "${ticker:-}" ] || kill "$ticker" 2>/dev/null || true
     rm -rf "$scratch"
     [ "$status" -eq 0 ] || printf '\n[setup] FAILED while %s\n' "$step" >&2
 }
 trap finish EXIT
-begin() { step=$1; printf '[setup] %s%s\n' "$1" "${2:+ ($2)}"; }
+begin() { step=$1; printf '[setup %3d s] %s%s\n' "$SECONDS" "$1" "${2:+ ($2)}"; }
 
 base_python=${PYTHON:-python3}
 begin "looking at $base_python"
 "$base_python" - <<'PY'
 import sys
-if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f'The pinned versions are for Python 3.11 and 3.12, this is {sys.version.split()[0]}: '
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.exit(f'The pinned versions are for Python 3.11 to 3.13, this is {sys.version.split()[0]}: '
              'run `make PYTHON=/path/to/python3.11 ...`')
 PY
 
-begin "creating the virtual environment $venv"
 python=$venv/bin/python
 # Also repairs one whose creation was interrupted.
-"$python" -m pip --version >/dev/null 2>&1 || "$base_python" -m venv --clear "$venv"
-# Twice quiet: errors only. Byte code is compiled when a module is first imported.
-pip() { "$python" -m pip --disable-pip-version-check --no-input -q -q "$@"; }
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    begin "creating the virtual environment $venv" '5 seconds'
+    "$base_python" -m venv --clear "$venv"
+fi
+# Errors only. Byte code is compiled when a module is first imported.
+install() {
+    "$python" -m pip --disable-pip-version-check --no-input -q -q install --no-compile "$@"
+}
 
-begin 'installing torch, mmdet and the tools with pinned versions' '1 to 3 minutes'
-pip install --no-compile -r "$root/requirements/build.txt" -r "$root/requirements/pins.txt" \
-    -r "$root/requirements/mim.txt" -r "$root/requirements/dev.txt"
-
-cuda=$("$python" -c 'import torch; print(int(torch.cuda.is_available()))')
-key=$("$python" -c "
-import sys, torch
-version = torch.__version__
-if torch.version.cuda and '+' not in version:
-    version += f'+cu{torch.version.cuda}'
-print(f'py{sys.version_info[0]}{sys.version_info[1]}-torch{version}')")
-[ "$cuda" = 0 ] || key=$key-gpu
-wheels=$cache/wheels/$key
-if ! ls "$wheels/mmcv-$mmcv_version"-*.whl >/dev/null 2>&1; then
-    begin "compiling the operators of mmcv $mmcv_version for $key" \
-        "about 16 minutes on two cores, once for this machine; kept in $wheels"
-    command -v g++ >/dev/null ||
-        { echo 'A C++ compiler is needed: install g++ (Debian, Ubuntu: apt-get install g++).' >&2; exit 1; }
-    started=$SECONDS
-    ( while sleep 60; do printf '[setup] still compiling, %d min\n' $(( (SECONDS - started) / 60 )); done ) &
-    ticker=$!
-    if ! MMCV_WITH_OPS=1 FORCE_CUDA=$cuda "$python" -m pip --no-input wheel --no-build-isolation \
-            --no-deps --no-cache-dir "mmcv==$mmcv_version" -w "$scratch" >"$scratch/log" 2>&1; then
-        tail -n 40 "$scratch/log" >&2
-        exit 1
-    fi
-    kill "$ticker"; ticker=
-    mkdir -p "$wheels"
-    # Moved in one step within one file system: an interrupted run leaves no half-written wheel.
-    built=$(basename "$scratch"/mmcv-*.whl)
-    cp "$scratch/$built" "$wheels/.$$.part"
-    mv "$wheels/.$$.part" "$wheels/$built"
+begin "installing torch and the stack '$stack' with pinned versions" 'half a minute, and the download'
+stack_pins=$scratch/$stack.txt
+cp "$requirements/$stack.txt" "$stack_pins"
+# `make ops` has put MMCV with its operators in place of the one without: it stays.
+if "$python" -c 'import importlib.metadata as m; m.version("mmcv")' 2>/dev/null; then
+    sed -i /mmcv-lite/d "$stack_pins"
+fi
+# onedl-mmcv comes as source: without its operators, which nothing here needs, it builds in seconds.
+MMCV_WITH_OPS=0 install -r "$requirements/build.txt" -r "$requirements/pins.txt" \
+    -r "$stack_pins"
+if [ "$dev" ]; then
+    begin 'installing what tests and linter need' 'half a minute, and the download'
+    install -r "$requirements/mim.txt" -r "$requirements/dev.txt"
+    install --no-deps "openmim==$openmim_version"
 fi
 
-begin "installing mmcv $mmcv_version from $wheels, openmim and deim_mmdet (editable)" \
-    'half a minute on two cores: its own operators are compiled'
-pip install --no-compile --no-deps --no-build-isolation \
-    "$wheels/mmcv-$mmcv_version"-*.whl "openmim==$openmim_version" -e "$root"
+library=deim_mmdet/ops/_C.so
+kept=$cache/operators/$("$python" "$root/tools/dev/operators_key.py")/_C.so
+if [ -e "$kept" ]; then
+    begin 'installing deim_mmdet (editable), with the operators kept from an earlier set-up'
+    cp "$kept" "$scratch/_C.so"
+    mv "$scratch/_C.so" "$root/$library"
+    DEIM_MMDET_WITH_OPS=0 install --no-deps --no-build-isolation -e "$root"
+else
+    begin 'compiling the operators of deim_mmdet, installing it (editable)' \
+        'about 1 minute on two cores, 2 with CUDA'
+    install --no-deps --no-build-isolation -e "$root"
+fi
 
-begin 'checking the environment'
-"$python" -c '
-import deim_mmdet, mmcv.ops, mmdet
+begin 'importing it, which compiles byte code' '10 to 40 seconds'
+"$python" - <<'PY'
+import deim_mmdet
+import mmdet.apis
 from deim_mmdet.ops import compiled
-print("[setup] operators of deim_mmdet:", ", ".join(compiled.DEVICES) or compiled.MISSING)'
-"$venv/bin/mim" search deim_mmdet --to-dict >/dev/null
-touch "$venv/.ready"
-printf '[setup] environment ready\n'
+print('[setup] operators of deim_mmdet:', ', '.join(compiled.DEVICES) or compiled.MISSING)
+PY
+if [ ! -e "$kept" ] && [ -e "$root/$library" ]; then
+    mkdir -p "${kept%/*}"
+    # Moved in one step within one file system: an interrupted run leaves no half-written library.
+    cp "$root/$library" "$kept.$$"
+    mv "$kept.$$" "$kept"
+fi
+begin 'environment ready'
