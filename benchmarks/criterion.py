@@ -15,9 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from mmengine.registry import init_default_scope
-
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.models.layers.decoder import DecoderPredictions
 from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
@@ -28,6 +25,9 @@ from deim_mmdet.models.layers.distribution import (
 )
 from deim_mmdet.models.losses import DFINECriterion, SetCriterion
 from deim_mmdet.models.task_modules import Targets
+
+import torch
+from mmengine.registry import init_default_scope
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'models' / 'losses'))
 from plain_criterion import PlainCriterion

@@ -27,6 +27,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from deim_mmdet.engine.checks import base_datasets
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.utils import Stage
+
 import cv2
 import mmcv
 import mmdet
@@ -39,10 +43,6 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from step_by_step import StepByStep
-
-from deim_mmdet.engine.checks import base_datasets
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
-from deim_mmdet.utils import Stage
 
 CONFIG = Path(__file__).parent.parent / 'configs' / 'deim_dfine_l.py'
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deim_mmdet.ops import compiled, deformable_attention, pure_pytorch
+
 import mmcv
 import torch
 from mmcv.ops.multi_scale_deform_attn import (
@@ -26,8 +28,6 @@ from mmcv.ops.multi_scale_deform_attn import (
     multi_scale_deformable_attn_pytorch,
 )
 from torch import Tensor
-
-from deim_mmdet.ops import compiled, deformable_attention, pure_pytorch
 
 HEADS = 8
 

@@ -20,14 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
-
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.benchmark.reference_models import build_reference
 from deim_mmdet.benchmark.timing import peak_memory
@@ -36,6 +28,14 @@ from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 from deim_mmdet.models.cpu import optimize_for_cpu
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 
 ROOT = Path(__file__).parents[1]
 OBJECTS = 30

@@ -7,11 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
+import deim_mmdet  # noqa: F401  (registers the components)
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-
-import deim_mmdet  # noqa: F401  (registers the components)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tests'))

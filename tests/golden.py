@@ -5,14 +5,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deim_mmdet.checkpoints import convert_reference_state_dict
+
 import mmdet.models  # noqa: F401  (registers the detectors)
 import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from torch import Tensor, nn
-
-from deim_mmdet.checkpoints import convert_reference_state_dict
 
 FOLDER = Path(__file__).parent / 'data' / 'golden'
 CONFIGS = Path(__file__).parent.parent / 'configs'

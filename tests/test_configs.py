@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-import pytest
-from mmdet.registry import HOOKS, MODELS
-from mmengine.optim import build_optim_wrapper
-from schedules import MODELS as PUBLISHED
-from schedules import published_numbers, schedule
-
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
 from deim_mmdet.engine import PublishedRecipe, derive_recipe
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.models.losses import MatchabilityAwareLoss, VarifocalQualityLoss
+
+import pytest
+from mmdet.registry import HOOKS, MODELS
+from mmengine.optim import build_optim_wrapper
+from schedules import MODELS as PUBLISHED
+from schedules import published_numbers, schedule
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 OWN = sorted(path.name for path in CONFIGS.glob('*.py'))

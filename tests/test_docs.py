@@ -8,12 +8,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from deim_mmdet.engine.config import load_config
+
 import pytest
 import yaml
 from mmdet.registry import HOOKS
 from mmengine.visualization import Visualizer
-
-from deim_mmdet.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]

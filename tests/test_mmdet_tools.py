@@ -9,19 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mmdet
 import numpy as np
 import pytest
 import torch
 from mmdet.apis import DetInferencer
+from mmdet_tools import LAUNCHER, TOOLS
 
-TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
-
-def run(*command, cwd=None) -> str:
+def run(script, *arguments, cwd=None) -> str:
     """Output of a Python script, which must succeed."""
+    launcher = LAUNCHER if TOOLS in script.parents else ()
     done = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [sys.executable, *launcher, *map(str, (script, *arguments))],
         cwd=cwd,
         env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg'),
         capture_output=True,

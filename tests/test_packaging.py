@@ -11,6 +11,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from deim_mmdet.checkpoints.loading import SCHEME
+
 import pytest
 import schedules
 import torch
@@ -19,8 +21,6 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from reference_checkpoints import reference_state_dict
-
-from deim_mmdet.checkpoints.loading import SCHEME
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('deim_mmdet', 'configs', 'tools', 'setup.py', 'pyproject.toml', 'MANIFEST.in')

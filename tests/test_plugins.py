@@ -5,7 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
+from deim_mmdet.models.losses import MatchabilityAwareLoss
+
 import mmdet
+import mmdet_tools
 import numpy as np
 import pytest
 import torch
@@ -16,10 +21,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-
-from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
-from deim_mmdet.models.losses import MatchabilityAwareLoss
 
 # The painted data set of the training tests.
 sys.path.append(str(Path(__file__).parent / 'engine'))
@@ -280,8 +281,11 @@ def test_mmdets_own_script_trains_a_plugin(data, tmp_path):
     cfg = small_config(plugin('deim_dino_4scale_r50_8xb2_12e_coco'), data, tmp_path)
     path = tmp_path / 'dino.py'
     cfg.dump(path)
-    script = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'train.py'
-    toy.run_tool(script, path, '--work-dir', tmp_path / 'work')
+    toy.run_tool(
+        mmdet_tools.TOOLS / 'train.py',
+        *(path, '--work-dir', tmp_path / 'work'),
+        launcher=mmdet_tools.LAUNCHER,
+    )
     (file,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 10

@@ -4,9 +4,9 @@ import importlib
 import warnings
 from importlib import metadata
 
-import pytest
-
 from deim_mmdet import stack
+
+import pytest
 
 OPENMMLAB = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
 ONEDL = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1'}

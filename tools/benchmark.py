@@ -17,14 +17,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mmdet.models  # noqa: F401  (registers the detectors)
-import torch
-from mmdet.registry import MODELS
-from mmengine.analysis import FlopAnalyzer
-from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
-from torch import nn
-
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.benchmark.latency import BACKENDS, EXPORTED, Candidate
 from deim_mmdet.benchmark.published import published_points
@@ -34,6 +26,14 @@ from deim_mmdet.deployment.extras import is_installed, require
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
+
+import mmdet.models  # noqa: F401  (registers the detectors)
+import torch
+from mmdet.registry import MODELS
+from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from torch import nn
 
 # The package that a backend needs.
 PACKAGES = dict(

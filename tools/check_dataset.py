@@ -11,13 +11,13 @@ import json
 import os
 from pathlib import Path
 
-import cv2
-from mmengine.config import DictAction
-
 from deim_mmdet.datasets.checks.config import check_datasets
 from deim_mmdet.datasets.checks.sheet import draw_report
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.utils.files import replaced_when_complete
+
+import cv2
+from mmengine.config import DictAction
 
 
 def main() -> None:

@@ -15,8 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from deim_mmdet.checkpoints.architectures import Architecture, complete, identify
 from deim_mmdet.checkpoints.convert import (
     BACKBONE,
@@ -33,6 +31,8 @@ from deim_mmdet.checkpoints.convert import (
 from deim_mmdet.checkpoints.files import file_name, read_checkpoint, write_checkpoint
 from deim_mmdet.checkpoints.huggingface import saved_classes
 from deim_mmdet.checkpoints.reverse import to_reference_backbone, to_reference_state_dict
+
+from torch import Tensor
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,13 +11,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
-from torch import nn
-
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.deployment.detector import DeployedDetector
@@ -35,6 +28,13 @@ from deim_mmdet.deployment.runtimes import (
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
 from deim_mmdet.engine.agreement import saved_classes
 from deim_mmdet.engine.config import load_config
+
+import numpy as np
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
 

@@ -11,14 +11,14 @@ import copy
 import os
 from pathlib import Path
 
+from deim_mmdet.engine.checks import check_data
+from deim_mmdet.engine.config import check_no_conflict, load_config
+
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
-
-from deim_mmdet.engine.checks import check_data
-from deim_mmdet.engine.config import check_no_conflict, load_config
 
 
 def parse_args() -> argparse.Namespace:

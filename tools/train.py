@@ -11,14 +11,14 @@ import os
 import sys
 from pathlib import Path
 
-from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-
 from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.checks import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config, override_length
 from deim_mmdet.engine.faults import find_resumable
+
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
 
 
 def positive(text: str) -> int:

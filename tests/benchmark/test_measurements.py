@@ -4,18 +4,18 @@ import json
 import os
 import time
 
+from deim_mmdet.benchmark.latency import Candidate, make_runner
+from deim_mmdet.benchmark.published import PublishedPoint, published_points
+from deim_mmdet.benchmark.training import PARTS, TrainingStep, pipeline_speed
+from deim_mmdet.deployment.onnx_export import export_onnx
+from deim_mmdet.utils import Stage
+
 import pytest
 import torch
 from golden import CONFIGS, PARAMETERS, build_model
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 from typed_configs import SPELLINGS, spelled
-
-from deim_mmdet.benchmark.latency import Candidate, make_runner
-from deim_mmdet.benchmark.published import PublishedPoint, published_points
-from deim_mmdet.benchmark.training import PARTS, TrainingStep, pipeline_speed
-from deim_mmdet.deployment.onnx_export import export_onnx
-from deim_mmdet.utils import Stage
 
 SIZE = (128, 160)
 

@@ -2,6 +2,9 @@
 
 import functools
 
+from deim_mmdet.benchmark.reference_models import build_reference
+from deim_mmdet.checkpoints.reference import convert_reference_state_dict
+
 import pytest
 import torch
 from golden import CONFIGS, build_model, filled_state_dict, image
@@ -10,9 +13,6 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 from typed_configs import SPELLINGS, spelled
-
-from deim_mmdet.benchmark.reference_models import build_reference
-from deim_mmdet.checkpoints.reference import convert_reference_state_dict
 
 pytest.importorskip('dfine', reason='pydfine is not installed')
 

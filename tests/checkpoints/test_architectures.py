@@ -1,9 +1,5 @@
 """Which model a state dict is of, from its names and shapes alone."""
 
-import pytest
-import torch
-from reference_checkpoints import MODELS, reference_shapes
-
 from deim_mmdet.checkpoints import convert_reference_state_dict
 from deim_mmdet.checkpoints.architectures import (
     BACKBONES,
@@ -15,6 +11,10 @@ from deim_mmdet.checkpoints.architectures import (
     identify,
     published_configs,
 )
+
+import pytest
+import torch
+from reference_checkpoints import MODELS, reference_shapes
 
 # Sizes of DEIM-D-FINE and D-FINE with the same state dict; L and X of D-FINE have frozen norms.
 TWINS = {'n', 's', 'm'}

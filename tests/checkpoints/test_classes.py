@@ -1,12 +1,12 @@
 """Class layers of a checkpoint in a model with other classes."""
 
+from deim_mmdet.checkpoints.classes import CLASS_LAYERS, adapt_class_layers
+
 import golden
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-
-from deim_mmdet.checkpoints.classes import CLASS_LAYERS, adapt_class_layers
 
 
 def build(num_classes):

@@ -1,9 +1,5 @@
 import json
 
-import pytest
-import torch
-from reference_checkpoints import reference_state_dict
-
 from deim_mmdet.checkpoints.convert import (
     classes_of_annotations,
     count_classes,
@@ -12,6 +8,10 @@ from deim_mmdet.checkpoints.convert import (
     make_checkpoint,
     to_our_names,
 )
+
+import pytest
+import torch
+from reference_checkpoints import reference_state_dict
 
 
 def weights(value):

@@ -1,10 +1,10 @@
 import os
 
+from deim_mmdet.checkpoints import files
+
 import pytest
 import torch
 from test_safe_globals import RunsCode
-
-from deim_mmdet.checkpoints import files
 
 
 def test_downloads_once_and_apart_from_files_of_the_same_name(file_server, hub_folder):

@@ -4,17 +4,17 @@ import copy
 import json
 import re
 
-import golden
-import pytest
-import torch
-from mmdet.registry import MODELS
-from mmengine.runner import CheckpointLoader
-
 from deim_mmdet.checkpoints.architectures import complete, identify
 from deim_mmdet.checkpoints.convert import HUGGING_FACE, find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.huggingface import saved_classes, to_reference_names
 from deim_mmdet.checkpoints.loading import SCHEME
+
+import golden
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.runner import CheckpointLoader
 
 transformers = pytest.importorskip('transformers')
 pytest.importorskip('safetensors')

@@ -3,6 +3,12 @@
 import json
 from pathlib import Path
 
+from deim_mmdet.checkpoints import convert_reference_state_dict
+from deim_mmdet.checkpoints.classes import CLASS_LAYERS
+from deim_mmdet.checkpoints.loading import SCHEME
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine.config import load_config
+
 import cv2
 import golden
 import numpy as np
@@ -13,12 +19,6 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from reference_checkpoints import reference_state_dict
-
-from deim_mmdet.checkpoints import convert_reference_state_dict
-from deim_mmdet.checkpoints.classes import CLASS_LAYERS
-from deim_mmdet.checkpoints.loading import SCHEME
-from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.engine.config import load_config
 
 CLASSES = ('dog', 'ring', 'person')
 # Of our classes, those of COCO and their rows there.

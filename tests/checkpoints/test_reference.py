@@ -1,14 +1,14 @@
 """Names of the reference and of this package, both ways, for every model with shared shapes."""
 
+from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict, rename_resnet_vd
+from deim_mmdet.checkpoints.reference import decoder_kind, reference_name
+from deim_mmdet.checkpoints.reverse import to_reference_state_dict
+
 import golden
 import numpy as np
 import pytest
 import torch
 from reference_checkpoints import MODELS, anchors, reference_state_dict
-
-from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict, rename_resnet_vd
-from deim_mmdet.checkpoints.reference import decoder_kind, reference_name
-from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 
 DERIVED = {'anchors', 'valid_mask', 'num_points_scale', 'up', 'reg_scale'}
 

@@ -2,12 +2,12 @@ import os
 import subprocess
 import sys
 
+from deim_mmdet.checkpoints.safe_globals import explain_load_errors
+
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-
-from deim_mmdet.checkpoints.safe_globals import explain_load_errors
 
 
 class Foreign:

@@ -1,10 +1,10 @@
 """Each object's box is the hull of the object's pixels after every geometric transform."""
 
+from deim_mmdet.datasets.transforms.crops import centres_inside
+
 import numpy as np
 import pytest
 from mmengine.dataset import Compose
-
-from deim_mmdet.datasets.transforms.crops import centres_inside
 
 RESIZE = [
     {'type': 'RandomFlip', 'prob': 0.5},

@@ -2,13 +2,13 @@ import itertools
 import json
 import pickle
 
+from deim_mmdet.datasets import CheckedCocoDataset
+
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
-
-from deim_mmdet.datasets import CheckedCocoDataset
 
 
 @pytest.fixture

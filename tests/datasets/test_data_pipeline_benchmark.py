@@ -4,11 +4,11 @@ import json
 import random
 import sys
 
+from deim_mmdet.utils import Stage
+
 import numpy as np
 import pytest
 import torch
-
-from deim_mmdet.utils import Stage
 
 
 @pytest.fixture(scope='module')

@@ -15,14 +15,14 @@ About 150 z values in four stages: a bound of 4.5 keeps the chance of any false 
 
 import json
 
+from deim_mmdet.utils import Stage
+
 import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-
-from deim_mmdet.utils import Stage
 
 BOUND = 4.5
 BATCH = 4

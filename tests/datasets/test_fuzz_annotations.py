@@ -10,6 +10,8 @@ import random
 import re
 from collections import Counter
 
+from deim_mmdet.datasets import CheckedCocoDataset
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,6 @@ from fuzzing import fuzz_count, time_limit
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
-
-from deim_mmdet.datasets import CheckedCocoDataset
 
 PARTS = 4
 FILES = fuzz_count(usual=1_000, full=10_000)

@@ -11,16 +11,16 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from deim_mmdet.datasets import LoadImageChecked
+from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
+from deim_mmdet.datasets.transforms.loading import MAX_PIXELS, UnreadableImageError
+
 import cv2
 import numpy as np
 import pytest
 from fuzzing import fuzz_count
 from messy_data import huge_png, with_jpeg_size
 from PIL import Image
-
-from deim_mmdet.datasets import LoadImageChecked
-from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
-from deim_mmdet.datasets.transforms.loading import MAX_PIXELS, UnreadableImageError
 
 # On the clock, hence long enough for a machine that does other things too.
 TIMEOUT = 300

@@ -1,6 +1,9 @@
 import pickle
 from pathlib import Path
 
+from deim_mmdet.datasets import DenseO2ODataset
+from deim_mmdet.datasets.transforms.loading import UnreadableImageError
+
 import cv2
 import numpy as np
 import pytest
@@ -11,9 +14,6 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
-
-from deim_mmdet.datasets import DenseO2ODataset
-from deim_mmdet.datasets.transforms.loading import UnreadableImageError
 
 LOAD = [{'type': 'LoadImageChecked'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
 PIPELINE = [

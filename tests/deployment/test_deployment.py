@@ -1,11 +1,5 @@
 """Exported models in other runtimes against PyTorch, and what is refused."""
 
-import numpy as np
-import pytest
-import torch
-from golden import build_model, filled_model, image
-from mmdet.structures import DetDataSample
-
 from deim_mmdet.deployment import tensorrt
 from deim_mmdet.deployment.detector import DeployedDetector
 from deim_mmdet.deployment.extras import require
@@ -18,6 +12,12 @@ from deim_mmdet.deployment.runtimes import (
     compare,
     export_openvino,
 )
+
+import numpy as np
+import pytest
+import torch
+from golden import build_model, filled_model, image
+from mmdet.structures import DetDataSample
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')

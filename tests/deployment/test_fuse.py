@@ -1,14 +1,14 @@
 """Fused detectors against those that they were made from."""
 
-import pytest
-import torch
-from golden import build_model, filled_model, image
-from torch import nn
-
 from deim_mmdet.deployment import fuse, fuse_for_export
 from deim_mmdet.deployment.modules import Clamp, SplitBlock, SplitConvolution
 from deim_mmdet.models.backbones.hgnetv2 import LearnableAffine
 from deim_mmdet.models.layers.basic import FrozenBatchNorm2d
+
+import pytest
+import torch
+from golden import build_model, filled_model, image
+from torch import nn
 
 # Of each kind of backbone, neck, norm and decoder one: N has learnable affines, X frozen norms and
 # decoder and neck of different width, the R50-m trains more decoder layers than it uses.

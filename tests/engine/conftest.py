@@ -1,10 +1,10 @@
 import os
 
+from deim_mmdet.engine import DEIMRunner
+
 import mmengine.config.config
 import pytest
 import toy
-
-from deim_mmdet.engine import DEIMRunner
 
 
 @pytest.fixture(scope='module')

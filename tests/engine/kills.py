@@ -21,15 +21,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import deim_mmdet  # noqa: F401  registers what configs name
+from deim_mmdet.checkpoints.files import find_damage
+from deim_mmdet.engine.config import load_config
+
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from states import different_runs
-
-import deim_mmdet  # noqa: F401  registers what configs name
-from deim_mmdet.checkpoints.files import find_damage
-from deim_mmdet.engine.config import load_config
 
 POINTS = [
     *('before_train', 'before_train_epoch', 'before_train_iter', 'after_train_iter'),

@@ -4,6 +4,8 @@ import copy
 import json
 import shutil
 
+from deim_mmdet.engine import DEIMRunner
+
 import pytest
 import torch
 import toy
@@ -11,8 +13,6 @@ from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
-
-from deim_mmdet.engine import DEIMRunner
 
 NAMES = ('disc', 'ring')
 

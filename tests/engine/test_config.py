@@ -1,11 +1,11 @@
 import os
 import re
 
+from deim_mmdet.engine.config import check_no_conflict, load_config, override_length
+
 import pytest
 import toy
 from mmengine.config import Config
-
-from deim_mmdet.engine.config import check_no_conflict, load_config, override_length
 
 CONFIG = str(toy.ROOT / 'configs' / 'deim_dfine_s.py')
 

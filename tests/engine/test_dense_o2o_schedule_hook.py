@@ -1,6 +1,10 @@
 import logging
 from types import SimpleNamespace
 
+from deim_mmdet.engine.hooks import DenseO2OScheduleHook
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.utils import SharedStage, Stage
+
 import pytest
 import torch
 from mmengine.dataset import Compose
@@ -8,10 +12,6 @@ from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
-
-from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
-from deim_mmdet.utils import SharedStage, Stage
 
 
 class Staged:

@@ -1,6 +1,8 @@
 import logging
 from types import SimpleNamespace
 
+from deim_mmdet.engine.hooks import DerivedSeedHook, derived_seed_hook
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,6 @@ from mmengine.dataset import DefaultSampler
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader, Dataset
-
-from deim_mmdet.engine.hooks import DerivedSeedHook, derived_seed_hook
 
 
 class Seeded(Dataset):

@@ -1,14 +1,14 @@
 import re
 
+from deim_mmdet.engine import DEIMRunner, EMARestartHook, ExpWarmupEMAHook
+from deim_mmdet.engine.hooks.ema_restart_hook import RESTART_CHECKPOINT
+
 import pytest
 import torch
 import toy
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from states import differences, state_of
-
-from deim_mmdet.engine import DEIMRunner, EMARestartHook, ExpWarmupEMAHook
-from deim_mmdet.engine.hooks.ema_restart_hook import RESTART_CHECKPOINT
 
 # Of 10 epochs the last four make the no-augmentation stage.
 STEADY = [0.1, 0.3, 0.2, 0.25, 0.2, 0.1, 0.2, 0.1, 0.4, 0.3]

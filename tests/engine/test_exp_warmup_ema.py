@@ -1,11 +1,11 @@
 import math
 from types import SimpleNamespace
 
+from deim_mmdet.engine.hooks import ExpWarmupEMA, ExpWarmupEMAHook
+
 import pytest
 import torch
 from torch import nn
-
-from deim_mmdet.engine.hooks import ExpWarmupEMA, ExpWarmupEMAHook
 
 
 def model():

@@ -10,15 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deim_mmdet.engine import RunFault
+from deim_mmdet.engine.faults import check_work_dir, checkpoint_size, find_resumable
+
 import pytest
 import torch
 import toy
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-
-from deim_mmdet.engine import RunFault
-from deim_mmdet.engine.faults import check_work_dir, checkpoint_size, find_resumable
 
 
 class At(Hook):

@@ -1,10 +1,10 @@
+from deim_mmdet.engine.recipe import PublishedRecipe, derive_recipe
+from deim_mmdet.engine.schedulers import FlatCosineLR
+
 import pytest
 import torch
 from mmdet.registry import PARAM_SCHEDULERS
 from schedules import MODELS, published_numbers, schedule
-
-from deim_mmdet.engine.recipe import PublishedRecipe, derive_recipe
-from deim_mmdet.engine.schedulers import FlatCosineLR
 
 
 def run(optimizer, scheduler, iterations):

@@ -3,6 +3,9 @@
 import json
 import re
 
+from deim_mmdet.datasets.checks.problems import PROBLEMS
+from deim_mmdet.engine.checks import check_data
+
 import pytest
 import torch
 import toy
@@ -10,9 +13,6 @@ from messy_data import BREAKING, HARMLESS, write_messy_data
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from toy import run_tool, train
-
-from deim_mmdet.datasets.checks.problems import PROBLEMS
-from deim_mmdet.engine.checks import check_data
 
 UNREADABLE = ('missing.jpg', 'zero.jpg', 'cut.jpg', 'cut.png', 'page.jpg', 'huge.png', 'huge.jpg')
 

@@ -7,15 +7,6 @@ import copy
 import functools
 import logging
 
-import pytest
-import torch
-from mmdet.structures import DetDataSample
-from mmengine.logging import MessageHub
-from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import init_default_scope
-from torch import nn
-
 from deim_mmdet.engine.hooks import (
     ExpWarmupEMAHook,
     NonFiniteError,
@@ -25,6 +16,15 @@ from deim_mmdet.engine.hooks import (
     NonFiniteWeightError,
 )
 from deim_mmdet.engine.optimizers import CpuAmpOptimWrapper
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import init_default_scope
+from torch import nn
 
 BATCHES = 6
 

@@ -5,6 +5,9 @@ import os
 import shutil
 import signal
 
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine.processes import LostProcessError, init_gloo, naming_lost_processes
+
 import pytest
 import torch
 import toy
@@ -12,9 +15,6 @@ from mmengine.config import Config
 from processes import end_of_processes, in_processes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.engine.processes import LostProcessError, init_gloo, naming_lost_processes
 
 
 def toy_runner(config, **options):

@@ -5,14 +5,14 @@ import json
 import math
 import shutil
 
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine.config import load_config, override_length
+
 import pytest
 import toy
 from mmengine.config import DictAction
 from states import differences, state_of
 from toy import train
-
-from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.engine.config import load_config, override_length
 
 MODEL = toy.ROOT / 'configs' / 'deim_dfine_n.py'
 SMALL = (

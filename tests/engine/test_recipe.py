@@ -1,8 +1,5 @@
 import dataclasses
 
-import pytest
-from schedules import MODELS, published_numbers
-
 from deim_mmdet.engine.recipe import (
     PublishedRecipe,
     derive_recipe,
@@ -10,6 +7,9 @@ from deim_mmdet.engine.recipe import (
     format_recipe,
     regime_note,
 )
+
+import pytest
+from schedules import MODELS, published_numbers
 
 L = PublishedRecipe(epochs=58, batch_size=32, stages=(4, 29, 50), warmup_iters=2000)
 BASELINE = PublishedRecipe(

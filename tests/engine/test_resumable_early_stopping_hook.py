@@ -1,12 +1,12 @@
 import logging
 from types import SimpleNamespace
 
+from deim_mmdet.engine.hooks import ResumableEarlyStoppingHook
+
 import pytest
 from mmdet.registry import HOOKS
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import MessageHub
-
-from deim_mmdet.engine.hooks import ResumableEarlyStoppingHook
 
 OPTIONS = dict(monitor='coco/bbox_mAP', min_delta=0.0, patience=3)
 SCORES = [0.1, 0.3, 0.2, 0.25, 0.31, 0.1, 0.2, 0.3, 0.5]

@@ -3,13 +3,13 @@
 import copy
 import shutil
 
+from deim_mmdet.engine import DEIMRunner
+
 import pytest
 import toy
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from states import assert_equal_runs, differences, state_of
-
-from deim_mmdet.engine import DEIMRunner
 
 EPOCHS = 10
 # The last stage begins after epoch 6. Its first evaluation is no new best, the second is, the third

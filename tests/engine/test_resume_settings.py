@@ -2,13 +2,13 @@
 
 import shutil
 
+from deim_mmdet.engine import DEIMRunner
+
 import pytest
 import torch
 import toy
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-
-from deim_mmdet.engine import DEIMRunner
 
 EPOCHS = 8
 AT = 3

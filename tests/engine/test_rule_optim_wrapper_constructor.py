@@ -1,12 +1,12 @@
 import re
 
+from deim_mmdet.engine.optimizers import RuleOptimWrapperConstructor
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from schedules import DFINE_MODELS, schedule
 from torch import nn
-
-from deim_mmdet.engine.optimizers import RuleOptimWrapperConstructor
 
 
 def model_of_names(names: list[str], frozen: list[str]) -> nn.Module:

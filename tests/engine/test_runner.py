@@ -2,10 +2,10 @@ import json
 import os
 import shutil
 
+from deim_mmdet.engine import NonFiniteLossError
+
 import pytest
 import torch
-
-from deim_mmdet.engine import NonFiniteLossError
 
 
 def edit_annotations(folder, change):

@@ -3,15 +3,14 @@
 import json
 import re
 import signal
-from pathlib import Path
 
-import mmdet
+import deim_mmdet  # noqa: F401  registers what checkpoints hold
+
+import mmdet_tools
 import pytest
 import toy
 from states import assert_equal_runs, last_state
 from toy import run_tool, train
-
-import deim_mmdet  # noqa: F401  registers what checkpoints hold
 
 ITERS = 4
 
@@ -101,7 +100,7 @@ def test_our_and_mmdets_test_tool_agree_on_the_checkpoint(config, uninterrupted)
         *('--work-dir', work_dir, '--out', predictions, '--show-dir', 'pictures'),
     )
     theirs = run_tool(
-        Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py',
+        mmdet_tools.TOOLS / 'test.py',
         config,
         checkpoint,
         *('--work-dir', work_dir),
@@ -112,6 +111,7 @@ def test_our_and_mmdets_test_tool_agree_on_the_checkpoint(config, uninterrupted)
     assert list(work_dir.glob('*/pictures/*.png'))
 
 
+@mmdet_tools.needs_operators
 def test_test_time_augmentation(config, uninterrupted):
     log = run_tool(
         toy.ROOT / 'tools' / 'test.py',

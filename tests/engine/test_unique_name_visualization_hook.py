@@ -1,14 +1,14 @@
 import random
 from pathlib import Path
 
+from deim_mmdet.engine.hooks.unique_name_visualization_hook import picture_names
+
 import cv2
 import numpy as np
 import pytest
 import toy
 from mmdet.engine.hooks import DetVisualizationHook
 from mmengine.config import Config
-
-from deim_mmdet.engine.hooks.unique_name_visualization_hook import picture_names
 
 
 def names_below(folder, *paths):

@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mmdet
+from deim_mmdet.engine import DEIMRunner, PublishedRecipe, derive_recipe
+from deim_mmdet.engine.config import load_config
+
+import mmdet_tools
 import pytest
 import torch
 from mmengine.config import Config
@@ -18,12 +21,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from typed_configs import spelled
 
-from deim_mmdet.engine import DEIMRunner, PublishedRecipe, derive_recipe
-from deim_mmdet.engine.config import load_config
-
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'configs' / 'demo' / 'deim_dfine_demo.py'
-MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 # 10 images in batches of two, for four epochs: one of each stage.
 OPTIONS = {
     'train_cfg.max_epochs': 4,
@@ -96,7 +95,7 @@ def expected(folder):
 def test_tool_of_mmdet(folder, expected):
     path = folder / 'dumped.py'
     config(folder, 'mmdet').dump(path)
-    run(MMDET_TOOLS / 'train.py', path, cwd=folder)
+    run(*mmdet_tools.LAUNCHER, mmdet_tools.TOOLS / 'train.py', path, cwd=folder)
     assert_trained_alike(folder / 'mmdet', expected)
 
 

@@ -3,14 +3,14 @@
 import copy
 import json
 
+from deim_mmdet.evaluation import CheckedCocoMetric
+
 import numpy as np
 import pytest
 import torch
 from mmdet.evaluation import CocoMetric
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from deim_mmdet.evaluation import CheckedCocoMetric
 
 CLASSES = ('cat', 'dog', 'cow', 'hen')
 SIDE = 200

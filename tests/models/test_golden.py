@@ -2,6 +2,11 @@
 
 import re
 
+from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
+from deim_mmdet.models.layers.decoder import DecoderPredictions
+from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
+from deim_mmdet.models.task_modules import Targets
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +14,6 @@ from golden import FOLDER, PARAMETERS, build_model, filled_model, image, load
 from mmdet.structures import DetDataSample
 from mmengine.analysis import get_model_complexity_info
 from mmengine.structures import InstanceData
-
-from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
-from deim_mmdet.models.layers.decoder import DecoderPredictions
-from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
-from deim_mmdet.models.task_modules import Targets
 
 EVAL_MODELS = sorted(path.stem[5:] for path in FOLDER.glob('eval_*.npz'))
 TRAIN_MODELS = sorted(path.stem[6:] for path in FOLDER.glob('train_*.npz'))

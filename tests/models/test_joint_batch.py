@@ -1,5 +1,8 @@
 """Losses and gradients of several processes against those of one with the joint batch."""
 
+from deim_mmdet.engine.processes import init_gloo
+from deim_mmdet.models.layers.basic import inverse_sigmoid
+
 import pytest
 import torch
 from golden import CONFIGS
@@ -10,9 +13,6 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
 from processes import in_processes
-
-from deim_mmdet.engine.processes import init_gloo
-from deim_mmdet.models.layers.basic import inverse_sigmoid
 
 SIZE = (64, 64)
 CLASSES = 3

@@ -3,14 +3,6 @@
 import copy
 from functools import partial
 
-import pytest
-import torch
-from golden import build_model
-from mmdet.models import ResNetV1d
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData
-
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import reference_name
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
@@ -18,6 +10,14 @@ from deim_mmdet.models.backbones.resnet_vd import ResNetVd
 from deim_mmdet.models.cpu import optimize_for_cpu
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.models.necks.hybrid_encoder import sine_cosine_position
+
+import pytest
+import torch
+from golden import build_model
+from mmdet.models import ResNetV1d
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 
 
 def samples(counts, size=(64, 96)):

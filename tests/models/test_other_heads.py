@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+from deim_mmdet.models.losses import (
+    DecoupledDistillationFocalLoss,
+    FineGrainedLocalizationLoss,
+    MatchabilityAwareLoss,
+)
+
 import mmdet
 import pytest
 import torch
@@ -9,12 +15,6 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
-
-from deim_mmdet.models.losses import (
-    DecoupledDistillationFocalLoss,
-    FineGrainedLocalizationLoss,
-    MatchabilityAwareLoss,
-)
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 

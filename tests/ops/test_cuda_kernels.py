@@ -9,13 +9,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from deim_mmdet.ops import deformable_attention, pure_pytorch
+from deim_mmdet.ops.library import SOURCES
+
 import numpy as np
 import pytest
 import torch
 from attention_cases import LEVELS, away_from_kinks, random_inputs
-
-from deim_mmdet.ops import deformable_attention, pure_pytorch
-from deim_mmdet.ops.library import SOURCES
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 86, 89, 90)

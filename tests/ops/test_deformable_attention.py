@@ -3,14 +3,14 @@
 import contextlib
 import warnings
 
+from deim_mmdet.ops import SAMPLING_METHODS, compiled, deformable_attention, library, pure_pytorch
+from deim_mmdet.ops.deformable_attention import _warn_of_pure_form
+
 import numpy as np
 import pytest
 import torch
 from attention_cases import LEVELS, away_from_kinks, random_inputs, slow_deformable_attention
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from deim_mmdet.ops import SAMPLING_METHODS, compiled, deformable_attention, library, pure_pytorch
-from deim_mmdet.ops.deformable_attention import _warn_of_pure_form
 
 
 class Form:

@@ -3,6 +3,8 @@
 import logging
 from types import SimpleNamespace
 
+from deim_mmdet.ops import FastMultiScaleDeformableAttention, use_fast_deformable_attention
+
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import build_attention
@@ -10,8 +12,6 @@ from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import DeformableDetrTransformerDecoder, DeformableDetrTransformerEncoder
 from mmdet.registry import HOOKS, MODELS
 from torch import nn
-
-from deim_mmdet.ops import FastMultiScaleDeformableAttention, use_fast_deformable_attention
 
 SHAPES = [(5, 7), (3, 4), (1, 2)]
 TOKENS = sum(h * w for h, w in SHAPES)

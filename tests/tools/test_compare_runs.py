@@ -1,10 +1,10 @@
 import csv
 
+from deim_mmdet.visualization.history import Evaluation, write_evaluations
+
 import cv2
 import numpy as np
 import pytest
-
-from deim_mmdet.visualization.history import Evaluation, write_evaluations
 
 
 @pytest.fixture(scope='module')

@@ -3,10 +3,10 @@ import json
 import sys
 import time
 
-import pytest
-
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.visualization.history import Evaluation, read_evaluations, write_evaluations
+
+import pytest
 
 
 @pytest.fixture

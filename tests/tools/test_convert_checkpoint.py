@@ -2,14 +2,14 @@ import json
 import re
 from argparse import Namespace
 
+from deim_mmdet.checkpoints import convert_reference_state_dict
+
 import golden
 import pytest
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from reference_checkpoints import reference_state_dict
-
-from deim_mmdet.checkpoints import convert_reference_state_dict
 
 
 @pytest.fixture(scope='module')

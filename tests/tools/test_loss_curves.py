@@ -1,9 +1,9 @@
+from deim_mmdet.models.losses import MatchabilityAwareLoss, VarifocalQualityLoss
+
 import cv2
 import numpy as np
 import pytest
 import torch
-
-from deim_mmdet.models.losses import MatchabilityAwareLoss, VarifocalQualityLoss
 
 PROBABILITIES = np.linspace(0.01, 0.99, 99)
 

@@ -1,6 +1,8 @@
 import csv
 from pathlib import Path
 
+from deim_mmdet.engine.config import load_config
+
 import cv2
 import numpy as np
 import pytest
@@ -10,8 +12,6 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from typed_configs import SPELLINGS, spelled
-
-from deim_mmdet.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SIDE = 12, 128

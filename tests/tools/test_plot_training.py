@@ -1,9 +1,9 @@
 import json
 
+from deim_mmdet.visualization.figures import STAGE_COLOURS
+
 import cv2
 import pytest
-
-from deim_mmdet.visualization.figures import STAGE_COLOURS
 
 
 @pytest.fixture(scope='module')

@@ -1,9 +1,9 @@
 from pathlib import Path
 
+from deim_mmdet.engine.config import load_config
+
 import numpy as np
 import pytest
-
-from deim_mmdet.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, COLUMNS = 96, 4

@@ -1,16 +1,16 @@
 from pathlib import Path
 
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.recipe import PublishedRecipe, derive_recipe
+from deim_mmdet.engine.schedulers.flat_cosine_lr import flat_cosine_factor
+
 import cv2
 import mmdet
 import numpy as np
 import pytest
 from mmengine.config import Config
 from typed_configs import SPELLINGS, spelled
-
-from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.recipe import PublishedRecipe, derive_recipe
-from deim_mmdet.engine.schedulers.flat_cosine_lr import flat_cosine_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 MMDET = Path(mmdet.__file__).parent / '.mim' / 'configs'

@@ -1,10 +1,3 @@
-import mmcv.transforms
-import mmdet.datasets.transforms
-import pytest
-from mmdet.registry import DATASETS, HOOKS, TRANSFORMS
-from mmengine.config import Config, ConfigDict
-from mmengine.config.lazy import LazyObject
-
 from deim_mmdet.datasets import CheckedCocoDataset
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
 from deim_mmdet.utils.components import (
@@ -13,6 +6,13 @@ from deim_mmdet.utils.components import (
     find_component,
     is_component,
 )
+
+import mmcv.transforms
+import mmdet.datasets.transforms
+import pytest
+from mmdet.registry import DATASETS, HOOKS, TRANSFORMS
+from mmengine.config import Config, ConfigDict
+from mmengine.config.lazy import LazyObject
 
 RESIZE = mmdet.datasets.transforms.Resize
 KINDS = {

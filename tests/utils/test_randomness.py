@@ -1,11 +1,11 @@
 import contextlib
 import random
 
+from deim_mmdet.utils.randomness import Purpose, SharedSeed, seed_process, seeded
+
 import numpy as np
 import pytest
 import torch
-
-from deim_mmdet.utils.randomness import Purpose, SharedSeed, seed_process, seeded
 
 
 def draws():

@@ -1,7 +1,7 @@
+from deim_mmdet.visualization import contact_sheet, draw_tile
+
 import numpy as np
 import pytest
-
-from deim_mmdet.visualization import contact_sheet, draw_tile
 
 
 def test_boxes_are_scaled_with_the_image():

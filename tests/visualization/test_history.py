@@ -1,8 +1,6 @@
 import json
 import math
 
-import pytest
-
 from deim_mmdet.visualization.history import (
     Evaluation,
     evaluations_of,
@@ -11,6 +9,8 @@ from deim_mmdet.visualization.history import (
     read_history,
     write_evaluations,
 )
+
+import pytest
 
 
 def write_run(work_dir, name, lines, config=None):

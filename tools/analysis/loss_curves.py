@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
-
 from deim_mmdet.models.losses import MatchabilityAwareLoss, VarifocalQualityLoss
 from deim_mmdet.visualization.figures import save_figure
+
+import torch
+from matplotlib.figure import Figure
 
 
 def loss_curve(loss: torch.nn.Module, probabilities: torch.Tensor, iou: float) -> torch.Tensor:

@@ -27,6 +27,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deim_mmdet.checkpoints.loading import SCHEME
+from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.hooks import DenseO2OScheduleHook
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
+from deim_mmdet.models.layers.query_selection import make_anchors
+from deim_mmdet.utils import Stage
+from deim_mmdet.utils.components import find_component
+from deim_mmdet.utils.tables import format_table
+from deim_mmdet.visualization.figures import save_with_table
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -41,16 +51,6 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from mmengine.structures import InstanceData
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
-
-from deim_mmdet.checkpoints.loading import SCHEME
-from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
-from deim_mmdet.models.layers.query_selection import make_anchors
-from deim_mmdet.utils import Stage
-from deim_mmdet.utils.components import find_component
-from deim_mmdet.utils.tables import format_table
-from deim_mmdet.visualization.figures import save_with_table
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ONE_TO_ONE, DENSE_ONE_TO_ONE = 'one-to-one', 'Dense one-to-one'

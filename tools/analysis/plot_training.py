@@ -11,10 +11,10 @@ import math
 import sys
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from deim_mmdet.visualization.figures import save_figure, shade_stages
 from deim_mmdet.visualization.history import read_boundaries, read_history
+
+from matplotlib.figure import Figure
 
 
 def plot_training(work_dir: Path, out: Path) -> None:

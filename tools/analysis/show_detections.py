@@ -6,10 +6,10 @@ python tools/analysis/show_detections.py CONFIG CHECKPOINT DIRECTORY --out detec
 import argparse
 from pathlib import Path
 
+from deim_mmdet.visualization import contact_sheet, draw_tile
+
 import cv2
 from mmdet.apis import DetInferencer
-
-from deim_mmdet.visualization import contact_sheet, draw_tile
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
 

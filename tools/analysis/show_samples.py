@@ -9,6 +9,11 @@ training; boxes are those that the losses get.
 import argparse
 from pathlib import Path
 
+from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
+from deim_mmdet.utils import Stage
+from deim_mmdet.visualization import contact_sheet, draw_tile
+
 import cv2
 import numpy as np
 from mmdet.registry import DATASETS, MODELS
@@ -16,11 +21,6 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
-
-from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
-from deim_mmdet.utils import Stage
-from deim_mmdet.visualization import contact_sheet, draw_tile
 
 
 def draw_batch(dataset, preprocessor, indices: list[int], side: int) -> tuple[list, list[int]]:

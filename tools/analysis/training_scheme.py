@@ -18,6 +18,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from deim_mmdet.datasets import DenseO2O
+from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.hooks import DenseO2OScheduleHook
+from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
+from deim_mmdet.utils import Stage
+from deim_mmdet.utils.components import component_class, component_name, is_component
+from deim_mmdet.visualization.figures import save_figure, shade_stages
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -30,14 +38,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
-
-from deim_mmdet.datasets import DenseO2O
-from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
-from deim_mmdet.utils import Stage
-from deim_mmdet.utils.components import component_class, component_name, is_component
-from deim_mmdet.visualization.figures import save_figure, shade_stages
 
 # Epochs [start, stop) of an augmentation.
 Span = tuple[float, float]
@@ -125,7 +125,7 @@ def build_runner(config: Config, work_dir: str) -> Runner:
         } | dict(type='OptimWrapper')
     # In training the runner does the same, in this order.
     runner = RUNNERS.build(config)
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    _ = runner.train_loop  # looking at it builds it
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     return runner

@@ -3,8 +3,9 @@
 #
 #     STACK=openmmlab|onedl PYTHON=python3 tools/dev/setup_env.sh [VENV] [--dev]
 #
-# --dev adds what tests and linter need. The package's own operators are compiled once for each
-# torch and kept in $DEIM_MMDET_CACHE (default: ~/.cache/deim_mmdet), outside the clone.
+# --dev adds what tests and linter need; TORCH=2.8.0 takes another torch than the pinned one. The
+# package's own operators are compiled once for each torch and kept in $DEIM_MMDET_CACHE (default:
+# ~/.cache/deim_mmdet), outside the clone.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -58,15 +59,15 @@ install() {
 }
 
 begin "installing torch and the stack '$stack' with pinned versions" 'half a minute, and the download'
-stack_pins=$scratch/$stack.txt
+pins=$scratch/pins.txt stack_pins=$scratch/$stack.txt
+sed "${TORCH:+s/^torch==.*/torch==$TORCH/}" "$requirements/pins.txt" >"$pins"
 cp "$requirements/$stack.txt" "$stack_pins"
 # `make ops` has put MMCV with its operators in place of the one without: it stays.
 if "$python" -c 'import importlib.metadata as m; m.version("mmcv")' 2>/dev/null; then
     sed -i /mmcv-lite/d "$stack_pins"
 fi
 # onedl-mmcv comes as source: without its operators, which nothing here needs, it builds in seconds.
-MMCV_WITH_OPS=0 install -r "$requirements/build.txt" -r "$requirements/pins.txt" \
-    -r "$stack_pins"
+MMCV_WITH_OPS=0 install -r "$requirements/build.txt" -r "$pins" -r "$stack_pins"
 if [ "$dev" ]; then
     begin 'installing what tests and linter need' 'half a minute, and the download'
     install -r "$requirements/mim.txt" -r "$requirements/dev.txt"

@@ -1,10 +1,10 @@
 import json
 import math
 
+from deim_mmdet.datasets.checks.annotation_file import read_annotation_file
+
 import numpy as np
 import pytest
-
-from deim_mmdet.datasets.checks.annotation_file import read_annotation_file
 
 
 def write(folder, part=None, field=None, value=None):

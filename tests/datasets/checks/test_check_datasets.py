@@ -2,6 +2,13 @@ import json
 import os
 import signal
 
+from deim_mmdet.datasets import LoadImageChecked
+from deim_mmdet.datasets.checks.config import check_datasets
+from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
+from deim_mmdet.datasets.checks.pool import inspect_images
+from deim_mmdet.datasets.checks.problems import DROPPED, PROBLEMS
+from deim_mmdet.datasets.checks.sheet import draw_report
+
 import cv2
 import numpy as np
 import pytest
@@ -9,13 +16,6 @@ from messy_data import BREAKING, HARMLESS, write_messy_data
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from typed_configs import SPELLINGS, spelled
-
-from deim_mmdet.datasets import LoadImageChecked
-from deim_mmdet.datasets.checks.config import check_datasets
-from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
-from deim_mmdet.datasets.checks.pool import inspect_images
-from deim_mmdet.datasets.checks.problems import DROPPED, PROBLEMS
-from deim_mmdet.datasets.checks.sheet import draw_report
 
 
 @pytest.fixture(autouse=True)

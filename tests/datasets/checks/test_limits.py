@@ -5,14 +5,14 @@ import inspect
 import io
 import json
 
+from deim_mmdet.datasets.checks.config import check_datasets
+from deim_mmdet.models.dense_heads import DFINEHead, RTDETRHead
+
 import pytest
 from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from typed_configs import SPELLINGS, spelled
-
-from deim_mmdet.datasets.checks.config import check_datasets
-from deim_mmdet.models.dense_heads import DFINEHead, RTDETRHead
 
 CATEGORIES = {'cat': 3, 'dog': 7}
 COCO_METRIC = dict(type='CocoMetric', metric='bbox')

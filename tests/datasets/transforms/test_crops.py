@@ -1,8 +1,8 @@
+from deim_mmdet.datasets import DenseO2OIoUCrop, DenseO2OZoomOut
+
 import numpy as np
 import pytest
 from scipy import stats
-
-from deim_mmdet.datasets import DenseO2OIoUCrop, DenseO2OZoomOut
 
 
 @pytest.fixture

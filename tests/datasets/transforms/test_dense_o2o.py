@@ -1,6 +1,9 @@
 import copy
 import pickle
 
+from deim_mmdet.datasets import DenseO2O
+from deim_mmdet.utils import Stage
+
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +11,6 @@ import torch
 from mmdet.datasets import MultiImageMixDataset
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
-
-from deim_mmdet.datasets import DenseO2O
-from deim_mmdet.utils import Stage
 
 LOAD = [{'type': 'LoadImageChecked'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
 MOSAIC = [{'type': 'DenseO2OMosaic', 'tile_size': 16}]

@@ -1,12 +1,12 @@
+from deim_mmdet.datasets import LoadImageChecked, ScaleInstances
+from deim_mmdet.datasets.transforms import loading
+from deim_mmdet.datasets.transforms.loading import is_truncated, jpeg_shape
+
 import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
-
-from deim_mmdet.datasets import LoadImageChecked, ScaleInstances
-from deim_mmdet.datasets.transforms import loading
-from deim_mmdet.datasets.transforms.loading import is_truncated, jpeg_shape
 
 
 @pytest.fixture

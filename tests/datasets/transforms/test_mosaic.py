@@ -3,15 +3,15 @@ import logging
 import math
 import tracemalloc
 
+from deim_mmdet.datasets import DenseO2OMosaic
+from deim_mmdet.datasets.transforms.mosaic import resize, shape_of_tile, turned_hulls, warp
+
 import cv2
 import numpy as np
 import pytest
 from mmdet.datasets.transforms import Resize
 from PIL import Image
 from scipy import stats
-
-from deim_mmdet.datasets import DenseO2OMosaic
-from deim_mmdet.datasets.transforms.mosaic import resize, shape_of_tile, turned_hulls, warp
 
 SIZES = [(60, 90), (80, 50), (64, 64), (40, 100)]
 OBJECTS = np.array([[0.1, 0.1, 0.4, 0.5], [0.3, 0.3, 0.9, 0.8], [0.6, 0.0, 1.0, 0.4]])

@@ -1,10 +1,10 @@
+from deim_mmdet.datasets import DenseO2OIoUCrop, DenseO2OZoomOut, DropTinyBoxes
+
 import numpy as np
 import pytest
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
-
-from deim_mmdet.datasets import DenseO2OIoUCrop, DenseO2OZoomOut, DropTinyBoxes
 
 BOXES = [[-5, -5, 10, 10], [19.5, 3, 25, 8], [2, 2, 3, 3], [2, 2, 2.9, 9], [5, 25, 9, 40]]
 

@@ -1,10 +1,10 @@
 import colorsys
 
-import numpy as np
-import pytest
-
 from deim_mmdet.datasets import DenseO2OPhotometricDistort
 from deim_mmdet.datasets.transforms import photometric
+
+import numpy as np
+import pytest
 
 
 @pytest.fixture

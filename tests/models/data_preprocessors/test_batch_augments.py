@@ -1,5 +1,9 @@
 import copy
 
+from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
+from deim_mmdet.models.data_preprocessors.batch_augments import training_sizes
+from deim_mmdet.utils import Stage
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +12,6 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData, PixelData
-
-from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
-from deim_mmdet.models.data_preprocessors.batch_augments import training_sizes
-from deim_mmdet.utils import Stage
 
 
 def make_batch(counts, height=64, width=64, box_type=torch.as_tensor):

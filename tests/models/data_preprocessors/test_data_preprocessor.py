@@ -2,6 +2,9 @@
 
 import copy
 
+from deim_mmdet.models.data_preprocessors import DenseO2ODataPreprocessor
+from deim_mmdet.utils import Stage
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +14,6 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
-
-from deim_mmdet.models.data_preprocessors import DenseO2ODataPreprocessor
-from deim_mmdet.utils import Stage
 
 OPTIONS = dict(mean=[10, 20, 30], std=[50, 60, 255], bgr_to_rgb=True)
 MIXUP = dict(type='DenseO2OMixUp', prob=1, ratio=(0.5, 0.5))

@@ -1,10 +1,10 @@
 """Convolutions of concatenated features against the steps written out."""
 
+from deim_mmdet.models.layers.basic import FrozenBatchNorm2d, convolve_and_norm
+
 import pytest
 import torch
 from torch import nn
-
-from deim_mmdet.models.layers.basic import FrozenBatchNorm2d, convolve_and_norm
 
 
 def random_norm(kind: type, channels: int) -> nn.Module:

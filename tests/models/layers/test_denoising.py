@@ -1,6 +1,6 @@
-import torch
-
 from deim_mmdet.models.layers.denoising import DenoisingQueryGenerator
+
+import torch
 
 
 def make(counts=(3, 0, 5), num_queries=100, **kwargs):

@@ -1,12 +1,12 @@
-import pytest
-import torch
-
 from deim_mmdet.models.layers.distribution import (
     boxes_to_bins,
     distances_to_boxes,
     expected_distances,
     weighting_function,
 )
+
+import pytest
+import torch
 
 UP, SCALE = torch.tensor([0.5]), torch.tensor([4.0])
 

@@ -1,13 +1,13 @@
 import copy
 
+from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.models.cpu import optimize_for_cpu
+from deim_mmdet.models.layers.linear import Linear, SelfAttention, onednn_linear
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.models.cpu import optimize_for_cpu
-from deim_mmdet.models.layers.linear import Linear, SelfAttention, onednn_linear
 
 onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason='this torch has no oneDNN'

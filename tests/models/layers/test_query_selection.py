@@ -1,8 +1,8 @@
 """Query selection against the computation of all tokens."""
 
-import torch
-
 from deim_mmdet.models.layers.query_selection import QuerySelection, make_anchors
+
+import torch
 
 SHAPES = [(6, 5), (3, 2)]
 

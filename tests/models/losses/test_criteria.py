@@ -1,9 +1,5 @@
 """The stacked criteria against the same losses written down step by step."""
 
-import pytest
-import torch
-from plain_criterion import PlainCriterion
-
 from deim_mmdet.models.layers.decoder import DecoderPredictions
 from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
 from deim_mmdet.models.layers.distribution import (
@@ -14,6 +10,10 @@ from deim_mmdet.models.layers.distribution import (
 from deim_mmdet.models.losses import DFINECriterion, SetCriterion
 from deim_mmdet.models.losses.set_criterion import named
 from deim_mmdet.models.task_modules import Targets
+
+import pytest
+import torch
+from plain_criterion import PlainCriterion
 
 REG_MAX, UP, REG_SCALE = 32, torch.tensor([0.5]).double(), torch.tensor([4.0]).double()
 TABLE = weighting_function(REG_MAX, UP, REG_SCALE)

@@ -2,17 +2,17 @@
 
 import math
 
-import pytest
-import torch
-from mmdet.models.losses import DistributionFocalLoss, QualityFocalLoss
-from mmdet.registry import MODELS
-
 from deim_mmdet.models.losses import (
     DecoupledDistillationFocalLoss,
     FineGrainedLocalizationLoss,
     MatchabilityAwareLoss,
     VarifocalQualityLoss,
 )
+
+import pytest
+import torch
+from mmdet.models.losses import DistributionFocalLoss, QualityFocalLoss
+from mmdet.registry import MODELS
 
 
 def case(n=6, classes=3):

@@ -1,10 +1,10 @@
 from collections import Counter
 from itertools import permutations
 
+from deim_mmdet.models.task_modules import HungarianMatcher, Targets, pairs_of_sets, union_set
+
 import numpy as np
 import torch
-
-from deim_mmdet.models.task_modules import HungarianMatcher, Targets, pairs_of_sets, union_set
 
 
 def random_case(num_sets=3, queries=6, counts=(2, 0, 3), classes=4):
