@@ -17,6 +17,18 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
     the value's type. Arguments are those of :class:`mmcv.ops.MultiScaleDeformableAttention`.
     """
 
+    @classmethod
+    def with_contents_of(
+        cls, module: MultiScaleDeformableAttention
+    ) -> 'FastMultiScaleDeformableAttention':
+        """A module of this class with the parameters, hooks and settings of one of MMCV's.
+
+        They are shared, not copied.
+        """
+        new = cls.__new__(cls)
+        new.__dict__.update(module.__dict__)
+        return new
+
     def forward(
         self,
         query: Tensor,
@@ -89,16 +101,23 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
 def use_fast_deformable_attention(model: nn.Module) -> int:
     """Let all of a model's multi-scale deformable attention run on our operator.
 
-    MMDetection's transformer layers build MMCV's class whatever the config says. Their modules
-    become :class:`FastMultiScaleDeformableAttention`, with parameters, names and state dict as
-    they are: optimisers and checkpoints notice nothing.
+    MMDetection's transformer layers build MMCV's class whatever the config says. A
+    :class:`FastMultiScaleDeformableAttention` takes the place of each such module, with its
+    parameters themselves, names, hooks and state dict: optimisers and checkpoints notice nothing.
+
+    Args:
+        model: A model that contains such modules; it can't be one itself.
 
     Returns:
         How many of its modules run on it now.
     """
-    for module in model.modules():
+    fast: dict[nn.Module, FastMultiScaleDeformableAttention] = {}
+    # A module may have several names.
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is MultiScaleDeformableAttention:
-            module.__class__ = FastMultiScaleDeformableAttention
+            if module not in fast:
+                fast[module] = FastMultiScaleDeformableAttention.with_contents_of(module)
+            model.set_submodule(name, fast[module])
     return sum(isinstance(m, FastMultiScaleDeformableAttention) for m in model.modules())
 
 

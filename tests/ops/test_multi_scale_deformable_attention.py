@@ -139,6 +139,27 @@ def test_transformers_of_mmdetection_give_the_same():
     assert_same_results(theirs, ours, inputs)
 
 
+def test_hooks_mode_and_several_names_of_a_module_are_kept():
+    module = randomised(MultiScaleDeformableAttention(**SETTINGS, batch_first=True)).eval()
+    model = nn.ModuleDict({'first': module, 'inner': nn.ModuleList([module])})
+    outputs = []
+    handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    state = model.state_dict()
+    assert use_fast_deformable_attention(model) == 1
+    assert type(module) is MultiScaleDeformableAttention
+    fast = model['first']
+    assert fast is model['inner'][0]
+    assert not fast.training
+    assert list(state) == list(model.state_dict())
+    settings = dict(
+        reference_points=torch.rand(1, TOKENS, 3, 2), spatial_shapes=torch.tensor(SHAPES)
+    )
+    assert fast(torch.randn(1, TOKENS, 32), **settings) is outputs[0]
+    handle.remove()
+    fast(torch.randn(1, TOKENS, 32), **settings)
+    assert len(outputs) == 1
+
+
 def test_hook_changes_the_model_of_a_runner_and_no_other():
     hook = HOOKS.build(dict(type='FastDeformableAttentionHook'))
     model, other = Transformer(), Transformer()
