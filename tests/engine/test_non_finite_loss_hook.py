@@ -22,7 +22,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import AmpOptimWrapper, ConstantLR, OptimWrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -196,6 +196,23 @@ def test_stops_after_as_many_as_allowed_counting_on_after_a_resume():
         resumed.run([make_batch(3, 'nan')])
 
 
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
+def test_schedulers_count_steps_of_the_wrapper_that_they_were_made_with(clip_grad, recwarn):
+    training = Training(skip=1, clip_grad=clip_grad)
+    for hook in training.hooks:
+        hook.after_train(training)
+    # It puts a method of its own on the wrapper.
+    scheduler = ConstantLR(training.optim_wrapper, factor=0.5)
+    for hook in training.hooks:
+        hook.before_train(training)
+    for index, fault in enumerate([None, 'gradient', None]):
+        training.run([make_batch(index, fault)])
+        scheduler.step()
+    assert training.message_hub.get_info('skipped_steps') == 1
+    assert training.model.linear.weight.isfinite().all()
+    assert not recwarn
+
+
 @pytest.mark.parametrize('bad', [2, 3], ids=['first', 'last'])
 @pytest.mark.parametrize('fault', ['nan', 'gradient'])
 def test_a_step_of_two_iterations_is_left_out_as_a_whole(fault, bad):
@@ -258,8 +275,12 @@ def test_evaluation_is_left_alone():
 
 def test_nothing_is_left_behind():
     training = Training(clip_grad=dict(max_norm=0.1))
+    wrapper = training.optim_wrapper
+    assert type(wrapper) is not OptimWrapper
+    training.run([make_batch(0)])
     training.hooks[1].after_train(training)
-    assert training.optim_wrapper.clip_func is nn.utils.clip_grad_norm_
+    assert type(training.optim_wrapper) is OptimWrapper
+    assert training.optim_wrapper.inner_count == wrapper.inner_count == 1
     assert not training.model._forward_hooks
     training.run([make_batch(0, 'one term')])
     assert training.model.linear.weight.isnan().any()

@@ -8,10 +8,12 @@ from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from ...utils.arguments import check_count
 from ..checks import bare_model, enumerate_names, non_finite_names
 from ..faults import RunFault
+from ..optimizers import guarded
 
 SKIPPED = 'skipped_steps'
 
@@ -37,8 +39,11 @@ class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
     It acts between the forward and the backward pass (by a forward hook on the detector) and
-    between the backward pass and the optimiser (before gradients are clipped, which would spread
-    one NaN to all of them). In distributed training all ranks take the same decision, and each
+    between the backward pass and the optimiser. Gradients are looked at before they are clipped:
+    clipping by norm would spread one NaN to all of them, and clipping by value would turn an
+    infinity into a usual number. Where they are clipped, the runner therefore has a
+    :func:`~deim_mmdet.engine.optimizers.guarded` optimiser wrapper in the place of its own while it
+    trains. In distributed training all ranks take the same decision, and each
     names the terms and images of all. Where a ``GradScaler`` looks for infinite gradients and
     skips their steps itself (``AmpOptimWrapper``), gradients are left to it, unless it is disabled
     and looks for nothing. A checkpoint with a weight that isn't finite is not written.
@@ -89,14 +94,12 @@ class NonFiniteLossHook(Hook):
         scaler = getattr(self._wrapper, 'loss_scaler', None)
         self._scaled = scaler is not None and scaler.is_enabled()
         if self._wrapper.clip_grad_kwargs and not self._scaled:
-            self._clip = self._wrapper.clip_func
-            self._wrapper.clip_func = self._check_and_clip
+            runner.optim_wrapper = guarded(self._wrapper, self._before_clipping)
 
     def after_train(self, runner) -> None:
         for handle in self._handles:
             handle.remove()
-        if self._wrapper.clip_grad_kwargs and not self._scaled:
-            self._wrapper.clip_func = self._clip
+        runner.optim_wrapper = self._wrapper
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if self.skip_non_finite:
@@ -146,33 +149,38 @@ class NonFiniteLossHook(Hook):
         kept[carrier] = kept.get(carrier, 0) + zero
         return kept
 
-    def _check_and_clip(self, parameters: list[nn.Parameter], **kwargs) -> Tensor | None:
-        """In place of the optimiser wrapper's clipping."""
+    def _before_clipping(self) -> None:
+        """Called once the gradients of a step are complete."""
         self._check_gradients()
-        return None if self.skipping else self._clip(parameters, **kwargs)
+        self._checked = True
+        if self.skipping:
+            self._drop_gradients()
 
     def _before_optimizer_step(self, optimizer, args: tuple, kwargs: dict) -> None:
-        self._check_gradients()
+        if not self._checked:
+            self._check_gradients()
         self._checked = False
         if self.skipping:
-            # Optimisers pass parameters without gradient over: no decay, no change of state.
-            optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        # Optimisers pass parameters without gradient over: no decay, no change of state.
+        self._wrapper.optimizer.zero_grad(set_to_none=True)
 
     def _check_gradients(self) -> None:
-        if self._checked or self._scaled or self.skipping:
+        if self._scaled or self.skipping:
             return
-        self._checked = True
         gradients = {
             name: parameter.grad
             for name, parameter in self._parameters.items()
             if parameter.grad is not None
         }
-        if not gradients:
+        if get_total_norm([*gradients.values()]).isfinite():
             return
-        finite = torch.stack(torch._foreach_norm(list(gradients.values()))).isfinite()
-        if finite.all():
+        # Finite norms may still add up to an infinite one.
+        wrong = [name for name, grad in gradients.items() if not grad.norm().isfinite()]
+        if not wrong:
             return
-        wrong = [n for n, good in zip(gradients, finite.tolist(), strict=True) if not good]
         images = [image for batch in self._images for image in batch]
         self._leave_out(NonFiniteGradientError, 'gradient', [enumerate_names(wrong)], images)
 
