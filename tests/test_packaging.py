@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 from deim_mmdet.checkpoints.loading import SCHEME
+from deim_mmdet.stack import STACKS
 
 import pytest
 import schedules
@@ -20,6 +22,7 @@ import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
+from packaging.requirements import Requirement
 from reference_checkpoints import reference_state_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +85,23 @@ def installed_wheel(source, tmp_path_factory) -> Path:
     options = ('--no-deps', '--no-index', '--no-compile', '--target', str(folder / 'site'))
     run(sys.executable, '-m', 'pip', 'install', '-q', *options, str(wheel), cwd=folder)
     return folder / 'site'
+
+
+def test_installing_the_package_installs_no_stack_over_another(installed_wheel):
+    """pip would write mmcv's files over onedl-mmcv's: only the extras name either."""
+    (folder,) = installed_wheel.glob('deim_mmdet-*.dist-info')
+    required = [Requirement(line) for line in metadata.PathDistribution(folder).requires]
+    stacks = {name: stack for stack, names in STACKS.items() for name in names}
+    found = {name: set() for name in STACKS}
+    for requirement in required:
+        stack = stacks.get(requirement.name)
+        if stack is not None:
+            assert not requirement.marker.evaluate({'extra': ''})
+            assert requirement.marker.evaluate({'extra': stack})
+            found[stack].add(requirement.name)
+    # With operators MMCV is no wheel: the extra takes the one that is.
+    assert found == {stack: {*names} - {'mmcv'} for stack, names in STACKS.items()}
+    assert {'torch', 'scipy'} <= {r.name for r in required if r.marker is None}
 
 
 def published_models() -> list[dict]:
