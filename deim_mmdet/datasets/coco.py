@@ -8,6 +8,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
+from .. import compat
 from .checks.annotation_file import read_annotation_file
 from .checks.annotations import check_annotations
 
@@ -54,7 +55,7 @@ class CheckedCocoDataset(CocoDataset):
         Raises:
             ValueError: They are not the names of this data set's classes; lists both.
         """
-        own = self._metainfo['classes']
+        own = self.metainfo['classes']
         if sorted(own) != sorted(classes):
             raise ValueError(
                 f'the data set of {self.ann_file} has the classes {list(own)}, not {list(classes)}'
@@ -63,7 +64,7 @@ class CheckedCocoDataset(CocoDataset):
         moved = [list(classes).index(name) for name in own]
         first = range(len(own)) if self._new_labels is None else self._new_labels
         self._new_labels = [moved[label] for label in first]
-        self._metainfo['classes'] = tuple(classes)
+        compat.own_metainfo(self)['classes'] = tuple(classes)
         self.cat_ids = [self.cat_ids[label] for label in position]
         self.cat2label = {category_id: label for label, category_id in enumerate(self.cat_ids)}
 
@@ -88,7 +89,7 @@ class CheckedCocoDataset(CocoDataset):
     def load_data_list(self) -> list[dict]:
         """Read, check and clean the annotations; see :class:`mmengine.dataset.BaseDataset`."""
         content = read_annotation_file(self.ann_file, self.test_mode, self.backend_args)
-        checked = check_annotations(content, self._metainfo.get('classes'), self.test_mode)
+        checked = check_annotations(content, self.metainfo.get('classes'), self.test_mode)
         dropped, refusal = checked.dropped(), checked.refusal()
         if dropped is not None:
             print_log(
@@ -98,7 +99,7 @@ class CheckedCocoDataset(CocoDataset):
             )
         if refusal is not None:
             raise ValueError(f'Annotation file {self.ann_file} {refusal}')
-        self._metainfo['classes'] = checked.classes
+        compat.own_metainfo(self)['classes'] = checked.classes
         self.cat_ids = checked.category_ids
         self.cat2label = {category_id: label for label, category_id in enumerate(self.cat_ids)}
 

@@ -1,12 +1,14 @@
 """The data set that gives Dense O2O its partners."""
 
 import logging
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
+from torch.utils.data import Dataset
 
 from deim_mmdet.utils.randomness import Purpose, SharedSeed, seeded
 
@@ -52,11 +54,25 @@ class DenseO2ODataset(MultiImageMixDataset):
         ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))
     """
 
-    def __init__(self, *args, skip_unreadable: bool = False, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        dataset: dict | Dataset,
+        pipeline: Sequence[dict],
+        skip_type_keys: Sequence[str] | None = None,
+        *args,
+        skip_unreadable: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(dataset, pipeline, skip_type_keys, *args, **kwargs)
+        self.skipped_types = tuple(skip_type_keys or ())
         self.skip_unreadable = skip_unreadable
         self._reported: set[str] = set()
         self._seed = SharedSeed()
+
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Leave out other types of transforms from now on; mmdet's hooks call it."""
+        super().update_skip_type_keys(skip_type_keys)
+        self.skipped_types = tuple(skip_type_keys)
 
     def set_seed(self, seed: int, epoch: int) -> None:
         """Make the samples follow from these numbers, in this process and all worker processes."""
@@ -88,7 +104,7 @@ class DenseO2ODataset(MultiImageMixDataset):
     def _sample(self, idx: int) -> dict:
         results = self.dataset[idx]
         for transform, kind in zip(self.pipeline, self.pipeline_types, strict=True):
-            if kind not in (self._skip_type_keys or ()):
+            if kind not in self.skipped_types:
                 results = self._transformed(results, transform)
         return results
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdet.datasets import CocoDataset
-from mmdet.evaluation import CocoMetric
-from mmdet.evaluation.evaluator import MultiDatasetsEvaluator
+from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import load
 from mmengine.logging import print_log
 
+from .. import compat
 from ..datasets import CheckedCocoDataset
 from ..datasets.checks.problems import some
 from ..evaluation import CheckedCocoMetric
@@ -99,11 +99,8 @@ def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> b
         part.set_class_order(classes)
         changed = True
     for part in parts_of_dataset(dataset):
-        # Wrappers hold copies of what their parts said when they were built; mmdet's ConcatDataset
-        # a list of all, where they differed.
-        kept = getattr(part, '_metainfo', {})
-        if isinstance(kept, list):
-            part._metainfo = kept = kept[0]
+        # Wrappers hold copies of what their parts said when they were built.
+        kept = compat.own_metainfo(part)
         if changed:
             kept['classes'] = classes
     return changed

@@ -14,6 +14,7 @@ from mmengine.fileio import load
 from mmengine.logging import print_log
 from terminaltables import AsciiTable
 
+from .. import compat
 from ..datasets.annotated_size import box_factors, size_warning
 
 # Detections of a class in an image that count for ``mAP``, as on COCO's leaderboard.
@@ -59,6 +60,8 @@ class CheckedCocoMetric(CocoMetric):
         super().__init__(ann_file, **kwargs)
         #: The annotation file, for messages; None where there is none or its name isn't known.
         self.ann_file = ann_file
+        #: Content of the annotation file; None until objects have been taken from the samples.
+        self.annotations: COCO | None = compat.annotations_of(self)
         self._size_warned = False
         for item in self.metric_items or ():
             self._check_item(item)
@@ -85,13 +88,9 @@ class CheckedCocoMetric(CocoMetric):
         """
         new = cls.__new__(cls)
         new.__dict__.update(metric.__dict__)
+        new.annotations = compat.annotations_of(metric)
         new.ann_file, new._size_warned = ann_file, False
         return new
-
-    @property
-    def annotations(self) -> COCO | None:
-        """Content of the annotation file; None where objects are taken from the samples."""
-        return self._coco_api
 
     @property
     def categories(self) -> dict[str, int]:
@@ -145,7 +144,7 @@ class CheckedCocoMetric(CocoMetric):
         with tempfile.TemporaryDirectory() as folder:
             prefix = self.outfile_prefix or str(Path(folder) / 'results')
             if self.annotations is None:
-                self._coco_api = COCO(self.gt_to_coco_json(truths, prefix))
+                self.annotations = COCO(self.gt_to_coco_json(truths, prefix))
             # mmdet's own look-up would number labels in the order of the file.
             self.cat_ids = self.category_ids(self.dataset_meta['classes'])
             if self.img_ids is None:

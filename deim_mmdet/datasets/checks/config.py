@@ -91,7 +91,7 @@ class CocoSource:
         self.skips_unreadable = skips_unreadable and isinstance(self.loader, LoadImageChecked)
         self.limits = tuple(limits)
         self.evaluation = bool(self.dataset.test_mode)
-        self.classes = self.dataset._metainfo.get('classes')
+        self.classes = self.dataset.metainfo.get('classes')
         self.folder = self.dataset.data_prefix.get('img') or ''
         self.key = (
             self.dataset.ann_file,

@@ -21,11 +21,14 @@ class ContiguousRandomFlip(RandomFlip):
         >>> pipeline = [..., dict(type='ContiguousRandomFlip', prob=0.5), ...]
     """
 
-    def _flip(self, results: dict) -> None:
+    def transform(self, results: dict) -> dict:
+        """Flip the sample, or leave it as it is."""
         img = results['img']
-        super()._flip(results)
-        flipped = cv2.flip(img, FLIP_CODES[results['flip_direction']])
-        results['img'] = flipped.reshape(img.shape)  # OpenCV drops a single channel's axis
+        results = super().transform(results)
+        if results['flip']:
+            flipped = cv2.flip(img, FLIP_CODES[results['flip_direction']])
+            results['img'] = flipped.reshape(img.shape)  # OpenCV drops a single channel's axis
+        return results
 
 
 @TRANSFORMS.register_module()
