@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
 
+from .. import compat
 from .checks import bare_model
 from .hooks.exp_warmup_ema import ExpWarmupEMAHook
 from .schedulers import FlatCosineLR
@@ -41,7 +42,7 @@ def current_settings(runner) -> dict[str, Any]:
     wrapper = runner.optim_wrapper
     loader = runner.train_dataloader
     per_process = loader.batch_size or loader.batch_sampler.batch_size
-    accumulation = accumulated_iterations(wrapper)
+    accumulation = compat.accumulated_iterations(wrapper)
     base = wrapper.base_param_settings
     return dict(
         epochs=runner.max_epochs,
@@ -58,11 +59,6 @@ def current_settings(runner) -> dict[str, Any]:
 def optimizer_name(optim_wrapper: OptimWrapper) -> str:
     """The optimiser's class, for comparison with that of a checkpoint."""
     return type(optim_wrapper.optimizer).__name__
-
-
-def accumulated_iterations(optim_wrapper: OptimWrapper) -> int:
-    """Iterations of the training loop that make one step of the optimiser."""
-    return optim_wrapper._accumulative_counts
 
 
 def group_settings(optim_wrapper: OptimWrapper) -> list[dict[str, Any]]:
@@ -162,7 +158,7 @@ def _move_to_epoch(runner) -> None:
     now = len(runner.train_dataloader)
     if before == now:
         return
-    loop._iter = round(runner.iter * now / before)
+    compat.set_iteration(loop, round(runner.iter * now / before))
     for hook in runner.hooks:
         if isinstance(hook, ExpWarmupEMAHook):
             hook.ema_model.steps.copy_((hook.ema_model.steps * (now / before)).round())

@@ -13,6 +13,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .. import compat
 from ..checkpoints.loading import SCHEME
 from ..models.cpu import optimize_for_cpu
 from ..utils.components import component_class
@@ -225,7 +226,7 @@ class DEIMRunner(Runner):
         Raises:
             RunFault: There are checkpoints to resume from, but none is intact.
         """
-        if self._resume and self._load_from is None and not self._has_loaded:
+        if compat.looks_for_checkpoint(self):
             path, damage = find_resumable(self.work_dir)
             if damage:
                 self.logger.warning(
@@ -234,9 +235,10 @@ class DEIMRunner(Runner):
                 )
                 if is_main_process():
                     write_text(Path(self.work_dir) / 'last_checkpoint', str(path))
-            self._load_from = None if path is None else str(path)
+            compat.resume_from(self, None if path is None else str(path))
         super().load_or_resume()
-        if isinstance(self._train_loop, BaseLoop) and isinstance(self.optim_wrapper, OptimWrapper):
+        trains = 'training' in compat.built_loops(self)
+        if trains and isinstance(self.optim_wrapper, OptimWrapper):
             report_changes(self, saved_settings(self))
 
     def resume(self, filename: str, *args, **kwargs) -> None:

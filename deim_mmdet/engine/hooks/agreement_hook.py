@@ -1,11 +1,10 @@
 """Makes data sets, evaluators and checkpoint of a run agree before its first image."""
 
-from collections.abc import Iterator
-
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
+from ... import compat
 from ..agreement import (
     OPTIONS,
     annotation_files,
@@ -40,7 +39,8 @@ class AgreementHook(Hook):
     priority = 'HIGHEST'
 
     def before_run(self, runner) -> None:
-        train = dict(_loops(runner)).get('training')
+        loops = compat.built_loops(runner)
+        train = loops.get('training')
         classes = None
         if train is not None:
             dataset = train.dataloader.dataset
@@ -48,7 +48,7 @@ class AgreementHook(Hook):
             classes = class_names(dataset)
             _renumber(runner, 'training', train, classes, 'the first of its parts')
             check_classes(bare_model(runner.model), dataset, 'training')
-        for split, loop in _loops(runner):
+        for split, loop in loops.items():
             if split == 'training':
                 continue
             dataset = loop.dataloader.dataset
@@ -64,8 +64,8 @@ class AgreementHook(Hook):
             check_evaluator(loop.evaluator, dataset, split)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        loops = dict(_loops(runner))
-        if 'training' in loops and not runner._resume:
+        loops = compat.built_loops(runner)
+        if 'training' in loops and not compat.resumes(runner):
             return  # CheckpointCheckHook fits the class layers to the training set.
         theirs, certain = saved_classes(checkpoint)
         for split, loop in loops.items():
@@ -88,12 +88,6 @@ class AgreementHook(Hook):
     @staticmethod
     def _check_number(runner, split: str, loop: BaseLoop) -> None:
         check_classes(bare_model(runner.model), loop.dataloader.dataset, split)
-
-
-def _loops(runner) -> Iterator[tuple[str, BaseLoop]]:
-    """The loops that are built; until mmengine needs one, it keeps its config in its place."""
-    loops = dict(training=runner._train_loop, validation=runner._val_loop, test=runner._test_loop)
-    return ((split, loop) for split, loop in loops.items() if isinstance(loop, BaseLoop))
 
 
 def _renumber(runner, split: str, loop: BaseLoop, classes, whose: str) -> None:

@@ -39,6 +39,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        # A path object would get into the checkpoint, which may hold text only.
+        self.out_dir = str(self.out_dir)
         self._training = True
         self._enter_best(
             {key: path and self._in_own_folder(path) for key, path in self._entered_best().items()}
@@ -74,25 +76,45 @@ class AtomicCheckpointHook(CheckpointHook):
             self._saved_epoch = runner.epoch
             runner.val_loop.run()
 
+    def after_train_epoch(self, runner) -> None:
+        if self.by_epoch and (
+            self.every_n_epochs(runner, self.interval, self.save_begin)
+            or (self.save_last and self.is_last_train_epoch(runner))
+        ):
+            runner.logger.info(f'Saving checkpoint at {runner.epoch + 1} epochs')
+            self._write(runner, runner.epoch + 1, epoch=runner.epoch + 1, iter=runner.iter)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not self.by_epoch and (
+            self.every_n_train_iters(runner, self.interval, self.save_begin)
+            or (self.save_last and self.is_last_train_iter(runner))
+        ):
+            runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+            self._write(runner, runner.iter + 1, epoch=runner.epoch, iter=runner.iter + 1)
+
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         # Runner.val evaluates without a training, for which mmengine's hook is not prepared.
         if not self._training:
             return
-        # mmengine writes the last checkpoint by epoch again before all hooks have seen the result.
-        last = self.last_ckpt
-        if self.by_epoch:
-            self.last_ckpt = None
+        # mmengine writes the last checkpoint, where it knows one, again: in its own order, and
+        # before all hooks have seen the result.
+        last, self.last_ckpt = self.last_ckpt, None
+        # It removes the best checkpoint that is entered before it has written the new one.
+        self._enter_best(dict.fromkeys(self._entered_best()))
         super().after_val_epoch(runner, metrics)
-        if self.by_epoch:
-            self.last_ckpt = last
+        self.last_ckpt = last
+        self._best_changed = any(self._entered_best().values())
+        self._note_best()
+        self._enter_best(self._best)
+        if self._best_changed and not self.by_epoch and last is not None:
+            self._write(runner, runner.iter, epoch=runner.epoch, iter=runner.iter)
 
     def after_val(self, runner) -> None:
         if not self.by_epoch or not self._training:
             return
         runner.message_hub.update_info('validated_epoch', runner.epoch)
         if self._best_changed or self._saved_epoch == runner.epoch:
-            meta = dict(epoch=runner.epoch, iter=runner.iter)
-            self._save_checkpoint_with_step(runner, runner.epoch, meta)
+            self._write(runner, runner.epoch, epoch=runner.epoch, iter=runner.iter)
         self._best_changed = False
 
     @staticmethod
@@ -105,14 +127,20 @@ class AtomicCheckpointHook(CheckpointHook):
             and (loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)
         )
 
-    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+    def _write(self, runner, step: int, **meta: int) -> None:
+        """Write the checkpoint of an epoch or iteration, then remove the outdated ones.
+
+        Args:
+            runner: The training.
+            step: The number in the name.
+            meta: Finished epochs and iterations.
+        """
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             kept = [*self.keep_ckpt_ids, step]
             self._outdated += map(self.filename_tmpl.format, kept[: -self.max_keep_ckpts])
             # A deque of limited length: it drops the outdated ones itself.
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        self._note_best()
         best = set(self._best.values())
         self._outdated += sorted(Path(path).name for path in self._best_written - best)
         self._best_written = best
@@ -143,14 +171,6 @@ class AtomicCheckpointHook(CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, name)
             if path not in self._best_written and self.file_backend.isfile(path):
                 self.file_backend.remove(path)
-
-    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        # mmengine removes what is entered before it has written the new best checkpoint.
-        self._enter_best(dict.fromkeys(self._entered_best()))
-        super()._save_best_checkpoint(runner, metrics)
-        self._best_changed = any(self._entered_best().values())
-        self._note_best()
-        self._enter_best(self._best)
 
     def _note_best(self) -> None:
         self._best.update({key: path for key, path in self._entered_best().items() if path})

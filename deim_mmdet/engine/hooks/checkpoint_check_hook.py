@@ -3,8 +3,8 @@
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop
 
+from ... import compat
 from ...checkpoints.classes import adapt_class_layers
 from ..checks import bare_model, check_checkpoint, check_finite, check_resumable
 from ..resuming import check_same_optimizer
@@ -31,12 +31,11 @@ class CheckpointCheckHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = bare_model(runner.model)
-        # mmengine builds the loop when training starts; until then it is a config.
-        if runner._resume:
+        if compat.resumes(runner):
             check_resumable(checkpoint)
             if isinstance(runner.optim_wrapper, OptimWrapper):
                 check_same_optimizer(runner, checkpoint)
-        elif isinstance(runner._train_loop, BaseLoop):
+        elif 'training' in compat.built_loops(runner):
             metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
             message = adapt_class_layers(model, checkpoint, metainfo.get('classes'))
             if message is not None:

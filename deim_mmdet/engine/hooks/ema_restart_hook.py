@@ -6,8 +6,8 @@ from mmdet.registry import HOOKS
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop
 
+from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
 from ..checks import check_counts_epochs
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
@@ -128,7 +128,7 @@ class EMARestartHook(Hook):
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         # Runner.val evaluates without a training.
-        if not isinstance(runner._train_loop, BaseLoop):
+        if 'training' not in compat.built_loops(runner):
             return
         begin = self._first_epoch(runner)
         if begin >= runner.max_epochs:

@@ -9,6 +9,7 @@ from mmdet.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
+from ... import compat
 from ..checks import base_datasets
 
 # File systems allow 255 bytes; a number may come behind.
@@ -49,7 +50,7 @@ class RenamingVisualizer:
     """
 
     def __init__(self, visualizer: Visualizer) -> None:
-        self._visualizer = visualizer
+        self.visualizer = visualizer
         self.names: dict[str, str] = {}
 
     def add_datasample(self, *args, data_sample, out_file: str | None = None, **kwargs) -> None:
@@ -57,7 +58,7 @@ class RenamingVisualizer:
         name = self.names.get(osp.abspath(data_sample.img_path))
         if out_file is not None and name is not None:
             out_file = osp.join(osp.dirname(out_file), name)
-        self._visualizer.add_datasample(*args, data_sample=data_sample, out_file=out_file, **kwargs)
+        self.visualizer.add_datasample(*args, data_sample=data_sample, out_file=out_file, **kwargs)
 
 
 @HOOKS.register_module()
@@ -73,12 +74,12 @@ class UniqueNameVisualizationHook(DetVisualizationHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._visualizer = RenamingVisualizer(self._visualizer)
+        self.renaming = compat.replace_visualizer(self, RenamingVisualizer)
 
     def before_test(self, runner: Runner) -> None:
         """Name the images of the test set; see :class:`mmengine.hooks.Hook`."""
         if self.draw and self.test_out_dir is not None:
-            self._visualizer.names = picture_names(
+            self.renaming.names = picture_names(
                 base.get_data_info(index)['img_path']
                 for base in base_datasets(runner.test_dataloader.dataset)
                 for index in range(len(base))
