@@ -32,10 +32,11 @@ def _history_statistic(owner: type, name: str):
 def register_safe_globals() -> None:
     """Put the types of mmengine's checkpoints on ``torch.load``'s list."""
     # numpy renamed its core package in version 2; checkpoints of either must load under either.
-    core = np._core if hasattr(np, '_core') else np.core
+    # The first of what pickle writes of an object is the function that makes it again.
+    functions = [value.__reduce__()[0] for value in (np.zeros(1), np.float64())]
     rebuild = [
-        (getattr(core.multiarray, name), f'numpy.{package}.multiarray.{name}')
-        for name in ('_reconstruct', 'scalar')
+        (function, f'numpy.{package}.multiarray.{function.__name__}')
+        for function in functions
         for package in ('core', '_core')
     ]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .. import compat
 from .fuse import fuse_for_export
 
 
@@ -24,7 +25,7 @@ class DeployedDetector(nn.Module):
         preprocessor = fused.data_preprocessor
         self.backbone, self.neck, self.head = fused.backbone, fused.neck, fused.bbox_head
         # Networks that take what the file readers give are trained on BGR.
-        self.flip_channels = not preprocessor._channel_conversion
+        self.flip_channels = not compat.exchanges_channels(preprocessor)
         mean, std = _mean_and_std(preprocessor)
         self.normalise = bool((mean != 0).any() or (std != 255).any())
         self.register_buffer('scale', 255 / std, persistent=False)
@@ -87,6 +88,6 @@ class InSinglePrecision(nn.Module):
 
 def _mean_and_std(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
     """(3, 1, 1) each, of values in [0, 255]; without normalisation those that change nothing."""
-    if preprocessor._enable_normalize:
+    if getattr(preprocessor, 'mean', None) is not None:
         return preprocessor.mean, preprocessor.std
     return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)

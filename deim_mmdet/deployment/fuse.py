@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import is_norm
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils import fuse_conv_bn_weights
 
 from ..models.backbones.hgnetv2 import Block, ConvBNAct, Stem
 from ..models.cpu import optimize_for_cpu
@@ -27,8 +27,6 @@ from .modules import (
     SplitConvolution,
     TokenLinear,
 )
-
-_NORMS = (_BatchNorm, FrozenBatchNorm2d)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -101,11 +99,18 @@ def _fuse_norms(module: nn.Module) -> None:
     """Fold every batch norm below ``module`` into the convolution registered before it."""
     previous = None
     for name, child in module.named_children():
-        if isinstance(previous, nn.Conv2d) and isinstance(child, _NORMS):
+        if isinstance(previous, nn.Conv2d) and _has_statistics(child):
             _fold_norm(previous, child)
             setattr(module, name, nn.Identity())
         _fuse_norms(child)
         previous = child
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether a module is a norm that evaluates by the statistics of training."""
+    return isinstance(module, FrozenBatchNorm2d) or (
+        is_norm(module) and getattr(module, 'running_mean', None) is not None
+    )
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> None:

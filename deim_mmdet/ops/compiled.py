@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import compat
 from . import library
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -18,7 +19,7 @@ MISSING = library.load()
 DEVICES = [
     device
     for device, key in (('cpu', 'CPU'), ('cuda', 'CUDA'))
-    if not MISSING and torch._C._dispatch_has_kernel_for_dispatch_key(NAME, key)
+    if not MISSING and compat.has_kernel(NAME, key)
 ]
 
 

@@ -7,6 +7,7 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .non_finite_loss_hook import NonFiniteLossHook
 
@@ -53,7 +54,7 @@ class ExpWarmupEMA(BaseAveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         self.steps += 1
-        weight = 1 - self.decay_at(int(self.steps))
+        decay = self.decay_at(int(self.steps))
         source = model.state_dict()
         averages, values = [], []
         for name, average in self.avg_parameters.items():
@@ -62,7 +63,7 @@ class ExpWarmupEMA(BaseAveragedModel):
                 values.append(source[name].to(average))
             else:
                 average.copy_(source[name])
-        torch._foreach_lerp_(averages, values, weight)
+        get_ema_multi_avg_fn(decay)(averages, values, self.steps)
 
 
 @HOOKS.register_module()
@@ -108,6 +109,10 @@ class ExpWarmupEMAHook(EMAHook):
         Args:
             checkpoint: Its content; changed in place.
         """
-        self._swap_ema_state_dict(checkpoint)
-        self.src_model.load_state_dict(checkpoint['state_dict'])
-        self.ema_model.load_state_dict(checkpoint['ema_state_dict'])
+        average, current = checkpoint['state_dict'], checkpoint['ema_state_dict']
+        # Beside the model, the part with a prefix, the latter holds the number of updates.
+        for name in average:
+            key = f'module.{name}'
+            average[name], current[key] = current[key], average[name]
+        self.src_model.load_state_dict(average)
+        self.ema_model.load_state_dict(current)

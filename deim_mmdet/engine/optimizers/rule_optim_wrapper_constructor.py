@@ -2,14 +2,11 @@
 
 import re
 
+from mmcv.cnn import is_norm
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
-
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, str]:
@@ -21,11 +18,8 @@ def parameter_kinds(model: nn.Module) -> dict[str, str]:
     kinds = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
-            if isinstance(module, NORMS):
-                kind = 'norm'
-            else:
-                kind = 'bias' if name.endswith('bias') else 'weight'
-            kinds[f'{module_name}.{name}'.lstrip('.')] = kind
+            by_name = 'bias' if name.endswith('bias') else 'weight'
+            kinds[f'{module_name}.{name}'.lstrip('.')] = 'norm' if is_norm(module) else by_name
     return kinds
 
 

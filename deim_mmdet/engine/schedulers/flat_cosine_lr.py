@@ -3,8 +3,8 @@
 import math
 
 from mmdet.registry import PARAM_SCHEDULERS
-from mmengine.optim import _ParamScheduler
-from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+
+from ... import compat
 
 
 def flat_cosine_factor(
@@ -26,7 +26,7 @@ def flat_cosine_factor(
 
 
 @PARAM_SCHEDULERS.register_module()
-class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
+class FlatCosineLR(compat.scheduler_class()):
     """:func:`flat_cosine_factor` times each parameter group's own base rate, by iteration.
 
     A resumed run continues at its iteration with the numbers and base rates of its own config, so
@@ -81,7 +81,9 @@ class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
         self.cosine_begin = cosine_begin
         self.cosine_end = cosine_end
         self.lr_gamma = lr_gamma
-        super().__init__(optimizer, last_step=last_step, by_epoch=False, verbose=verbose, **kwargs)
+        super().__init__(
+            optimizer, 'lr', last_step=last_step, by_epoch=False, verbose=verbose, **kwargs
+        )
 
     def _get_value(self) -> list[float]:
         factor = flat_cosine_factor(
@@ -91,12 +93,12 @@ class FlatCosineLR(LRSchedulerMixin, _ParamScheduler):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take the position in the schedule from a state, and set the rates that belong to it."""
-        self.move_to(state_dict['_global_step'])
+        self.move_to(compat.saved_position(state_dict))
 
     def move_to(self, iteration: int) -> None:
         """Go to an iteration, counted from 0, and set the rates that belong to it."""
-        self._global_step = iteration
         self.last_step = max(0, min(iteration, self.end - 1) - self.begin)
-        self._last_value = self._get_value()
-        for group, value in zip(self.optimizer.param_groups, self._last_value, strict=True):
+        values = self._get_value()
+        for group, value in zip(self.optimizer.param_groups, values, strict=True):
             group[self.param_name] = value
+        compat.set_position(self, iteration, values)

@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 from mmdet.models import DetDataPreprocessor
-from mmdet.models.utils.misc import samplelist_boxtype2tensor
+from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from ... import compat
 from .batch_augments import StagedBatchAugment
 
 
@@ -64,9 +65,13 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             inputs, samples = augment(inputs, samples, overwrite=True)
         return {'inputs': inputs, 'data_samples': samples}
 
+    def _normalises(self) -> bool:
+        """Whether the config gives a mean and a standard deviation."""
+        return getattr(self, 'mean', None) is not None
+
     def _as_loaded(self, images: list[Tensor] | Tensor) -> list[Tensor] | Tensor:
         """Images (C, H, W), or a stack of them, as picture files are loaded."""
-        if not (self._channel_conversion or (self._enable_normalize and len(self.mean) == 3)):
+        if not (compat.exchanges_channels(self) or (self._normalises() and len(self.mean) == 3)):
             return images
         if isinstance(images, Tensor):
             return self._in_three_bytes(images)
@@ -92,7 +97,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         self, images: list[Tensor] | Tensor, augments: list, training: bool
     ) -> bool:
         """Whether the images need no padding and no augment cares for the order."""
-        if isinstance(images, Tensor) or not self._enable_normalize:
+        if isinstance(images, Tensor) or not self._normalises():
             return False
         shape = images[0].shape
         return (
@@ -111,7 +116,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             batch = torch.from_numpy(np.empty(images.shape, dtype=np.float32))
         else:
             batch = images.new_empty(images.shape, dtype=torch.float32)
-        order = (2, 1, 0) if self._channel_conversion else (0, 1, 2)
+        order = (2, 1, 0) if compat.exchanges_channels(self) else (0, 1, 2)
         for channel, source in enumerate(order):
             batch[:, channel].copy_(images[:, source])
         return batch.sub_(self.mean).div_(self.std)

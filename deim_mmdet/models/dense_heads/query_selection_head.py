@@ -104,9 +104,13 @@ class QuerySelectionHead(BaseModule):
             if denoising is None
             else DenoisingQueryGenerator(num_classes, embed_dims, **denoising)
         )
+        self.register_load_state_dict_pre_hook(self._refuse_other_classes)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """As torch does, but not without the class layers.
+    @staticmethod
+    def _refuse_other_classes(
+        head: 'QuerySelectionHead', state_dict: dict, prefix: str, *args
+    ) -> None:
+        """Look, before parameters are loaded, whether the class layers are for as many classes.
 
         mmengine's loader, which ``DetInferencer`` uses, goes on without parameters of other shapes.
 
@@ -114,13 +118,12 @@ class QuerySelectionHead(BaseModule):
             ValueError: The parameters are those of another number of classes.
         """
         scores = state_dict.get(f'{prefix}query_selection.score.bias')
-        if scores is not None and len(scores) != self.num_classes:
+        if scores is not None and len(scores) != head.num_classes:
             raise ValueError(
                 f'the checkpoint was trained for {len(scores)} classes, but '
-                f'model.bbox_head.num_classes={self.num_classes}: take the config that it was '
+                f'model.bbox_head.num_classes={head.num_classes}: take the config that it was '
                 'trained with'
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _decode(
         self,

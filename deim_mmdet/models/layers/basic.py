@@ -26,11 +26,12 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer('bias', torch.zeros(num_features))
         self.register_buffer('running_mean', torch.zeros(num_features))
         self.register_buffer('running_var', torch.ones(num_features))
+        self.register_load_state_dict_pre_hook(self._drop_counter)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Weights of a trainable norm carry a counter that a frozen one has no use for.
-        state_dict.pop(prefix + 'num_batches_tracked', None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    @staticmethod
+    def _drop_counter(norm: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+        """Before loading: a trainable norm's weights have a counter that a frozen one lacks."""
+        state_dict.pop(f'{prefix}num_batches_tracked', None)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift (C,) that the norm comes down to."""

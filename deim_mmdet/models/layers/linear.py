@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ... import compat
+
+_HAS_ONEDNN = compat.has_onednn_linear()
 # Multiplications from which on oneDNN's product pays for laying out the weight.
 _LARGE = 2**22
 
@@ -29,7 +32,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     """
     if not _fits_onednn(x, weight):
         return F.linear(x, weight, bias)
-    product = _Product.apply if torch.is_grad_enabled() else _product
+    product = _Product.apply if torch.is_grad_enabled() else compat.onednn_linear
     return product(x.flatten(0, -2), weight, bias).reshape(*x.shape[:-1], len(weight))
 
 
@@ -40,16 +43,11 @@ def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= _LARGE
+        and _HAS_ONEDNN
         and torch.backends.mkldnn.enabled
-        and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled('cpu')
         and not torch.jit.is_tracing()
     )
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, I), (O, I) and (O,) to (N, O)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
 
 
 class _Product(torch.autograd.Function):
@@ -58,7 +56,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return compat.onednn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -66,8 +64,8 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad
         return (
-            _product(grad, weight.t(), None) if needed[0] else None,
-            _product(grad.t(), x.t(), None) if needed[1] else None,
+            compat.onednn_linear(grad, weight.t(), None) if needed[0] else None,
+            compat.onednn_linear(grad.t(), x.t(), None) if needed[1] else None,
             grad.sum(0) if needed[2] else None,
         )
 
