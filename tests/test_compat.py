@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from mmdet_tools import needs_operators
 
 ROOT = Path(__file__).resolve().parents[1]
 # As if MMCV had been installed without them.
@@ -58,8 +58,8 @@ except deim_mmdet.compat.MissingOperatorError as error:
     assert 'boxes (1, 10, 4)' in out
 
 
+@needs_operators
 def test_working_operators_are_never_replaced():
-    pytest.importorskip('mmcv._ext', reason='MMCV is installed without operators')
     out = run("""
 import deim_mmdet, mmcv.ops, sys, torch
 boxes = torch.tensor([[0., 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]])
@@ -69,3 +69,16 @@ print('stands in', deim_mmdet.compat.provide_operators())
 """)
     assert 'kept [0, 2] True' in out
     assert 'stands in False' in out
+
+
+def test_scripts_of_mmdet_run_through_the_package(tmp_path):
+    script = tmp_path / 'script.py'
+    (tmp_path / 'neighbour.py').write_text('VALUE = 3')
+    script.write_text('import sys, mmdet.apis, neighbour; print(sys.argv, neighbour.VALUE)')
+    command = (sys.executable, '-m', 'deim_mmdet')
+    options = dict(cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*command, script, '--out', 'x'], **options, check=True)
+    assert done.stdout.splitlines()[-1] == f"['{script}', '--out', 'x'] 3"
+    done = subprocess.run([*command, tmp_path / 'none.py'], **options)
+    assert done.returncode == 1
+    assert f'{tmp_path}/none.py: give the path of a script' in done.stderr
