@@ -168,6 +168,31 @@ def test_checkpoint_with_another_type_is_refused(make_runner, tmp_path):
         runner.load_checkpoint(str(path))
 
 
+class RunsCode:
+    """Pickles as a call of ``os.mkdir``."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize('way', ['load_checkpoint', 'resume'])
+def test_a_malicious_checkpoint_runs_nothing(make_runner, tmp_path, way):
+    """Some loaders of the stacks fall back to plain unpickling, which runs what a file says."""
+    path, trap = tmp_path / 'evil.pth', tmp_path / 'created'
+    runner = make_runner()
+    evil = dict(state_dict=runner.model.state_dict(), meta={}, message_hub=RunsCode(trap))
+    torch.save(evil, path)
+    with pytest.raises(RuntimeError, match=r'evil\.pth .*mkdir.* refused'):
+        getattr(runner, way)(str(path))
+    assert not trap.exists()
+    # The trap works: plain unpickling falls into it.
+    torch.load(path, weights_only=False)
+    assert trap.exists()
+
+
 def test_interrupted_save_leaves_the_last_checkpoint(make_runner, tmp_path, monkeypatch):
     runner = make_runner()
     runner.train()
