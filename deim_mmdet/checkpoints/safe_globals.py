@@ -40,15 +40,14 @@ def register_safe_globals() -> None:
         for package in ('core', '_core')
     ]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    # With their names: onedl-mmengine's loader puts some on the list itself, without names, and
+    # takes those off when it is done.
+    types = [
+        (kind, f'{kind.__module__}.{kind.__qualname__}')
+        for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
+    ]
     torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_history_statistic, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
-            *rebuild,
-            *dtypes,
-        ]
+        [(_history_statistic, 'builtins.getattr'), *rebuild, *types]
     )
 
 

@@ -49,6 +49,16 @@ def test_log_history_and_numpy_scalars_load(tmp_path):
     assert (loaded['best'], loaded['step']) == (0.5, 3)
 
 
+def test_the_list_outlasts_that_of_another_library(tmp_path):
+    """onedl-mmengine's loader takes what it has put on torch's list off again."""
+    path = tmp_path / 'history.pth'
+    torch.save(dict(loss=HistoryBuffer([1.0], [1])), path)
+    types = [HistoryBuffer, np.ndarray, np.dtype, type(np.dtype('float64'))]
+    with torch.serialization.safe_globals(types):
+        pass
+    assert load(path)['loss'].mean() == 1.0
+
+
 def test_mmengine_alone_could_not_load_them(tmp_path):
     """The list is what makes the difference: without this package loading fails."""
     path = tmp_path / 'history.pth'
