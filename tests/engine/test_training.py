@@ -104,6 +104,7 @@ def test_our_and_mmdets_test_tool_agree_on_the_checkpoint(config, uninterrupted)
         config,
         checkpoint,
         *('--work-dir', work_dir),
+        launcher=mmdet_tools.LAUNCHER,
     )
     figures = [re.search(r'bbox_mAP_copypaste: (.*)', log)[1] for log in (ours, theirs)]
     assert figures[0] == figures[1]
