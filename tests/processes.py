@@ -1,8 +1,15 @@
-"""Runs a function in several processes, as a launcher would start them, and says how each ended."""
+"""Runs functions and scripts in processes of their own, without importing everything anew.
+
+A process is forked from a server that has imported the libraries once and has never run anything.
+A start of Python would take most of a short test's time for these imports.
+"""
 
 import multiprocessing
 import os
+import runpy
+import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -13,7 +20,6 @@ from typing import Any
 import torch
 from mmengine.registry import init_default_scope
 
-# Forked from a server that has imported everything once, and has never run anything.
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(
     ['deim_mmdet', 'mmdet.datasets', 'mmdet.engine', 'mmdet.evaluation', 'mmdet.models']
@@ -43,6 +49,49 @@ def _run(function: Callable, args: tuple, environment: dict, folder: Path, out) 
     out.send(dict(ended, seconds=time.monotonic() - begin))
     if 'error' in ended:
         raise SystemExit(1)
+
+
+def _run_script(arguments: list[str], environment: dict, folder: Path, out: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    with out.open('w') as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    torch.set_num_threads(1)
+    sys.argv = arguments
+    # As for `python SCRIPT` with PYTHONPATH.
+    paths = environment.get('PYTHONPATH', '').split(os.pathsep)
+    sys.path[:0] = [str(Path(arguments[0]).parent), *filter(None, paths)]
+    runpy.run_path(arguments[0], run_name='__main__')
+
+
+def run_script(
+    *arguments: Any, environment: dict, folder: Path, out: Path, timeout: float = 900
+) -> int:
+    """Run a script of Python as ``python SCRIPT ARGUMENTS`` would.
+
+    Args:
+        arguments: Path of the script, and its arguments.
+        environment: All variables of the environment.
+        folder: Working directory.
+        out: File for what it prints.
+        timeout: Seconds after which it is killed.
+
+    Returns:
+        The exit status; that of a signal negative, as :mod:`subprocess` gives it.
+    """
+    process = _context.Process(
+        target=_run_script, args=([*map(str, arguments)], dict(environment), folder, out)
+    )
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        raise TimeoutError(f'{arguments[0]} has not ended after {timeout} s')
+    return process.exitcode
 
 
 def end_of_processes(

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.structures import InstanceData
+from processes import run_script
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +258,8 @@ def scripted(scores: list[float]) -> dict:
 
 def environment() -> dict[str, str]:
     """Of a process that imports this module and the package beside it, on one core."""
-    path = (str(Path(__file__).parent), str(ROOT), os.environ.get('PYTHONPATH', ''))
+    folders = (Path(__file__).parent, ROOT / 'tests', ROOT)
+    path = (*map(str, folders), os.environ.get('PYTHONPATH', ''))
     return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)), OMP_NUM_THREADS='1')
 
 
@@ -265,16 +268,24 @@ def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
     env = environment()
     if kill_at is not None:
         env['KILL_AT'] = kill_at
-    done = subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)],
-        env=env,
-        cwd=arguments[1].parent,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    folder = arguments[1].parent
+    if launcher:
+        done = subprocess.run(
+            [sys.executable, *launcher, *map(str, arguments)],
+            env=env,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        status, output = done.returncode, done.stdout + done.stderr
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / 'output'
+            status = run_script(*arguments, environment=env, folder=folder, out=out)
+            output = out.read_text()
+    assert status == expect, output[-5000:]
+    return output
 
 
 def two_processes() -> tuple[str, ...]:
