@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from deim_mmdet.engine.config import load_config
@@ -115,6 +116,12 @@ def check_script(words, parse, config_at):
     return parsed
 
 
+def check_shell_script(script, *arguments):
+    text = (ROOT / script).read_text()
+    for option in filter(re.compile('--').match, arguments):
+        assert re.search(rf'(?m)^ *{option}\)', text), option
+
+
 def check_mim(words, parse, config_at):
     action, package, *rest = words
     assert package == 'deim_mmdet'
@@ -147,8 +154,13 @@ def test_command(page, command, parse, config_at, tmp_path, monkeypatch):
             check_mim(rest, parse, config_at)
     elif program in ('torchrun', 'srun', 'python') or program.startswith('tools/'):
         scripts = [i for i, word in enumerate(words) if word.startswith(('tools/', 'benchmarks/'))]
-        if scripts:
+        if scripts and words[scripts[0]].endswith('.sh'):
+            check_shell_script(*words[scripts[0] :])
+        elif scripts:
             check_script(words[scripts[0] :], parse, config_at)
+        elif rest[:2] == ['-m', 'deim_mmdet']:
+            assert find_spec('deim_mmdet.__main__')
+            assert rest[2].endswith('.py')
         elif program == 'python':
             assert rest[0] == '-c'
             exec(rest[1], {})
@@ -156,10 +168,14 @@ def test_command(page, command, parse, config_at, tmp_path, monkeypatch):
             # An option of the launcher that a sentence is about.
             assert rest == ['--kill-on-bad-exit=1']
     elif program == 'make':
-        assert re.search(rf'(?m)^{rest[0]}:', (ROOT / 'Makefile').read_text())
+        makefile = (ROOT / 'Makefile').read_text()
+        assert re.search(rf'(?m)^{rest[0]}:', makefile)
+        for variable, value in (word.split('=') for word in rest[1:]):
+            assert re.search(rf'(?m)^{variable} \?=', makefile)
+            assert variable != 'STACK' or (ROOT / 'requirements' / f'{value}.txt').is_file()
     elif program == 'pip':
-        assert rest[0] == 'install'
-        for extra in re.findall(r'deim_mmdet\[(\w+)\]', command):
+        assert rest[0] in ('install', 'uninstall')
+        for extra in re.findall(r'(?:deim_mmdet|\.)\[(\w+)\]', command):
             assert f"'{extra}':" in (ROOT / 'setup.py').read_text()
     elif program == 'pytest':
         assert all(list(ROOT.glob(word)) for word in rest if word.startswith('tests/'))
