@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Sequence
 
+from deim_mmdet.utils.randomness import Purpose, SharedSeed, seeded
+
 import cv2
 import numpy as np
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
-
-from deim_mmdet.utils.randomness import Purpose, SharedSeed, seeded
 
 from .transforms.loading import UnreadableImageError
 

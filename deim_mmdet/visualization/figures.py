@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from deim_mmdet.utils import Stage
 from deim_mmdet.utils.files import replaced_when_complete
 from deim_mmdet.utils.tables import write_table
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 STAGE_COLOURS = {
     Stage.WARM_UP: '#f2e6c9',

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from deim_mmdet.utils.arguments import check_count, check_probability, check_range
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
-
-from deim_mmdet.utils.arguments import check_count, check_probability, check_range
 
 from .objects import clip_boxes, read_boxes, write_boxes
 

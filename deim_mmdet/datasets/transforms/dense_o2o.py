@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence, Sized
 
+from deim_mmdet.utils.arguments import check_probability
+from deim_mmdet.utils.stage import SharedStage, Stage
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.dataset import Compose
-
-from deim_mmdet.utils.arguments import check_probability
-from deim_mmdet.utils.stage import SharedStage, Stage
 
 from .objects import DropTinyBoxes
 

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Sequence, Sized
 
+from deim_mmdet.utils.arguments import check_count, check_number, check_range
+
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
-
-from deim_mmdet.utils.arguments import check_count, check_number, check_range
 
 from .objects import BOX_COMPANIONS, clip_boxes, large_enough, read_boxes, write_boxes
 

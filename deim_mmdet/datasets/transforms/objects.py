@@ -1,12 +1,12 @@
 """The objects of a sample: boxes with the labels and flags that belong to them."""
 
+from deim_mmdet.utils.arguments import check_number
+
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
-
-from deim_mmdet.utils.arguments import check_number
 
 # Everything that has one entry per box.
 BOX_COMPANIONS = ('gt_bboxes_labels', 'gt_ignore_flags')

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from deim_mmdet.utils.arguments import check_probability, check_range
+
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
-
-from deim_mmdet.utils.arguments import check_probability, check_range
 
 # Share of blue, green and red in the grey of a pixel (ITU-R BT.601).
 GREY = np.array([0.114, 0.587, 0.299])

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from deim_mmdet.utils import Stage
+
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-
-from deim_mmdet.utils import Stage
 
 from ..checks import bare_model, check_counts_epochs
 

@@ -1,10 +1,10 @@
 """Makes all randomness of a training a function of its seed and its position."""
 
+from deim_mmdet.utils.randomness import Purpose, seed_process
+
 from mmdet.registry import HOOKS
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-
-from deim_mmdet.utils.randomness import Purpose, seed_process
 
 from ..checks import check_counts_epochs
 from .dense_o2o_schedule_hook import parts_with

@@ -1,11 +1,11 @@
 """ResNet-vd, the backbone of RT-DETR (arXiv 2304.08069)."""
 
+from deim_mmdet.checkpoints import rename_resnet_vd
+
 from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones.resnet import BasicBlock, ResNetV1d
 from mmdet.registry import MODELS
 from torch import nn
-
-from deim_mmdet.checkpoints import rename_resnet_vd
 
 from ..layers.basic import freeze_norms
 

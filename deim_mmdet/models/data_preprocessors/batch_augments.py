@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from deim_mmdet.utils.arguments import check_count, check_probability, check_range
+from deim_mmdet.utils.stage import Stage
+
 import cv2
 import numpy as np
 import torch
@@ -12,9 +15,6 @@ from mmdet.structures.mask import BaseInstanceMasks
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from deim_mmdet.utils.arguments import check_count, check_probability, check_range
-from deim_mmdet.utils.stage import Stage
 
 SIZE_STEP = 32
 

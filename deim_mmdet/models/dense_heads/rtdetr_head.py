@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mmdet.registry import MODELS
-
 from deim_mmdet.ops import SAMPLING_METHODS
+
+from mmdet.registry import MODELS
 
 from ..layers.rtdetr_decoder import RTDETRDecoder
 from ..losses import SetCriterion
