@@ -17,7 +17,7 @@ LINTED := deim_mmdet configs tools benchmarks tests setup.py
 LOWEST_PYTHON := $(shell sed -n "s/.*python_requires='>=\([0-9.]*\)'.*/\1/p" setup.py)
 # What an environment is made from: it is brought up to date when one of these changes.
 MADE_FROM := tools/dev/setup_env.sh setup.py $(wildcard deim_mmdet/ops/csrc/*) \
-	$(addprefix requirements/,build.txt pins.txt $(STACK).txt)
+	$(addprefix requirements/,build.txt pins.txt mim.txt $(STACK).txt)
 # Without byte code every start of Python, of which the tests make hundreds, takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -29,7 +29,7 @@ $(READY): $(MADE_FROM)
 	@$(SETUP)
 	@touch $@
 
-$(DEV): $(MADE_FROM) requirements/mim.txt requirements/dev.txt
+$(DEV): $(MADE_FROM) requirements/dev.txt
 	@$(SETUP) --dev
 	@touch $(READY) $@
 

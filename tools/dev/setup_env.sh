@@ -67,11 +67,11 @@ if "$python" -c 'import importlib.metadata as m; m.version("mmcv")' 2>/dev/null;
     sed -i /mmcv-lite/d "$stack_pins"
 fi
 # onedl-mmcv comes as source: without its operators, which nothing here needs, it builds in seconds.
-MMCV_WITH_OPS=0 install -r "$requirements/build.txt" -r "$pins" -r "$stack_pins"
+MMCV_WITH_OPS=0 install -r "$requirements/build.txt" -r "$requirements/mim.txt" -r "$pins" -r "$stack_pins"
+install --no-deps "openmim==$openmim_version"
 if [ "$dev" ]; then
     begin 'installing what tests and linter need' 'half a minute, and the download'
-    install -r "$requirements/mim.txt" -r "$requirements/dev.txt"
-    install --no-deps "openmim==$openmim_version"
+    install -r "$requirements/dev.txt"
 fi
 
 library=deim_mmdet/ops/_C.so
