@@ -22,7 +22,7 @@ STACKS = {
 # Lowest and highest version by import name that the tests have passed with: docs/compatibility.md.
 TESTED_VERSIONS = {
     'openmmlab': {
-        'torch': ('2.6', '2.13'),
+        'torch': ('2.6', '2.15'),
         'mmengine': ('0.10.7', '0.10.7'),
         'mmcv': ('2.1', '2.1'),
         'mmdet': ('3.3', '3.3'),
