@@ -1,6 +1,7 @@
 """Batch augments for mmdet's ``DetDataPreprocessor``, and a faster form of it."""
 
-from .batch_augments import DenseO2OMixUp, DenseO2OMultiScale
 from .data_preprocessor import DenseO2ODataPreprocessor
+from .mixup import DenseO2OMixUp
+from .multi_scale import DenseO2OMultiScale
 
 __all__ = ['DenseO2ODataPreprocessor', 'DenseO2OMixUp', 'DenseO2OMultiScale']

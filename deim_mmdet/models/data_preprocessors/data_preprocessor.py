@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from ... import compat
-from .batch_augments import StagedBatchAugment
+from .staged_batch_augment import StagedBatchAugment
 
 
 @MODELS.register_module()

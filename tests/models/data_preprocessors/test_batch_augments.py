@@ -1,7 +1,7 @@
 import copy
 
 from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
-from deim_mmdet.models.data_preprocessors.batch_augments import training_sizes
+from deim_mmdet.models.data_preprocessors.multi_scale import training_sizes
 from deim_mmdet.utils import Stage
 
 import numpy as np

@@ -1,8 +1,8 @@
-"""Mixup and multi-scale of Dense O2O, on batches: ``batch_augments`` of ``DetDataPreprocessor``."""
+"""Multi-scale training of Dense O2O, on batches."""
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_count, check_probability, check_range
+from deim_mmdet.utils.arguments import check_count
 from deim_mmdet.utils.stage import Stage
 
 import cv2
@@ -13,106 +13,12 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
 from mmdet.structures.mask import BaseInstanceMasks
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from .staged_batch_augment import StagedBatchAugment, padded, refusal
+
 SIZE_STEP = 32
-
-
-class StagedBatchAugment(nn.Module):
-    """A batch augment that acts in some stages only; dense until :meth:`set_stage` is called.
-
-    One that only picks pixels, whatever their values, says so by ``picks_pixels``: it may act
-    before the images are normalised, and on any type. The others treat all pixels alike, and may
-    write over the images where they are called with ``overwrite=True``.
-    """
-
-    picks_pixels = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stage = Stage.DENSE
-
-    def set_stage(self, stage: Stage) -> None:
-        """Switch to ``stage``."""
-        self.stage = Stage(stage)
-
-
-@MODELS.register_module()
-class DenseO2OMixUp(StagedBatchAugment):
-    """Blend every image of a batch with the one before it; objects of both (DEIM, section 3.1).
-
-    Acts in the dense stage. Unlike mixup for classification the objects keep their full weight.
-    Objects may have masks and key points. A batch of one image stays as it is.
-
-    Args:
-        prob: Probability for a batch. Default 0.5.
-        ratio: Range of the share of the image itself, uniform. Default (0.45, 0.55).
-
-    Raises:
-        ValueError: Samples have what two images cannot share, such as a semantic map.
-
-    Example:
-        >>> data_preprocessor = dict(
-        ...     type='DetDataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True,
-        ...     batch_augments=[dict(type='DenseO2OMixUp'), dict(type='DenseO2OMultiScale')])
-    """
-
-    def __init__(self, prob: float = 0.5, ratio: Sequence[float] = (0.45, 0.55)) -> None:
-        super().__init__()
-        self.prob = check_probability(self, 'prob', prob)
-        self.ratio = check_range(self, 'ratio', ratio, 0, 1)
-
-    def forward(
-        self, inputs: Tensor, data_samples: list[DetDataSample], overwrite: bool = False
-    ) -> tuple[Tensor, list[DetDataSample]]:
-        """Mix images and objects.
-
-        Args:
-            inputs: Images (B, 3, H, W), float.
-            data_samples: B samples with boxes in pixels of the images.
-            overwrite: Whether the new images may take the place of ``inputs`` in memory.
-
-        Returns:
-            New images and the samples, changed in place.
-        """
-        # In any stage: a training should not end where the dense stage begins.
-        for sample in data_samples:
-            self._check(sample)
-        if self.stage is not Stage.DENSE or len(inputs) < 2 or np.random.rand() >= self.prob:
-            return inputs, data_samples
-        share = np.random.uniform(*self.ratio)
-        if not overwrite:
-            inputs = inputs.clone()
-        _blend_with_previous(inputs, 1 - share)
-        size = tuple(inputs.shape[-2:])
-        for sample in data_samples:
-            for objects in sample.values():
-                if 'masks' in objects:
-                    objects.masks = _padded(objects.masks, size)
-        mixed = [
-            _objects_of_both(sample, previous)
-            for sample, previous in zip(
-                data_samples, [data_samples[-1], *data_samples[:-1]], strict=True
-            )
-        ]
-        for sample, objects in zip(data_samples, mixed, strict=True):
-            for name, value in objects.items():
-                setattr(sample, name, value)
-            # The previous image may reach into the padding of this one.
-            sample.set_metainfo({'img_shape': size})
-        return inputs, data_samples
-
-    def _check(self, sample: DetDataSample) -> None:
-        """Refuse a sample with more than sets of objects, or with masks of an unknown kind."""
-        for name, value in sample.items():
-            if not isinstance(value, InstanceData):
-                raise _refusal(self, 'mix', name, value)
-            if 'masks' in value and not isinstance(value.masks, BaseInstanceMasks):
-                raise _refusal(self, 'mix', f'{name}.masks', value.masks)
-
-    def extra_repr(self) -> str:
-        return f'prob={self.prob}, ratio={self.ratio}, stage={self.stage.label}'
 
 
 @MODELS.register_module()
@@ -182,7 +88,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
                 elif isinstance(value, PixelData):
                     setattr(sample, name, self._resized_maps(name, value, old, new))
                 else:
-                    raise _refusal(self, 'resize', name, value)
+                    raise refusal(self, 'resize', name, value)
             shapes = {
                 name: (round(sample.get(name)[0] * y_scale), round(sample.get(name)[1] * x_scale))
                 for name in ('img_shape', 'pad_shape')
@@ -209,14 +115,14 @@ class DenseO2OMultiScale(StagedBatchAugment):
                 value.rescale_(scale)
             elif isinstance(value, BaseInstanceMasks):
                 # At the size of the batch first: the scale of a part, rounded, would be another.
-                objects.set_field(_padded(value, old).resize(new), field)
+                objects.set_field(padded(value, old).resize(new), field)
             elif field == 'bboxes' and last == 4:
                 objects.bboxes = _scaled(value, (*scale, *scale))
             elif field == 'keypoints' and last in (2, 3):
                 # A third number is the visibility.
                 objects.keypoints = _scaled(value, (*scale, 1)[:last])
             elif not _is_sizeless(field, value):
-                raise _refusal(self, 'resize', f'{name}.{field}', value)
+                raise refusal(self, 'resize', f'{name}.{field}', value)
 
     def _resized_maps(
         self, name: str, maps: PixelData, old: tuple[int, int], new: tuple[int, int]
@@ -225,7 +131,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
         resized = PixelData(metainfo=maps.metainfo)
         for field, value in maps.items():
             if not isinstance(value, Tensor):
-                raise _refusal(self, 'resize', f'{name}.{field}', value)
+                raise refusal(self, 'resize', f'{name}.{field}', value)
             # Maps need not be padded to the size of the batch.
             rows, columns = (
                 (torch.arange(round(side * (after / before))) * before // after).clamp(max=side - 1)
@@ -253,18 +159,6 @@ def training_sizes(base_size: int, base_size_repeat: int | None) -> list[int]:
     return sorted([*others, *[base_size] * base_size_repeat])
 
 
-def _blend_with_previous(images: Tensor, share: float) -> None:
-    """Move each image (B, 3, H, W) by ``share`` towards the one before it, in place.
-
-    From the last one on, so that each finds the one before it unchanged: a second batch in memory
-    would cost more time than the arithmetic.
-    """
-    last = images[-1].clone()
-    for index in range(len(images) - 1, 0, -1):
-        images[index].lerp_(images[index - 1], share)
-    images[0].lerp_(last, share)
-
-
 def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images (B, C, H, W) at ``size`` (height, width), by the nearest pixel as published."""
     if images.dtype != torch.uint8 or images.device.type != 'cpu':
@@ -274,30 +168,6 @@ def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
     for plane, out in zip(images.flatten(0, 1).numpy(), resized.flatten(0, 1).numpy(), strict=True):
         cv2.resize(plane, size[::-1], dst=out, interpolation=cv2.INTER_NEAREST)
     return resized
-
-
-def _objects_of_both(sample: DetDataSample, previous: DetDataSample) -> dict[str, InstanceData]:
-    """Joint objects of two samples, by the name of the kind of object."""
-    return {
-        name: InstanceData.cat([objects, previous.get(name)])
-        for name, objects in sample.items()
-        if name in previous
-    }
-
-
-def _refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueError:
-    """What to raise where ``augment`` cannot change a ``field`` of a sample with its image."""
-    name, kind = type(augment).__name__, type(value).__name__
-    return ValueError(
-        f'{name} cannot {verb} {field} ({kind}): take {name} out of batch_augments of the '
-        'data_preprocessor, or leave this field out of the samples (with_seg=False, '
-        'with_mask=False in LoadAnnotations)'
-    )
-
-
-def _padded(masks: BaseInstanceMasks, size: tuple[int, int]) -> BaseInstanceMasks:
-    """Masks at ``size`` (height, width)."""
-    return masks if (masks.height, masks.width) == size else masks.pad(size)
 
 
 def _scaled(points: Tensor, factors: Sequence[float]) -> Tensor:
