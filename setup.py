@@ -164,6 +164,7 @@ setup(
         # Neither stack: pip would install the files of one over those of the other.
         'torch>=2.6',
         'numpy',
+        'packaging',
         'pycocotools',
         'scipy',
     ],

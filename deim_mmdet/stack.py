@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
 
+from packaging.version import Version
+
 from .version import __version__
 
 # Names of the distributions by stack.
@@ -123,16 +125,8 @@ def check_versions(versions: dict[str, str], stack: str) -> None:
 
 def _within(version: str, lowest: str, highest: str) -> bool:
     """Whether a version lies between others, '2.13' standing for all of 2.13."""
-    numbers = _numbers(version)
-    lowest, highest = _numbers(lowest), _numbers(highest)
-    return numbers[: len(lowest)] >= lowest and numbers[: len(highest)] <= highest
-
-
-def _numbers(version: str) -> list[int]:
-    # Without local label (+cu130) and what follows the numbers (0rc1).
-    parts = version.split('+')[0].split('.')
-    digits = ([char for char in part if char.isdigit()] for part in parts)
-    return [int(''.join(number)) for number in digits if number]
+    release, first, last = (Version(text).release for text in (version, lowest, highest))
+    return release[: len(first)] >= first and release[: len(last)] <= last
 
 
 def _span(lowest: str, highest: str) -> str:

@@ -1,6 +1,6 @@
 """Print what compiled operators depend on, as the name of a folder.
 
-The sources, torch, Python's version, whether nvcc is there, and what ``setup.py`` says to do.
+The sources, torch, the kind of processor, where CUDA's tools lie, and what ``setup.py`` says.
 """
 
 import hashlib
