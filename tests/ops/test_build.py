@@ -79,11 +79,14 @@ def nvcc_fits_torch():
 def test_wheel_holds_operators_for_this_machine(source, tmp_path):
     if shutil.which('g++') is None:
         pytest.skip('there is no g++')
-    wheel, _ = build('wheel', source, tmp_path / 'dist')
+    wheel, said = build('wheel', source, tmp_path / 'dist')
     assert 'linux' in wheel.name
     out = use(wheel, tmp_path)
     assert "'cpu'" in out
-    assert ("'cuda'" in out) == nvcc_fits_torch()
+    # Without a GPU, or with parts of CUDA alone, it may not compile, and says why.
+    tried = bool(torch.version.cuda and shutil.which('nvcc'))
+    assert ("'cuda'" in out) == (tried and 'not compiled, it will be slower: for GPUs' not in said)
+    assert "'cuda'" in out or not (torch.cuda.is_available() and nvcc_fits_torch())
     assert '3.0' in out
     assert 'slower' not in out
 

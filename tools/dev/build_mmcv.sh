@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compile MMCV with its operators and install it into an environment in place of one without.
 #
-#     STACK=openmmlab|onedl tools/dev/build_mmcv.sh VENV
+#     tools/dev/build_mmcv.sh VENV
 #
 # No wheel of MMCV 2.1 with operators exists for today's torch. It is compiled once for each pair of
 # Python and torch and kept in $DEIM_MMDET_CACHE (default: ~/.cache/deim_mmdet), outside the clone.
@@ -10,13 +10,12 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=$1/bin/python
 cache=${DEIM_MMDET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/deim_mmdet}
-case ${STACK:-openmmlab} in
-    openmmlab) name=mmcv plain=mmcv-lite ;;
-    onedl) name=onedl-mmcv plain=onedl-mmcv ;;
-    *) echo "STACK=$STACK: there are openmmlab and onedl" >&2; exit 2 ;;
-esac
-version=$(sed -n "s/^$plain==//p" "$root/requirements/${STACK:-openmmlab}.txt")
-file=${name//-/_}-$version
+if [ "${STACK:-openmmlab}" != openmmlab ]; then
+    echo "make ops compiles OpenMMLab's MMCV: it is not tried with STACK=$STACK" >&2
+    exit 2
+fi
+version=$(sed -n 's/^mmcv-lite==//p' "$root/requirements/openmmlab.txt")
+file=mmcv-$version
 
 scratch=$(mktemp -d)
 ticker=
@@ -42,12 +41,12 @@ if ! ls "$wheels/$file"-*.whl >/dev/null 2>&1; then
     command -v g++ >/dev/null ||
         { echo 'A C++ compiler is needed: install g++ (Debian, Ubuntu: apt-get install g++).' >&2; exit 1; }
     expected='11 to 16 minutes on two cores'
-    [ "$cuda" = 0 ] || expected='an hour on two cores, 10 minutes on 16'
-    say "compiling the operators of $name $version for $key: $expected, once; kept in $wheels"
+    [ "$cuda" = 0 ] || expected='an hour on two cores'
+    say "compiling the operators of mmcv $version for $key: $expected, once; kept in $wheels"
     ( while sleep 60; do say "still compiling, $((SECONDS / 60)) min"; done ) &
     ticker=$!
     if ! MMCV_WITH_OPS=1 FORCE_CUDA=$cuda "$python" -m pip --no-input wheel --no-build-isolation \
-            --no-deps --no-cache-dir "$name==$version" -w "$scratch" >"$scratch/log" 2>&1; then
+            --no-deps --no-cache-dir "mmcv==$version" -w "$scratch" >"$scratch/log" 2>&1; then
         tail -n 40 "$scratch/log" >&2
         exit 1
     fi
@@ -58,6 +57,6 @@ if ! ls "$wheels/$file"-*.whl >/dev/null 2>&1; then
     cp "$scratch/$built" "$wheels/.$$.part"
     mv "$wheels/.$$.part" "$wheels/$built"
 fi
-"$python" -m pip --disable-pip-version-check -q uninstall -y "$plain"
+"$python" -m pip --disable-pip-version-check -q uninstall -y mmcv-lite
 "$python" -m pip --disable-pip-version-check -q install --no-deps --no-compile "$wheels/$file"-*.whl
 "$python" -c 'import mmcv, mmcv._ext, mmcv.ops; print(f"[ops] mmcv {mmcv.__version__} with its operators")'

@@ -40,18 +40,18 @@ status=0
 report=$dir/report.xml
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${JOBS:-2}" --dist loadfile \
     --junit-xml "$report" "${tests[@]}" || status=$?
-.venv/bin/python - "$report" "$stack" <<'PY'
+.venv/bin/python - "$report" "$stack" "${tests[*]}" <<'PY'
 import datetime, platform, sys
 from xml.etree import ElementTree
 import mmcv, mmdet, mmengine, numpy, torch
-report, stack = sys.argv[1:]
+report, stack, tests = sys.argv[1:]
 count = ElementTree.parse(report).getroot().find('testsuite').attrib
 failed = int(count['failures']) + int(count['errors'])
 passed = int(count['tests']) - failed - int(count['skipped'])
 libraries = (torch, mmengine, mmdet, mmcv, numpy)
 print('|', ' | '.join([
     stack, platform.python_version(), *(library.__version__ for library in libraries),
-    f'{passed} passed, {count["skipped"]} skipped, {failed} failed',
+    tests, f'{passed} passed, {count["skipped"]} skipped, {failed} failed',
     str(datetime.date.today()),
 ]), '|')
 PY
