@@ -134,7 +134,7 @@ def test_the_training_set_gives_the_length(tool, tmp_path):
     from_data.train_dataloader.dataset.data_root = str(tmp_path)
     with pytest.raises(FileNotFoundError, match='--images'):
         tool.training_scheme(from_data)
-    from_data.train_dataloader.dataset = dict(type='CountedImages', number=37)
+    from_data.train_dataloader.dataset = dict(type=tool.CountedImages, number=37)
     scheme = tool.training_scheme(from_data)
     assert scheme.iters_per_epoch == -(-37 // from_data.train_dataloader.batch_size)
     assert scheme.epochs == 12

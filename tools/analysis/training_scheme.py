@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
-from mmdet.registry import DATASETS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmdet.registry import MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine.config import Config, DictAction
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -52,7 +52,6 @@ STAGES_OF_AUGMENT = {
 EMA_POINTS = 400
 
 
-@DATASETS.register_module()
 class CountedImages(Dataset):
     """Stands for a training set of ``number`` images where only their number matters."""
 
@@ -301,7 +300,7 @@ def training_scheme(
             raise ValueError(f'--{name}: give a positive number, got {value}')
     own = copy.deepcopy(config)
     if images is not None:
-        own.train_dataloader.dataset = dict(type='CountedImages', number=images)
+        own.train_dataloader.dataset = dict(type=CountedImages, number=images)
     # One process with the joint batch has the same iterations and recipe.
     own.train_dataloader.batch_size *= processes
     own.train_dataloader.update(num_workers=0, persistent_workers=False)
