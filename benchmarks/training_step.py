@@ -27,7 +27,7 @@ from deim_mmdet.benchmark.transformers_models import build_counterpart
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
-from deim_mmdet.models.cpu import optimize_for_cpu
+from deim_mmdet.deployment.cpu import optimize_for_cpu
 
 import torch
 from mmdet.registry import MODELS

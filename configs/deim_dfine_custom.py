@@ -51,8 +51,8 @@ model = dict(
     ),
 )
 if not mal:
-    model['bbox_head']['loss_cls'] = dict(
-        _delete_=True, type='VarifocalQualityLoss', alpha=0.75, gamma=2.0, loss_weight=1.0
+    model['bbox_head']['criterion'] = dict(
+        terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0)))
     )
 if not dense_o2o:
     recipe = dict(stages=(0, 0, _base_.recipe.stages[2]))

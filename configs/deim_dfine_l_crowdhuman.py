@@ -13,7 +13,10 @@ model = dict(
         ]
     ),
     # Some images show more than 300 people.
-    bbox_head=dict(num_classes=1, num_queries=500),
-    test_cfg=dict(max_per_img=500),
+    bbox_head=dict(
+        num_classes=1,
+        query_selection=dict(num_queries=500),
+        postprocess=dict(max_per_img=500),
+    ),
 )
 default_hooks = dict(checkpoint=dict(save_best='crowd_human/mAP'))

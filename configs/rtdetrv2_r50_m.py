@@ -9,7 +9,10 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='DenseO2OMultiScale', base_size_repeat=3)]),
     backbone=_base_.frozen_backbone,
-    bbox_head=dict(num_layers=6, num_eval_layers=3, **_base_.baseline_head),
+    bbox_head=dict(
+        _base_.baseline_head,
+        decoder=dict(_base_.baseline_head.decoder, num_layers=6, num_eval_layers=3),
+    ),
 )
 
 recipe = dict(epochs=84, stages=(0, 0, 81))

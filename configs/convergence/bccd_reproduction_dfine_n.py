@@ -2,7 +2,13 @@
 # Dense O2O, and a constant learning rate.
 _base_ = './_base_/bccd_reproduction.py'
 
-model = dict(bbox_head=dict(act='ReLU', **_base_.without_mal.bbox_head))
+model = dict(
+    bbox_head=dict(
+        _base_.without_mal.bbox_head,
+        query_selection=dict(act='ReLU'),
+        decoder=dict(act='ReLU'),
+    )
+)
 param_scheduler = [dict(_base_.param_scheduler[0], lr_gamma=1.0)]
 custom_hooks = [
     _base_.custom_hooks[0],

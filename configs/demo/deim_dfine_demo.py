@@ -12,10 +12,10 @@ model = dict(
     bbox_head=dict(
         num_classes=len(classes),
         # Objects are few, and in pictures this small most of the time would go into the queries.
-        num_queries=40,
-        denoising=dict(num_queries=20, label_noise=0.5, box_noise=1.0),
+        query_selection=dict(num_queries=40),
+        denoising=dict(num_queries=20),
+        postprocess=dict(max_per_img=40),
     ),
-    test_cfg=dict(max_per_img=40),
 )
 
 # All else of the recipe is derived. The run is a hundredth as long as the published one and starts

@@ -15,8 +15,8 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..deployment import fuse
+from ..deployment.cpu import optimize_for_cpu
 from ..deployment.runtimes import ONNXRuntime, OpenVINORuntime
-from ..models.cpu import optimize_for_cpu
 from .reference_models import build_reference
 from .timing import peak_memory
 from .transformers_models import build_counterpart

@@ -13,8 +13,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..deployment.cpu import optimize_for_cpu
 from ..engine.hooks.dense_o2o_schedule_hook import staged_parts
-from ..models.cpu import optimize_for_cpu
 from ..utils import Stage
 from .timing import Timing
 

@@ -56,23 +56,7 @@ class DeployedDetector(nn.Module):
             images = images * self.scale - self.shift
         feats = self.neck(self.backbone(images.to(self.feature_type)))
         logits, boxes = self.head([feat.float() for feat in feats])
-        return self._select(logits, boxes, orig_target_sizes)
-
-    def _select(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """The best (query, class) pairs; see :meth:`QuerySelectionHead.predict`."""
-        classes = self.head.num_classes
-        count = min(self.head.max_per_img, int(logits.shape[1]) * classes)
-        top, index = logits.flatten(1).topk(count, dim=1)
-        # A truncating division: indices aren't negative, and runtimes have it for integers.
-        query = torch.div(index, classes, rounding_mode='trunc')
-        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
-        centres, extents = boxes.split(2, dim=-1)
-        corners = torch.cat([centres - extents / 2, centres + extents / 2], dim=-1)
-        return (
-            index - query * classes,
-            corners * sizes.to(boxes.dtype).repeat(1, 2)[:, None],
-            top.sigmoid(),
-        )
+        return self.head.postprocess(logits, boxes, orig_target_sizes)
 
 
 class InSinglePrecision(nn.Module):

@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from ..models.backbones.hgnetv2 import Block, ConvBNAct, Stem
-from ..models.cpu import optimize_for_cpu
 from ..models.dense_heads.query_selection_head import QuerySelectionHead
+from ..models.layers.attention import SelfAttention
 from ..models.layers.basic import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
-from ..models.layers.linear import SelfAttention
 from ..models.layers.rtdetr_decoder import RTDETRDecoder
 from ..models.necks.hybrid_encoder import RepVGGBlock
+from .cpu import optimize_for_cpu
 from .modules import (
     BoundedLayerNorm,
     Clamp,
@@ -39,8 +39,8 @@ def fuse(model: nn.Module) -> nn.Module:
     - Attention takes what it can from one product of matrices; see :mod:`.modules`.
     - Decoder layers beyond those of evaluation, score heads and quality estimators of all layers
       but the last, and the denoising embedding are dropped; D-FINE's table W(n) is computed once.
-    - On a CPU, oneDNN's kernels do what they can;
-      see :func:`~deim_mmdet.models.cpu.optimize_for_cpu`.
+    - A model on a CPU takes oneDNN's kernels where it can;
+      see :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
 
     Outputs equal those of ``model.eval()`` but for rounding. The model itself stays as it is. The
     copy works with ``torch.compile``.
@@ -56,7 +56,9 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: The head is not one of this package's.
     """
-    return optimize_for_cpu(_fuse(model))
+    fused = _fuse(model)
+    on_cpu = next(fused.parameters()).device.type == 'cpu'
+    return optimize_for_cpu(fused) if on_cpu else fused
 
 
 @torch.no_grad()
@@ -82,7 +84,7 @@ def _fuse(model: nn.Module) -> nn.Module:
     _fuse_norms(fused)
     _replace(fused, RepVGGBlock, _merge_branches)
     _replace(fused, ConvBNAct, _fold_affine)
-    fused.bbox_head.denoising = None
+    fused.bbox_head.denoising = fused.bbox_head.criterion = None
     _drop_unused_heads(fused.bbox_head.decoder)
     _replace(fused, SelfAttention, FusedSelfAttention)
     _replace(fused, DeformableCrossAttention, FusedCrossAttention)

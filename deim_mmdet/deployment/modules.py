@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.backbones.hgnetv2 import Block, ConvBNAct
+from ..models.layers.attention import SelfAttention, attend, split_last
 from ..models.layers.decoder import DeformableCrossAttention
-from ..models.layers.linear import Linear, SelfAttention, attend, split_last
 from ..ops import deformable_attention
 
 
@@ -186,9 +186,9 @@ class TokenLinear(nn.Module):
         return self.linear(tokens.reshape(-1, last)).reshape(-1, *inner, self.linear.out_features)
 
 
-def as_linear(weight: Tensor, bias: Tensor) -> Linear:
+def as_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer with given weight (out, in) and bias (out,), without gradients."""
-    linear = Linear(weight.shape[1], weight.shape[0], device='meta')
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
     linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear

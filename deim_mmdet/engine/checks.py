@@ -127,8 +127,8 @@ def check_object_counts(model: nn.Module, dataset) -> None:
             if count > num_queries:
                 raise ValueError(
                     f'{info.get("img_path")} has {count} objects, but the head only '
-                    f'{num_queries} queries: set model.bbox_head.num_queries to at least {count}, '
-                    'or leave the image out'
+                    f'{num_queries} queries: set model.bbox_head.query_selection.num_queries to at '
+                    f'least {count}, or leave the image out'
                 )
 
 

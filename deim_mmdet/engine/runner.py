@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from .. import compat
 from ..checkpoints.loading import SCHEME
-from ..models.cpu import optimize_for_cpu
+from ..deployment.cpu import optimize_for_cpu
 from ..utils.components import component_class
 from ..utils.files import replaced_when_complete, write_text
 from .apply_recipe import apply_recipe
@@ -63,7 +63,7 @@ class DEIMRunner(Runner):
     damaged checkpoint, another process of the run that is lost) end with one message or are got
     over; see :mod:`~deim_mmdet.engine.faults`. On a machine without CUDA it trains
     with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with the model in
-    the form of :func:`~deim_mmdet.models.cpu.optimize_for_cpu`.
+    the form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
     """
 
     #: The numbers in force, from the start of training on; None without a recipe in the config.

@@ -1,9 +1,20 @@
-from . import backbones, data_preprocessors, dense_heads, losses, necks, task_modules
+from . import (
+    backbones,
+    data_preprocessors,
+    dense_heads,
+    detectors,
+    layers,
+    losses,
+    necks,
+    task_modules,
+)
 
 __all__ = [
     'backbones',
     'data_preprocessors',
     'dense_heads',
+    'detectors',
+    'layers',
     'losses',
     'necks',
     'task_modules',

@@ -57,3 +57,18 @@ def component_name(config: Mapping) -> str:
     kind = config.get('type')
     # A lazy object prints as its name.
     return kind.__name__ if isinstance(kind, type) else str(kind).rsplit('.', 1)[-1]
+
+
+def merged(default: Mapping, given: Mapping) -> dict:
+    """A config with the settings of ``given`` in place of, or beside, those of ``default``.
+
+    Where both name a component, the type given replaces the whole; without a type, or with the
+    same, its arguments are merged.
+    """
+    if given.get('type', default.get('type')) != default.get('type'):
+        return dict(given)
+    result = {**default, **given}
+    for key in default.keys() & given.keys():
+        if isinstance(default[key], Mapping) and isinstance(given[key], Mapping):
+            result[key] = merged(default[key], given[key])
+    return result

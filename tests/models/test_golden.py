@@ -3,8 +3,8 @@
 import re
 
 from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
-from deim_mmdet.models.layers.decoder import DecoderPredictions
-from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
+from deim_mmdet.models.layers.distribution import weighting_function
+from deim_mmdet.models.layers.predictions import Predictions
 from deim_mmdet.models.task_modules import Targets
 
 import numpy as np
@@ -82,18 +82,20 @@ def test_criterion_values_and_gradients(name, case):
         if key.startswith('in/')
     }
 
-    is_dfine = 'dfine' in name
+    is_dfine, reg_scale = 'dfine' in name, torch.tensor([4.0])
 
-    def predictions(part: str, initial: str) -> DecoderPredictions:
+    def predictions(part: str, initial: str) -> Predictions:
         fields = ('pred_logits', 'pred_boxes', 'pred_corners')[: 3 if is_dfine else 2]
         stacked = (torch.stack([inputs[f'in/{part}/{i}/{f}'] for i in range(3)]) for f in fields)
         if not is_dfine:
-            return DecoderPredictions(*stacked)
-        return DFINEPredictions(
+            return Predictions(*stacked)
+        return Predictions(
             *stacked,
-            references=inputs[f'in/{part}/ref_points'],
-            initial_scores=inputs[f'in/{initial}/pred_logits'],
-            initial_boxes=inputs[f'in/{initial}/pred_boxes'],
+            references=inputs[f'in/{part}/ref_points'][None],
+            initial_scores=inputs[f'in/{initial}/pred_logits'][None],
+            initial_boxes=inputs[f'in/{initial}/pred_boxes'][None],
+            bin_distances=weighting_function(32, torch.tensor([0.5]), reg_scale),
+            reg_scale=reg_scale,
         )
 
     has_objects = case != 'empty'
@@ -108,7 +110,6 @@ def test_criterion_values_and_gradients(name, case):
         denoising=predictions('denoising', 'denoising_pre') if has_objects else None,
         num_groups=int(golden['num_dn_groups']) if has_objects else 0,
         targets=Targets.from_lists(labels, boxes),
-        **(dict(bins=(32, torch.tensor([0.5]), torch.tensor([4.0]))) if is_dfine else {}),
     )
     expected = {our_term(k[5:], 3): v for k, v in golden.items() if k.startswith('loss/')}
     assert losses.keys() == expected.keys()

@@ -44,7 +44,9 @@ def small_model(name, denoising):
     """A model in float64 whose parameters are all random, with batch norms that don't learn."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py').model
     cfg.backbone.init_cfg = None
-    cfg.bbox_head.update(num_classes=CLASSES, num_queries=15, num_layers=2)
+    cfg.bbox_head.num_classes = CLASSES
+    cfg.bbox_head.query_selection.num_queries = 15
+    cfg.bbox_head.decoder.num_layers = 2
     cfg.bbox_head.denoising = dict(num_queries=10) if denoising else None
     torch.manual_seed(0)
     model = MODELS.build(cfg).double()

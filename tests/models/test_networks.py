@@ -5,9 +5,9 @@ from functools import partial
 
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import reference_name
+from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
 from deim_mmdet.models.backbones.resnet_vd import ResNetVd
-from deim_mmdet.models.cpu import optimize_for_cpu
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.models.necks.hybrid_encoder import sine_cosine_position
 
@@ -38,6 +38,21 @@ def samples(counts, size=(64, 96)):
 def model(request):
     torch.manual_seed(0)
     return build_model(request.param)
+
+
+def small_head(num_classes=3, **decoder):
+    """An RT-DETR head of two levels of 32 channels."""
+    decoder.update(num_points=[2, 2], ffn_channels=16, query_position_channels=[32])
+    return MODELS.build(
+        dict(
+            type='RTDETRHead',
+            num_classes=num_classes,
+            in_channels=[32] * 2,
+            embed_dims=32,
+            query_selection=dict(num_queries=7),
+            decoder=decoder,
+        )
+    )
 
 
 @pytest.mark.parametrize('arch', sorted(ARCHS))
@@ -108,11 +123,9 @@ def test_published_resnet_vd_weights_load_as_pretrained(tmp_path):
 @pytest.mark.parametrize(('layers', 'eval_layers'), [(3, 3), (3, 1)])
 def test_evaluation_stops_after_the_used_layers(layers, eval_layers):
     """The first layers of a longer decoder predict what a decoder of so many layers does."""
-    cfg = dict(type='RTDETRHead', num_classes=3, in_channels=[32] * 2, num_points=[2, 2])
-    cfg.update(embed_dims=32, ffn_channels=16, num_queries=7, query_position_channels=[32])
     torch.manual_seed(0)
-    long = MODELS.build({**cfg, 'num_layers': layers, 'num_eval_layers': eval_layers}).eval()
-    short = MODELS.build({**cfg, 'num_layers': eval_layers}).eval()
+    long = small_head(num_layers=layers, num_eval_layers=eval_layers).eval()
+    short = small_head(num_layers=eval_layers).eval()
     for parameter in long.decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     short.load_state_dict(
@@ -124,9 +137,7 @@ def test_evaluation_stops_after_the_used_layers(layers, eval_layers):
 
 
 def test_discrete_sampling_trains_all_but_the_offsets():
-    cfg = dict(type='RTDETRHead', num_classes=3, in_channels=[32] * 2, num_points=[2, 2])
-    cfg.update(embed_dims=32, ffn_channels=16, num_queries=7, num_layers=2, denoising=None)
-    head = MODELS.build(dict(cfg, sampling='discrete'))
+    head = small_head(num_layers=2, sampling='discrete')
     feats = [torch.rand(1, 32, 4, 6), torch.rand(1, 32, 2, 3)]
     batch = samples((2,))
     batch[0].gt_instances.labels %= 3
@@ -141,7 +152,7 @@ def test_discrete_sampling_trains_all_but_the_offsets():
 
 def test_position_tells_the_axes_apart():
     """On a non-square map, rows share the first half of the channels, columns the second."""
-    position = sine_cosine_position(3, 5, 8, torch.device('cpu'), torch.float64).view(3, 5, 8)
+    position = sine_cosine_position(3, 5, 8).view(3, 5, 8)
     assert (position[:, :, :4] == position[:, :1, :4]).all()
     assert (position[:, :, 4:] == position[:1, :, 4:]).all()
     assert position[2, 4, 0].item() == pytest.approx(torch.tensor(2.0).sin().item())
@@ -221,9 +232,7 @@ def test_loss_is_the_same_in_evaluation(model, counts):
 
 
 def test_loss_in_evaluation_is_of_all_layers_detections_of_the_used():
-    cfg = dict(type='RTDETRHead', num_classes=80, in_channels=[32] * 2, num_points=[2, 2])
-    cfg.update(embed_dims=32, ffn_channels=16, num_queries=7, num_layers=3, num_eval_layers=2)
-    head = MODELS.build(cfg).eval()
+    head = small_head(num_classes=80, num_layers=3, num_eval_layers=2).eval()
     for parameter in head.decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     feats = [torch.rand(2, 32, 4, 6), torch.rand(2, 32, 2, 3)]
@@ -261,18 +270,21 @@ def test_detections_in_pixels_of_input_and_original(model):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('kind', 'change', 'message'),
     [
-        (dict(num_points=[3, 6]), 'num_points of each level'),
-        (dict(reg_max=31), 'even reg_max'),
-        (dict(embed_dims=100), 'embed_dims divisible'),
-        (dict(type='RTDETRHead', num_points=[4]), 'RTDETRHead needs num_points of each level'),
-        (dict(type='RTDETRHead', num_layers=3, num_eval_layers=4), 'num_eval_layers=4'),
-        (dict(type='RTDETRHead', sampling='cubic'), r"one of .*'discrete'.*got 'cubic'"),
+        ('DFINE', dict(decoder=dict(num_points=[3, 6])), 'num_points of each level'),
+        ('DFINE', dict(decoder=dict(reg_max=31)), 'even reg_max'),
+        ('DFINE', dict(embed_dims=100), 'embed_dims divisible'),
+        ('RTDETR', dict(decoder=dict(num_points=[4])), 'RTDETRDecoder needs num_points of each'),
+        ('RTDETR', dict(decoder=dict(num_layers=3, num_eval_layers=4)), 'num_eval_layers=4'),
+        ('RTDETR', dict(decoder=dict(sampling='cubic')), r"one of .*'discrete'.*got 'cubic'"),
+        ('DFINE', dict(decoder=dict(embed_dims=64)), 'hands embed_dims down to its decoder'),
+        ('DFINE', dict(train_cfg=dict(assigner=1)), 'no assigner of model.train_cfg'),
     ],
 )
-def test_head_refuses_arguments_that_disagree(change, message):
-    cfg = dict(type='DFINEHead', num_classes=3, in_channels=[256] * 3, num_points=[4, 4, 4])
+def test_head_refuses_arguments_that_disagree(kind, change, message):
+    decoder = {'num_points': [4, 4, 4], **change.pop('decoder', {})}
+    cfg = dict(type=f'{kind}Head', num_classes=3, in_channels=[256] * 3, decoder=decoder)
     with pytest.raises(ValueError, match=message):
         MODELS.build({**cfg, **change})
 

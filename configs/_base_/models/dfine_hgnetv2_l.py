@@ -1,6 +1,6 @@
 # DEIM-D-FINE L. The other sizes inherit it and state what differs.
 model = dict(
-    type='SingleStageDetector',
+    type='DEIMDetector',
     data_preprocessor=dict(
         type='DenseO2ODataPreprocessor',
         mean=[0, 0, 0],
@@ -31,15 +31,27 @@ model = dict(
         type='DFINEHead',
         num_classes=80,
         in_channels=[256, 256, 256],
-        num_points=[3, 6, 3],
         embed_dims=256,
-        num_layers=6,
-        ffn_channels=1024,
-        num_queries=300,
-        reg_max=32,
-        reg_scale=4.0,
-        act='SiLU',
-        loss_cls=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0),
+        query_selection=dict(num_queries=300, act='SiLU'),
+        denoising=dict(num_queries=100, label_noise=0.5, box_noise=1.0),
+        decoder=dict(
+            num_points=[3, 6, 3],
+            num_layers=6,
+            ffn_channels=1024,
+            reg_max=32,
+            reg_scale=4.0,
+            act='SiLU',
+        ),
+        criterion=dict(
+            matcher=dict(type='HungarianMatcher'),
+            terms=dict(
+                loss_cls=dict(loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0)),
+                loss_bbox=dict(loss=dict(type='L1Loss', loss_weight=5.0)),
+                loss_iou=dict(loss=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0)),
+                loss_fgl=dict(loss=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15)),
+                loss_ddf=dict(loss=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5)),
+            ),
+        ),
+        postprocess=dict(max_per_img=300),
     ),
-    test_cfg=dict(max_per_img=300),
 )

@@ -10,5 +10,5 @@ model = dict(
         ),
     ),
     neck=dict(in_channels=[384, 768, 1536], depth=0.67),
-    bbox_head=dict(num_layers=4),
+    bbox_head=dict(decoder=dict(num_layers=4)),
 )

@@ -10,5 +10,9 @@ model = dict(
         expansion=0.34,
         depth=0.5,
     ),
-    bbox_head=dict(in_channels=[128, 128], num_points=[6, 6], embed_dims=128, ffn_channels=512),
+    bbox_head=dict(
+        in_channels=[128, 128],
+        embed_dims=128,
+        decoder=dict(num_points=[6, 6], ffn_channels=512),
+    ),
 )

@@ -10,5 +10,5 @@ model = dict(
         ),
     ),
     neck=dict(in_channels=[256, 512, 1024], expansion=0.5, depth=0.34),
-    bbox_head=dict(num_layers=3),
+    bbox_head=dict(decoder=dict(num_layers=3)),
 )

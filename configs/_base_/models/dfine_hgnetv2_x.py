@@ -9,5 +9,5 @@ model = dict(
         ),
     ),
     neck=dict(out_channels=384, ffn_channels=2048),
-    bbox_head=dict(in_channels=[384, 384, 384], reg_scale=8.0),
+    bbox_head=dict(in_channels=[384, 384, 384], decoder=dict(reg_scale=8.0)),
 )

@@ -9,5 +9,5 @@ model = dict(
         ),
     ),
     neck=dict(in_channels=[128, 256, 512], expansion=0.5),
-    bbox_head=dict(num_layers=4),
+    bbox_head=dict(decoder=dict(num_layers=4)),
 )

@@ -1,6 +1,6 @@
 # DEIM-RT-DETRv2 R50. The other sizes inherit it and state what differs.
 model = dict(
-    type='SingleStageDetector',
+    type='DEIMDetector',
     data_preprocessor=dict(
         type='DenseO2ODataPreprocessor',
         mean=[0, 0, 0],
@@ -31,14 +31,24 @@ model = dict(
         type='RTDETRHead',
         num_classes=80,
         in_channels=[256, 256, 256],
-        num_points=[4, 4, 4],
         embed_dims=256,
-        num_layers=6,
-        ffn_channels=1024,
-        num_queries=300,
-        query_position_channels=[256, 256],
-        act='SiLU',
-        loss_cls=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0),
+        query_selection=dict(num_queries=300, act='SiLU'),
+        denoising=dict(num_queries=100, label_noise=0.5, box_noise=1.0),
+        decoder=dict(
+            num_points=[4, 4, 4],
+            num_layers=6,
+            ffn_channels=1024,
+            query_position_channels=[256, 256],
+            act='SiLU',
+        ),
+        criterion=dict(
+            matcher=dict(type='HungarianMatcher'),
+            terms=dict(
+                loss_cls=dict(loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0)),
+                loss_bbox=dict(loss=dict(type='L1Loss', loss_weight=5.0)),
+                loss_iou=dict(loss=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0)),
+            ),
+        ),
+        postprocess=dict(max_per_img=300),
     ),
-    test_cfg=dict(max_per_img=300),
 )

@@ -13,8 +13,9 @@ optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
 
 # What a baseline's head has in place of DEIM's.
 baseline_head = dict(
-    act='ReLU',
-    loss_cls=dict(
-        _delete_=True, type='VarifocalQualityLoss', alpha=0.75, gamma=2.0, loss_weight=1.0
+    query_selection=dict(act='ReLU'),
+    decoder=dict(act='ReLU'),
+    criterion=dict(
+        terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0)))
     ),
 )

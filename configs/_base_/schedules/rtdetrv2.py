@@ -8,10 +8,10 @@ optim_wrapper = dict(optimizer=dict(lr=1e-4))
 
 # What a baseline's head has in place of DEIM's, and the backbones of 50 and more layers.
 baseline_head = dict(
-    query_position_channels=[512],
-    act='ReLU',
-    loss_cls=dict(
-        _delete_=True, type='VarifocalQualityLoss', alpha=0.75, gamma=2.0, loss_weight=1.0
+    query_selection=dict(act='ReLU'),
+    decoder=dict(query_position_channels=[512], act='ReLU'),
+    criterion=dict(
+        terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0)))
     ),
 )
 frozen_backbone = dict(frozen_stem=True, norm_frozen=True)

@@ -30,8 +30,8 @@ randomness = dict(seed=0)
 # In place of MAL.
 without_mal = dict(
     bbox_head=dict(
-        loss_cls=dict(
-            _delete_=True, type='VarifocalQualityLoss', alpha=0.75, gamma=2.0, loss_weight=1.0
+        criterion=dict(
+            terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0)))
         )
     )
 )

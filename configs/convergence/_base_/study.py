@@ -21,14 +21,12 @@ model = dict(
     neck=dict(in_channels=[64, 128], out_channels=64, ffn_channels=128),
     bbox_head=dict(
         in_channels=[64, 64],
-        num_points=[4, 4],
         embed_dims=64,
-        num_layers=2,
-        ffn_channels=128,
-        num_queries=100,
-        denoising=dict(num_queries=50, label_noise=0.5, box_noise=1.0),
+        query_selection=dict(num_queries=100),
+        denoising=dict(num_queries=50),
+        decoder=dict(num_points=[4, 4], num_layers=2, ffn_channels=128),
+        postprocess=dict(max_per_img=100),
     ),
-    test_cfg=dict(max_per_img=100),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import convolve_and_norm, freeze_norms
+from ..layers.basic import convolve_and_norm, freeze_norms, set_with_cp
 
 
 class StageSpec(NamedTuple):
@@ -78,7 +78,13 @@ class LearnableAffine(nn.Module):
 
 
 class ConvBNAct(nn.Module):
-    """Convolution, batch norm, ReLU and, where ``lab`` is on, a learnable affine after the ReLU."""
+    """Convolution, batch norm, ReLU and, where ``lab`` is on, a learnable affine after the ReLU.
+
+    Attributes:
+        with_cp: As of :class:`~deim_mmdet.models.layers.basic.ConvNorm`.
+    """
+
+    with_cp = False
 
     def __init__(
         self,
@@ -101,7 +107,8 @@ class ConvBNAct(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H', W')."""
-        return self.lab(self.act(convolve_and_norm(self.conv, self.bn, features)))
+        x = convolve_and_norm(self.conv, self.bn, features, self.with_cp)
+        return self.lab(self.act(x))
 
 
 class LightConvBNAct(nn.Module):
@@ -203,6 +210,8 @@ class HGNetv2(BaseModule):
         use_lab: Add a learnable affine after each activation (B0 … B2 of D-FINE).
         frozen_stem: Don't train the stem.
         norm_frozen: Keep statistics and affine of all norms as loaded.
+        with_cp: Keep less for the backward pass; see
+            :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -216,6 +225,7 @@ class HGNetv2(BaseModule):
         use_lab: bool = False,
         frozen_stem: bool = False,
         norm_frozen: bool = False,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -229,6 +239,7 @@ class HGNetv2(BaseModule):
         self.stages = nn.ModuleList(
             HGStage(stage, use_lab) for stage in spec.stages[: max(out_indices) + 1]
         )
+        set_with_cp(self, with_cp)
         if norm_frozen:
             freeze_norms(self)
         if frozen_stem:

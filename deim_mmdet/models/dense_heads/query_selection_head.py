@@ -1,110 +1,131 @@
-"""What the heads of D-FINE and RT-DETR share: selection, denoising, losses and detections."""
+"""What the heads of D-FINE and RT-DETR share: they are composed of registered parts."""
 
-import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
-from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample, SampleList
 from mmdet.utils import InstanceList
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..layers.basic import ConvNorm, to_tokens
-from ..layers.decoder import DecoderPredictions, full_precision
-from ..layers.denoising import DenoisingQueries, DenoisingQueryGenerator
-from ..layers.query_selection import QuerySelection, SelectedQueries
-from ..losses import SetCriterion
-from ..task_modules import Targets
-
-# Scores of 0.01 for everything at the start (focal loss, arXiv 1708.02002).
-SCORE_BIAS = -math.log((1 - 0.01) / 0.01)
+from ..layers.denoising import DenoisingQueries
+from ..layers.predictions import Predictions, full_precision
+from ..layers.query_selection import SelectedQueries
+from ..task_modules import Targets, input_shape
+from .flat_config import composed
 
 
 class QuerySelectionHead(BaseModule):
     """Head of a DETR whose queries are the encoder tokens with the largest scores.
 
-    A subclass builds the decoder and the criterion.
+    Features become tokens; ``query_selection`` picks queries from them; ``denoising`` adds noised
+    objects in training; ``decoder`` refines all of them; ``criterion`` has the losses;
+    ``postprocess`` makes detections. Each part is a config of a component registered in ``MODELS``.
+    Settings of a part stand in its config; the type may be left out where it is the default. The
+    head hands down what parts share: ``num_classes``, ``embed_dims`` and ``num_levels``.
+
+    Settings of version 0.1, which stood in the head itself (``num_queries``, ``num_layers``,
+    ``loss_cls``, ...), are still taken, with a warning that says where they are today.
 
     Args:
-        num_classes: C.
-        in_channels: Channels of the levels, finest first.
-        num_points: Sampling points of the cross-attention on each level.
-        embed_dims: Width D of the decoder.
-        num_heads: Attention heads.
-        num_queries: Matching queries an image.
-        act: Activation of the MLPs.
-        denoising: Arguments of :class:`DenoisingQueryGenerator`, or ``None`` for no denoising.
-        project_all: Project levels that have width D already, too.
+        num_classes: Number of categories, without background.
+        in_channels: Channels of the levels of features, finest first.
+        embed_dims: Width of tokens and queries; levels of another width are projected to it.
+        query_selection: See :class:`~deim_mmdet.models.layers.query_selection.QuerySelection`.
+        denoising: See :class:`~deim_mmdet.models.layers.denoising.DenoisingQueryGenerator`;
+            ``None`` for no denoising.
+        decoder: See :class:`~deim_mmdet.models.layers.dfine_decoder.DFINEDecoder` and
+            :class:`~deim_mmdet.models.layers.rtdetr_decoder.RTDETRDecoder`.
+        criterion: See :class:`~deim_mmdet.models.losses.SetCriterion`.
+        postprocess: See :class:`~deim_mmdet.models.dense_heads.postprocess.TopKPostprocess`.
         train_cfg: None or empty; mmdet's detectors pass it.
-        test_cfg: ``max_per_img``, the detections kept of an image (300).
+        test_cfg: Likewise; version 0.1 had ``max_per_img`` here.
         init_cfg: See :class:`mmengine.model.BaseModule`.
+        flat: Settings of version 0.1.
 
     Raises:
-        ValueError: The levels or widths don't agree, or there is nothing of a setting's name.
+        TypeError: There is no setting of a name.
+        ValueError: A part is given what the head hands down, or settings don't fit.
     """
 
-    decoder: nn.Module
-    criterion: SetCriterion
+    #: Types of parts whose config names none.
+    default_types: Mapping[str, str] = dict(
+        query_selection='QuerySelection',
+        denoising='DenoisingQueryGenerator',
+        postprocess='TopKPostprocess',
+    )
+    #: Whether levels that have the width of the decoder already are projected, too.
+    project_all = False
 
     def __init__(
         self,
         num_classes: int,
         in_channels: Sequence[int],
-        num_points: Sequence[int],
-        embed_dims: int,
-        num_heads: int,
-        num_queries: int,
-        act: str,
-        denoising: dict | None,
-        project_all: bool,
-        train_cfg: dict | None,
-        test_cfg: dict | None,
-        init_cfg: dict | None,
+        embed_dims: int = 256,
+        query_selection: dict = dict(),
+        denoising: dict | None = dict(),
+        decoder: dict = dict(),
+        criterion: dict = dict(),
+        postprocess: dict = dict(),
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+        **flat,
     ) -> None:
         super().__init__(init_cfg)
+        parts = dict(
+            query_selection=query_selection,
+            denoising=denoising,
+            decoder=decoder,
+            criterion=criterion,
+            postprocess=postprocess,
+        )
         name = type(self).__name__
-        if len(in_channels) != len(num_points):
-            raise ValueError(
-                f'{name} needs num_points of each level: got '
-                f'{len(in_channels)} in_channels and {len(num_points)} num_points'
-            )
-        if embed_dims % (4 * num_heads):
-            raise ValueError(
-                f'{name} needs an embed_dims divisible by 4 · num_heads, got '
-                f'embed_dims={embed_dims}, num_heads={num_heads}'
-            )
-        for name_of_cfg, cfg, known in (
-            ('train_cfg', train_cfg, set()),
-            ('test_cfg', test_cfg, {'max_per_img'}),
-        ):
-            unknown = sorted(set(cfg or ()) - known)
-            if unknown:
-                raise ValueError(
-                    f'{name} reads no {", ".join(unknown)} of model.{name_of_cfg}; it reads '
-                    f'{", ".join(known) or "nothing"} there'
-                )
+        if train_cfg:
+            raise ValueError(f'{name} reads no {", ".join(train_cfg)} of model.train_cfg')
+        flat.update(test_cfg or {})
+        if flat:
+            parts, how = composed(parts, flat)
+            warnings.warn(f'{name} takes its parts as configs: {how}', stacklevel=2)
         self.num_classes = num_classes
-        self.num_queries = num_queries
-        self.max_per_img = (test_cfg or {}).get('max_per_img', 300)
         self.input_proj = nn.ModuleList(
             nn.Identity()
-            if channels == embed_dims and not project_all
+            if channels == embed_dims and not self.project_all
             else ConvNorm(channels, embed_dims, 1)
             for channels in in_channels
         )
         for conv in self.input_proj.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.xavier_uniform_(conv.weight)
-        self.query_selection = QuerySelection(num_classes, embed_dims, num_queries, act)
-        nn.init.constant_(self.query_selection.score.bias, SCORE_BIAS)
-        self.denoising = (
-            None
-            if denoising is None
-            else DenoisingQueryGenerator(num_classes, embed_dims, **denoising)
-        )
+        shared = dict(num_classes=num_classes, embed_dims=embed_dims)
+        self.query_selection = self._built('query_selection', parts, **shared)
+        self.denoising = self._built('denoising', parts, **shared)
+        self.decoder = self._built('decoder', parts, **shared, num_levels=len(in_channels))
+        self.criterion = self._built('criterion', parts)
+        self.postprocess = self._built('postprocess', parts)
         self.register_load_state_dict_pre_hook(self._refuse_other_classes)
+
+    def _built(self, part: str, configs: Mapping[str, dict | None], **shared) -> nn.Module | None:
+        """A part, given what the head hands down; None where its config is."""
+        config = configs[part]
+        if config is None:
+            return None
+        twice = sorted(shared.keys() & config.keys())
+        if twice:
+            raise ValueError(
+                f'{type(self).__name__} hands {", ".join(twice)} down to its {part}: leave it out '
+                f'of the config of {part}'
+            )
+        return MODELS.build({'type': self.default_types[part], **config, **shared})
+
+    @property
+    def num_queries(self) -> int:
+        """Matching queries of an image."""
+        return self.query_selection.num_queries
 
     @staticmethod
     def _refuse_other_classes(
@@ -130,7 +151,7 @@ class QuerySelectionHead(BaseModule):
         feats: Sequence[Tensor],
         denoising: DenoisingQueries | None = None,
         all_layers: bool = False,
-    ) -> tuple[SelectedQueries, DecoderPredictions]:
+    ) -> tuple[SelectedQueries, Predictions]:
         """Selected queries, and the predictions for denoising (first) and matching queries.
 
         Predictions are those of all decoder layers, or of the last one used in evaluation.
@@ -153,42 +174,36 @@ class QuerySelectionHead(BaseModule):
         predictions = self._decode(feats)[1]
         return predictions.scores[-1], predictions.boxes[-1]
 
-    def _criterion_inputs(self) -> dict:
-        """What a subclass's criterion wants beside predictions and targets."""
-        return {}
-
     def loss(self, feats: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Loss terms of a batch of levels (B, C_l, H_l, W_l); see :class:`SetCriterion`."""
-        labels = [sample.gt_instances.labels for sample in batch_data_samples]
-        boxes = [_normalised_boxes(sample) for sample in batch_data_samples]
-        queries = None if self.denoising is None else self.denoising(labels, boxes)
+        targets = Targets.from_samples(batch_data_samples, feats[0].device)
+        queries = None if self.denoising is None else self.denoising(targets)
         selected, predictions = self._decode(feats, queries, all_layers=True)
-        predictions = predictions.in_full_precision()
-        denoising, num_groups = None, 0
+        matching, denoising, num_groups = predictions.in_full_precision(), None, 0
         if queries is not None:
-            denoising, predictions = predictions.split(queries.content.shape[1])
+            denoising, matching = matching.split(queries.content.shape[1])
             num_groups = queries.num_groups
-        with torch.autocast(predictions.boxes.device.type, enabled=False):
+        with torch.autocast(matching.boxes.device.type, enabled=False):
             losses = self.criterion(
-                matching=predictions,
+                matching=matching,
                 encoder=(
                     full_precision(selected.scores),
                     full_precision(selected.box_logits).sigmoid(),
                 ),
                 denoising=denoising,
                 num_groups=num_groups,
-                targets=Targets.from_lists(labels, boxes),
-                **self._criterion_inputs(),
+                targets=targets,
             )
         if self.denoising is not None and queries is None:
             # Every parameter takes part in the gradient exchange, objects or not.
-            losses['loss_cls'] = losses['loss_cls'] + self.denoising.embedding.weight.sum() * 0
+            name = next(iter(losses))
+            losses[name] = losses[name] + self.denoising.embedding.weight.sum() * 0
         return losses
 
     def predict(
         self, feats: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True
     ) -> InstanceList:
-        """The ``max_per_img`` best (query, class) pairs of each image.
+        """The best detections of each image.
 
         Args:
             feats: Levels (B, C_l, H_l, W_l).
@@ -199,27 +214,17 @@ class QuerySelectionHead(BaseModule):
             Of each image ``bboxes`` (N, 4) as (x1, y1, x2, y2) in pixels, ``scores`` (N,) and
             ``labels`` (N,), best first.
         """
-        all_scores, all_boxes = self(feats)
-        results = []
-        for scores, boxes, sample in zip(all_scores, all_boxes, batch_data_samples, strict=True):
-            probabilities = scores.float().sigmoid().flatten()
-            top, index = probabilities.topk(min(self.max_per_img, len(probabilities)))
-            height, width = _input_shape(sample)
-            bboxes = bbox_cxcywh_to_xyxy(boxes[index // self.num_classes].float())
-            bboxes = bboxes * bboxes.new_tensor([width, height, width, height])
-            if rescale:
-                bboxes = bboxes / bboxes.new_tensor(sample.scale_factor).repeat(2)
-            results.append(InstanceData(bboxes=bboxes, scores=top, labels=index % self.num_classes))
-        return results
+        logits, boxes = (full_precision(part) for part in self(feats))
+        sizes = torch.tensor([_pixels(sample, rescale) for sample in batch_data_samples])
+        labels, boxes, scores = self.postprocess(logits, boxes, sizes.to(boxes))
+        return [
+            InstanceData(bboxes=image_boxes, scores=image_scores, labels=image_labels)
+            for image_boxes, image_scores, image_labels in zip(boxes, scores, labels, strict=True)
+        ]
 
 
-def _input_shape(sample) -> tuple[int, int]:
-    """Height and width that the feature maps span: the batch's, padding included."""
-    return tuple(sample.metainfo.get('batch_input_shape', sample.img_shape))[:2]
-
-
-def _normalised_boxes(sample) -> Tensor:
-    """Boxes (n, 4) of a sample's objects as (cx, cy, w, h) in [0, 1]."""
-    height, width = _input_shape(sample)
-    boxes = sample.gt_instances.bboxes
-    return bbox_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
+def _pixels(sample: DetDataSample, rescale: bool) -> tuple[float, float]:
+    """Width and height that boxes span, in pixels of the input or of the original image."""
+    height, width = input_shape(sample)
+    x_scale, y_scale = sample.scale_factor if rescale else (1, 1)
+    return width / x_scale, height / y_scale

@@ -1,5 +1,6 @@
 """Small layers that backbones, necks and heads share."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -8,8 +9,6 @@ import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from .linear import Linear
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -52,17 +51,19 @@ def freeze_norms(module: nn.Module) -> None:
             freeze_norms(child)
 
 
-def convolve_and_norm(conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor]) -> Tensor:
+def convolve_and_norm(
+    conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor], with_cp: bool = False
+) -> Tensor:
     """Convolution of concatenated features, and its norm, with little memory traffic.
 
-    A frozen norm is part of the convolution's parameters for this call. Training doesn't keep the
-    concatenation, a second copy of what other layers keep, but forms it again in the backward
-    pass.
+    A frozen norm is part of the convolution's parameters for this call.
 
     Args:
         conv: The convolution.
         norm: The norm after it.
         features: (B, C_i, H, W), the C_i adding up to the convolution's input channels.
+        with_cp: Don't keep the concatenation, a second copy of what other layers keep, for the
+            backward pass, but form it again there.
 
     Returns:
         (B, C, H', W').
@@ -78,7 +79,7 @@ def convolve_and_norm(conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tenso
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
-    if len(features) == 1 or not torch.is_grad_enabled():
+    if not with_cp or len(features) == 1 or not torch.is_grad_enabled():
         x = convolve(*features)
     else:
         x = checkpoint(convolve, *features, use_reentrant=False, preserve_rng_state=False)
@@ -93,7 +94,12 @@ class ConvNorm(nn.Module):
 
     Args:
         act: Type of the activation in the registry of mmcv, or ``None``.
+
+    Attributes:
+        with_cp: Form concatenated inputs again in the backward pass; see :func:`set_with_cp`.
     """
+
+    with_cp = False
 
     def __init__(
         self,
@@ -114,7 +120,17 @@ class ConvNorm(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H', W')."""
-        return self.act(convolve_and_norm(self.conv, self.bn, features))
+        return self.act(convolve_and_norm(self.conv, self.bn, features, self.with_cp))
+
+
+def set_with_cp(model: nn.Module, with_cp: bool) -> None:
+    """Switch gradient checkpointing of concatenated inputs, in every layer that has it.
+
+    It saves memory, and on a CPU time; on a GPU it costs time.
+    """
+    for module in model.modules():
+        if hasattr(type(module), 'with_cp'):
+            module.with_cp = with_cp
 
 
 def build_activation(act: str) -> nn.Module:
@@ -136,7 +152,7 @@ class MLP(nn.Module):
 
     def __init__(self, channels: Sequence[int], act: str) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(channels))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(channels))
         self.act = build_activation(act)
 
     def zero_last(self) -> 'MLP':
@@ -149,6 +165,12 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.act(layer(x))
         return self.layers[-1](x)
+
+
+def init_scores(linear: nn.Linear) -> nn.Linear:
+    """Set a layer's bias so that it scores everything 0.01 (focal loss, arXiv 1708.02002)."""
+    nn.init.constant_(linear.bias, -math.log((1 - 0.01) / 0.01))
+    return linear
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

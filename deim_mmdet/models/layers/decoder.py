@@ -1,56 +1,23 @@
-"""What the decoders of D-FINE and RT-DETR share: layers, attention, predictions."""
+"""What the decoders of D-FINE and RT-DETR share: layers and attention."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from ...ops import deformable_attention
+from .attention import SelfAttention
 from .basic import build_activation
-from .linear import Linear, SelfAttention
-
-
-@dataclass
-class DecoderPredictions:
-    """What L decoder layers predict for Q queries, layers first.
-
-    Attributes:
-        scores: (L, B, Q, C) class logits.
-        boxes: (L, B, Q, 4) as (cx, cy, w, h) in [0, 1].
-    """
-
-    scores: Tensor
-    boxes: Tensor
-
-    def split(self, num_first: int) -> tuple[Self, Self]:
-        """Those of the first ``num_first`` queries, and those of the others."""
-        fields = [
-            tensor.split([num_first, tensor.shape[-2] - num_first], dim=-2)
-            for tensor in vars(self).values()
-        ]
-        first, second = zip(*fields, strict=True)
-        return type(self)(*first), type(self)(*second)
-
-    def in_full_precision(self) -> Self:
-        """The same in float32 at least, as losses need them under mixed precision."""
-        return type(self)(*map(full_precision, vars(self).values()))
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32, unless it is of a type with more digits."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class DeformableCrossAttention(nn.Module):
     """Deformable attention without value or output projection.
 
     Args:
-        embed_dims: D.
+        embed_dims: Width of queries and tokens.
         num_heads: Attention heads.
-        num_points: n_l of each level.
+        num_points: Sampling points on each level.
         method: 'default' (bilinear) or 'discrete' sampling; see :func:`deformable_attention`. The
             offsets of the latter get no gradient and stay as they are loaded.
     """
@@ -67,8 +34,8 @@ class DeformableCrossAttention(nn.Module):
         self.num_points = tuple(num_points)
         self.method = method
         total = num_heads * sum(num_points)
-        self.sampling_offsets = Linear(embed_dims, total * 2)
-        self.attention_weights = Linear(embed_dims, total)
+        self.sampling_offsets = nn.Linear(embed_dims, total * 2)
+        self.attention_weights = nn.Linear(embed_dims, total)
         # The offsets n_l of a level's n_l points span half the reference box.
         scales = torch.tensor([0.5 / n for n in num_points for _ in range(n)])
         self.register_buffer('point_scale', scales[:, None], persistent=False)
@@ -117,9 +84,9 @@ class DecoderLayer(nn.Module):
     What cross-attention brings is joined to the query by :meth:`join`, which subclasses define.
 
     Args:
-        embed_dims: D.
+        embed_dims: Width of the queries.
         num_heads: Attention heads.
-        ffn_channels: Width of the FFN.
+        ffn_channels: Width of the feed-forward network (FFN).
         act: Its activation.
         cross_attn: The cross-attention.
     """
@@ -131,9 +98,9 @@ class DecoderLayer(nn.Module):
         self.self_attn = SelfAttention(embed_dims, num_heads)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.cross_attn = cross_attn
-        self.linear1 = Linear(embed_dims, ffn_channels)
+        self.linear1 = nn.Linear(embed_dims, ffn_channels)
         self.act = build_activation(act)
-        self.linear2 = Linear(ffn_channels, embed_dims)
+        self.linear2 = nn.Linear(ffn_channels, embed_dims)
         self.norm3 = nn.LayerNorm(embed_dims)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -157,3 +124,24 @@ class DecoderLayer(nn.Module):
         update = self.linear2(self.act(self.linear1(query)))
         # Half precision overflows beyond this bound.
         return self.norm3((query + update).clamp(-65504, 65504))
+
+
+def check_sizes(
+    decoder: nn.Module, embed_dims: int, num_heads: int, num_points: Sequence[int], num_levels: int
+) -> None:
+    """Look whether a decoder's sizes fit each other and the levels of features.
+
+    Raises:
+        ValueError: They don't.
+    """
+    name = type(decoder).__name__
+    if len(num_points) != num_levels:
+        raise ValueError(
+            f'{name} needs num_points of each level: got {len(num_points)} for {num_levels} '
+            'in_channels of the head'
+        )
+    if embed_dims % (4 * num_heads):
+        raise ValueError(
+            f'{name} needs an embed_dims divisible by 4 · num_heads, got '
+            f'embed_dims={embed_dims}, num_heads={num_heads}'
+        )

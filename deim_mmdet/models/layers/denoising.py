@@ -1,12 +1,13 @@
 """Contrastive denoising queries (DN-DETR, DINO arXiv 2203.03605; as RT-DETR uses them)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor, nn
 
+from ..task_modules import Targets
 from .basic import inverse_sigmoid
 
 
@@ -41,12 +42,13 @@ class DenoisingQueries:
         return is_denoising & (~is_denoising[:, None] | (group[:, None] != group))
 
 
+@MODELS.register_module()
 class DenoisingQueryGenerator(nn.Module):
     """Makes denoising queries from the objects of a batch.
 
     Args:
-        num_classes: Classes C; class C pads.
-        embed_dims: D.
+        num_classes: Number of categories; one more embedding stands for no object.
+        embed_dims: Width of the decoder.
         num_queries: Upper bound of objects per image summed over groups.
         label_noise: Half of it is the probability that a label is replaced by a random one.
         box_noise: Corners of positives move by up to this share of half the box's size, those of
@@ -85,24 +87,18 @@ class DenoisingQueryGenerator(nn.Module):
         # Noise may swap opposite sides; a width is positive all the same.
         return labels, inverse_sigmoid(noised.abs())
 
-    def forward(self, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> DenoisingQueries | None:
-        """Denoising queries for objects with labels (n_b,) and boxes (n_b, 4) of each image.
-
-        Boxes are (cx, cy, w, h) in [0, 1]. ``None`` where no image holds an object.
-        """
-        counts = [len(image_labels) for image_labels in labels]
-        max_objects = max(counts, default=0)
+    def forward(self, targets: Targets) -> DenoisingQueries | None:
+        """Denoising queries for the objects of a batch; ``None`` where no image holds one."""
+        max_objects = targets.max_count
         if max_objects == 0:
             return None
         num_groups = max(1, self.num_queries // max_objects)
-        padded_labels = nn.utils.rnn.pad_sequence(
-            labels, batch_first=True, padding_value=self.num_classes
-        )
-        padded_boxes = nn.utils.rnn.pad_sequence(boxes, batch_first=True)
         shape = (-1, num_groups, 2, -1)
-        all_labels = padded_labels[:, None, None].expand(shape)
-        all_boxes = padded_boxes[:, None, None].expand(*shape, -1)
-        noised_labels, logits = self._noised(all_labels, all_boxes, all_labels != self.num_classes)
+        real = targets.labels >= 0
+        labels = targets.labels.masked_fill(~real, self.num_classes)
+        labels, real = (each[:, None, None].expand(shape) for each in (labels, real))
+        boxes = targets.boxes[:, None, None].expand(*shape, -1)
+        noised_labels, logits = self._noised(labels, boxes, real)
         return DenoisingQueries(
             content=self.embedding(noised_labels.flatten(1)),
             reference_logits=logits.flatten(1, 3),

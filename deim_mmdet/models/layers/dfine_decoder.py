@@ -1,33 +1,15 @@
 """The decoder of D-FINE (arXiv 2410.13842): boxes refined as distributions, layer by layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .basic import MLP, inverse_sigmoid
-from .decoder import DecoderLayer, DecoderPredictions, DeformableCrossAttention
+from .basic import MLP, init_scores, inverse_sigmoid
+from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .distribution import distances_to_boxes, expected_distances, weighting_function
-from .linear import Linear
-
-
-@dataclass
-class DFINEPredictions(DecoderPredictions):
-    """What D-FINE's L decoder layers predict for Q queries, layers first.
-
-    Attributes:
-        distributions: (L, B, Q, 4 · bins) logits of the sides' distributions.
-        references: (B, Q, 4) reference boxes of all distributions, without gradient.
-        initial_scores: (B, Q, C) class logits of the traditional head of the first layer; ``None``
-            where only the last layer's predictions are wanted.
-        initial_boxes: (B, Q, 4) boxes of that head.
-    """
-
-    distributions: Tensor
-    references: Tensor
-    initial_scores: Tensor | None
-    initial_boxes: Tensor
+from .predictions import Predictions
 
 
 class Gateway(nn.Module):
@@ -35,7 +17,7 @@ class Gateway(nn.Module):
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()
-        self.gate = Linear(2 * embed_dims, 2 * embed_dims)
+        self.gate = nn.Linear(2 * embed_dims, 2 * embed_dims)
         self.norm = nn.LayerNorm(embed_dims)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
@@ -87,43 +69,54 @@ class LocationQualityEstimator(nn.Module):
         return scores + self.mlp(statistics.flatten(-2))
 
 
+@MODELS.register_module()
 class DFINEDecoder(nn.Module):
     """Decoder layers with their score, box and distribution heads.
 
+    The head hands down ``num_classes``, ``embed_dims`` and ``num_levels``.
+
     Args:
-        num_classes: C.
-        embed_dims: D.
-        num_layers: L.
+        num_classes: Number of categories, without background.
+        embed_dims: Width of queries and tokens, divisible by 4 · ``num_heads``.
+        num_levels: Levels of features.
+        num_points: Sampling points of the cross-attention on each level.
+        num_layers: Decoder layers.
         num_heads: Attention heads.
-        ffn_channels: Width of the FFNs.
-        num_points: Sampling points on each level.
-        reg_max: Bins of a distribution less one.
-        reg_scale: Steepness of the bins' distances.
-        act: Activation of FFNs and MLPs.
-        score_bias: Bias of the score heads at the start.
+        ffn_channels: Width of the feed-forward networks (FFNs).
+        reg_max: Bins of a side's distribution less one; an even number.
+        reg_scale: Steepness of the bins' distances; larger reaches farther.
+        act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in D-FINE.
+
+    Raises:
+        ValueError: Levels or widths don't agree, or ``reg_max`` is odd.
     """
 
     def __init__(
         self,
         num_classes: int,
         embed_dims: int,
-        num_layers: int,
-        num_heads: int,
-        ffn_channels: int,
+        num_levels: int,
         num_points: Sequence[int],
-        reg_max: int,
-        reg_scale: float,
-        act: str,
-        score_bias: float,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        ffn_channels: int = 1024,
+        reg_max: int = 32,
+        reg_scale: float = 4.0,
+        act: str = 'SiLU',
     ) -> None:
         super().__init__()
+        check_sizes(self, embed_dims, num_heads, num_points, num_levels)
+        if reg_max % 2:
+            raise ValueError(f'DFINEDecoder needs an even reg_max, got {reg_max}')
         self.reg_max = reg_max
         self.layers = nn.ModuleList(
             DFINEDecoderLayer(embed_dims, num_heads, ffn_channels, num_points, act)
             for _ in range(num_layers)
         )
         self.query_position = MLP([4, 2 * embed_dims, embed_dims], act)
-        self.score_heads = nn.ModuleList(Linear(embed_dims, num_classes) for _ in range(num_layers))
+        self.score_heads = nn.ModuleList(
+            init_scores(nn.Linear(embed_dims, num_classes)) for _ in range(num_layers)
+        )
         self.initial_box_head = MLP([embed_dims] * 3 + [4], act).zero_last()
         self.distribution_heads = nn.ModuleList(
             MLP([embed_dims] * 3 + [4 * (reg_max + 1)], act).zero_last() for _ in range(num_layers)
@@ -138,8 +131,6 @@ class DFINEDecoder(nn.Module):
         self.register_buffer('fixed_bin_distances', None, persistent=False)
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
-        for head in self.score_heads:
-            nn.init.constant_(head.bias, score_bias)
 
     def bin_distances(self) -> Tensor:
         """W(n), (reg_max + 1,)."""
@@ -155,7 +146,7 @@ class DFINEDecoder(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None = None,
         all_layers: bool = False,
-    ) -> DFINEPredictions:
+    ) -> Predictions:
         """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
 
         Args:
@@ -194,11 +185,13 @@ class DFINEDecoder(nn.Module):
                 boxes.append(layer_boxes)
                 all_distributions.append(distributions)
             references, previous_query = layer_boxes.detach(), query.detach()
-        return DFINEPredictions(
+        return Predictions(
             scores=torch.stack(scores),
             boxes=torch.stack(boxes),
             distributions=torch.stack(all_distributions),
-            references=initial_references,
-            initial_scores=initial_scores,
-            initial_boxes=initial_boxes,
+            references=initial_references[None],
+            initial_scores=None if initial_scores is None else initial_scores[None],
+            initial_boxes=initial_boxes[None],
+            bin_distances=bins,
+            reg_scale=self.reg_scale,
         )

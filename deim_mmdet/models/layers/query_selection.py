@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .basic import MLP
-from .linear import Linear
+from .basic import MLP, init_scores
 
 
 class SelectedQueries(NamedTuple):
@@ -46,22 +46,25 @@ def make_anchors(
     return torch.logit(boxes).masked_fill(~valid, torch.inf), valid
 
 
+@MODELS.register_module()
 class QuerySelection(nn.Module):
     """Select the tokens with the largest class score (RT-DETR, section 4.3).
 
     Args:
-        num_classes: C.
-        embed_dims: D.
-        num_queries: K; fewer where an input has fewer tokens.
-        act: Activation of the box MLP.
+        num_classes: Number of categories, without background.
+        embed_dims: Width of tokens and queries.
+        num_queries: Queries of an image; fewer where an input has fewer tokens.
+        act: Activation of the box MLP: SiLU in DEIM, ReLU in D-FINE and RT-DETR.
     """
 
-    def __init__(self, num_classes: int, embed_dims: int, num_queries: int, act: str) -> None:
+    def __init__(
+        self, num_classes: int, embed_dims: int, num_queries: int = 300, act: str = 'SiLU'
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.proj = Linear(embed_dims, embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
         self.norm = nn.LayerNorm(embed_dims)
-        self.score = Linear(embed_dims, num_classes)
+        self.score = init_scores(nn.Linear(embed_dims, num_classes))
         self.box = MLP([embed_dims] * 3 + [4], act).zero_last()
         nn.init.xavier_uniform_(self.proj.weight)
         self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .basic import MLP, inverse_sigmoid
-from .decoder import DecoderLayer, DecoderPredictions, DeformableCrossAttention
-from .linear import Linear
+from ...ops import SAMPLING_METHODS
+from .basic import MLP, init_scores, inverse_sigmoid
+from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
+from .predictions import Predictions
 
 
 class ProjectedCrossAttention(DeformableCrossAttention):
@@ -17,8 +19,8 @@ class ProjectedCrossAttention(DeformableCrossAttention):
         self, embed_dims: int, num_heads: int, num_points: Sequence[int], method: str
     ) -> None:
         super().__init__(embed_dims, num_heads, num_points, method=method)
-        self.value_proj = Linear(embed_dims, embed_dims)
-        self.output_proj = Linear(embed_dims, embed_dims)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -54,52 +56,71 @@ class RTDETRDecoderLayer(DecoderLayer):
         return self.norm2(query + update)
 
 
+@MODELS.register_module()
 class RTDETRDecoder(nn.Module):
     """Decoder layers with their score and box heads.
 
+    The head hands down ``num_classes``, ``embed_dims`` and ``num_levels``.
+
     Args:
-        num_classes: C.
-        embed_dims: D.
+        num_classes: Number of categories, without background.
+        embed_dims: Width of queries and tokens, divisible by 4 · ``num_heads``.
+        num_levels: Levels of features.
+        num_points: Sampling points of the cross-attention on each level.
         num_layers: Layers that are trained.
-        num_eval_layers: Layers that are used in evaluation, at most ``num_layers``.
+        num_eval_layers: The first layers that are used in evaluation. Default: all.
         num_heads: Attention heads.
-        ffn_channels: Width of the FFNs.
-        num_points: Sampling points on each level.
-        query_position_channels: Hidden widths of the MLP that makes a query's position of its box.
-        method: 'default' or 'discrete' sampling.
-        act: Activation of FFNs and MLPs.
-        score_bias: Bias of the score heads at the start.
+        ffn_channels: Width of the feed-forward networks (FFNs).
+        query_position_channels: Hidden widths of the MLP that makes a query's position of its box:
+            two of ``embed_dims`` in DEIM, one of twice that in RT-DETR.
+        sampling: 'default' (bilinear) or 'discrete' (nearest pixel, the offsets frozen), which
+            RT-DETRv2 fine-tunes for devices without ``grid_sample``.
+        act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in RT-DETR.
+
+    Raises:
+        ValueError: Levels, widths or numbers of layers don't agree, or there is no such sampling.
     """
 
     def __init__(
         self,
         num_classes: int,
         embed_dims: int,
-        num_layers: int,
-        num_eval_layers: int,
-        num_heads: int,
-        ffn_channels: int,
+        num_levels: int,
         num_points: Sequence[int],
-        query_position_channels: Sequence[int],
-        method: str,
-        act: str,
-        score_bias: float,
+        num_layers: int = 6,
+        num_eval_layers: int | None = None,
+        num_heads: int = 8,
+        ffn_channels: int = 1024,
+        query_position_channels: Sequence[int] = (256, 256),
+        sampling: str = 'default',
+        act: str = 'SiLU',
     ) -> None:
         super().__init__()
+        check_sizes(self, embed_dims, num_heads, num_points, num_levels)
+        num_eval_layers = num_layers if num_eval_layers is None else num_eval_layers
+        if not 1 <= num_eval_layers <= num_layers:
+            raise ValueError(
+                f'RTDETRDecoder: num_eval_layers={num_eval_layers} must be within the '
+                f'num_layers={num_layers} that are trained'
+            )
+        if sampling not in SAMPLING_METHODS:
+            raise ValueError(
+                f'RTDETRDecoder: sampling must be one of {SAMPLING_METHODS}, got {sampling!r}'
+            )
         self.num_eval_layers = num_eval_layers
         self.layers = nn.ModuleList(
-            RTDETRDecoderLayer(embed_dims, num_heads, ffn_channels, num_points, act, method)
+            RTDETRDecoderLayer(embed_dims, num_heads, ffn_channels, num_points, act, sampling)
             for _ in range(num_layers)
         )
         self.query_position = MLP([4, *query_position_channels, embed_dims], act)
-        self.score_heads = nn.ModuleList(Linear(embed_dims, num_classes) for _ in range(num_layers))
+        self.score_heads = nn.ModuleList(
+            init_scores(nn.Linear(embed_dims, num_classes)) for _ in range(num_layers)
+        )
         self.box_heads = nn.ModuleList(
             MLP([embed_dims] * 3 + [4], act).zero_last() for _ in range(num_layers)
         )
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
-        for head in self.score_heads:
-            nn.init.constant_(head.bias, score_bias)
 
     def forward(
         self,
@@ -109,7 +130,7 @@ class RTDETRDecoder(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None = None,
         all_layers: bool = False,
-    ) -> DecoderPredictions:
+    ) -> Predictions:
         """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
 
         Args:
@@ -138,4 +159,4 @@ class RTDETRDecoder(nn.Module):
                 boxes.append((offsets + inverse_sigmoid(previous_boxes)).sigmoid())
                 scores.append(self.score_heads[i](query))
             references, previous_boxes = layer_boxes.detach(), layer_boxes
-        return DecoderPredictions(scores=torch.stack(scores), boxes=torch.stack(boxes))
+        return Predictions(scores=torch.stack(scores), boxes=torch.stack(boxes))

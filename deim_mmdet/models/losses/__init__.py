@@ -1,22 +1,32 @@
 from .decoupled_distillation_focal_loss import DecoupledDistillationFocalLoss
-from .dfine_criterion import DFINECriterion
+from .distribution_terms import DistillationTerm, DistributionTerm
 from .fine_grained_localization_loss import (
     FineGrainedLocalizationLoss,
     fine_grained_localization_loss,
 )
+from .matched_sets import MatchedSets, PredictionSets
 from .quality_losses import (
     MatchabilityAwareLoss,
     VarifocalQualityLoss,
     matchability_aware_loss,
     varifocal_quality_loss,
 )
-from .set_criterion import SetCriterion
+from .set_criterion import DFINECriterion, SetCriterion
+from .terms import ClassificationTerm, DistanceTerm, LossTerm, OverlapTerm
 
 __all__ = [
+    'ClassificationTerm',
     'DFINECriterion',
     'DecoupledDistillationFocalLoss',
+    'DistanceTerm',
+    'DistillationTerm',
+    'DistributionTerm',
     'FineGrainedLocalizationLoss',
+    'LossTerm',
     'MatchabilityAwareLoss',
+    'MatchedSets',
+    'OverlapTerm',
+    'PredictionSets',
     'SetCriterion',
     'VarifocalQualityLoss',
     'fine_grained_localization_loss',

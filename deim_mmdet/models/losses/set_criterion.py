@@ -1,41 +1,59 @@
-"""Training losses of DETRs with query selection from stacked predictions, in one pass."""
+"""Training losses of DETRs with query selection: a list of terms on stacked predictions."""
 
-import torch
+from collections.abc import Mapping
+
 from mmdet.registry import MODELS, TASK_UTILS
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
-from ..layers.decoder import DecoderPredictions
-from ..task_modules import Pairs, Targets, pairs_of_sets
+from ...utils.components import merged
+from ..layers.predictions import Predictions
+from ..task_modules import Targets, denoising_pairs, union_set
+from ..task_modules.pairs import to_device
+from .matched_sets import MatchedSets, PredictionSets
 
 
+@MODELS.register_module()
 class SetCriterion(nn.Module):
     """Matching and loss terms of decoder layers, encoder and denoising, as RT-DETR has them.
 
-    The predictions of all L decoder layers and of the selected encoder queries are L + 1 *sets* of
-    Q boxes and scores each, stacked. Every set is matched on its own; the denoising queries are
-    trained on the objects that they were made from.
+    See :mod:`~deim_mmdet.models.losses.matched_sets` for sets and pairs.
 
     Args:
-        matcher: Config of the matcher.
-        loss_cls: Config of a loss with (labels, quality) targets, such as MAL.
-        loss_bbox: Config of the loss on normalised (cx, cy, w, h).
-        loss_iou: Config of the loss on (x1, y1, x2, y2).
+        matcher: Config of the matcher, which gives the own pairs of each set.
+        terms: Config of each :class:`LossTerm` by name, merged into :attr:`default_terms`; None for
+            one that is not wanted.
+
+    Example:
+        >>> criterion = dict(
+        ...     type='SetCriterion',
+        ...     terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75))))
     """
 
-    def __init__(self, matcher: dict, loss_cls: dict, loss_bbox: dict, loss_iou: dict) -> None:
+    default_terms: Mapping[str, dict] = dict(
+        loss_cls=dict(
+            type='ClassificationTerm',
+            loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0),
+        ),
+        loss_bbox=dict(type='DistanceTerm', loss=dict(type='L1Loss', loss_weight=5.0)),
+        loss_iou=dict(type='OverlapTerm', loss=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0)),
+    )
+
+    def __init__(
+        self, matcher: dict = dict(type='HungarianMatcher'), terms: dict | None = None
+    ) -> None:
         super().__init__()
         self.matcher = TASK_UTILS.build(matcher)
-        self.loss_cls = MODELS.build(loss_cls)
-        self.loss_bbox = MODELS.build(loss_bbox)
-        self.loss_iou = MODELS.build(loss_iou)
+        terms = merged(self.default_terms, terms or {})
+        self.terms = nn.ModuleDict(
+            {name: MODELS.build(term) for name, term in terms.items() if term is not None}
+        )
 
     def forward(
         self,
-        matching: DecoderPredictions,
+        matching: Predictions,
         encoder: tuple[Tensor, Tensor],
-        denoising: DecoderPredictions | None,
+        denoising: Predictions | None,
         num_groups: int,
         targets: Targets,
     ) -> dict[str, Tensor]:
@@ -50,124 +68,84 @@ class SetCriterion(nn.Module):
             targets: The objects.
 
         Returns:
-            ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer; the prefixes ``d<i>.`` tell
-            earlier layers, ``enc.`` the encoder and ``dn.`` the denoising queries.
+            Every term of every set that it is for, () each, named by the set's prefix and the term:
+            ``loss_cls`` of the last layer, ``d0.loss_cls`` of the first, ``dn.d0.loss_cls`` of its
+            denoising queries.
         """
-        layers = layer_prefixes(len(matching.scores))
-        scores = torch.cat([matching.scores, encoder[0][None]])
-        boxes = torch.cat([matching.boxes, encoder[1][None]])
-        pairs = pairs_of_sets(self.matcher.match(scores, boxes, targets), scores.device)
-        num_objects = mean_over_ranks(scores, targets.total)[0].clamp(min=1)
-        terms = self._terms(scores, boxes, pairs, targets, num_objects)
-        losses = named(terms, [*layers, 'enc.'])
+        sets = PredictionSets.stack(matching, encoder)
+        own = self.matcher.match(sets.scores, sets.boxes, targets)
+        union = union_set(own, sets.scores.shape[2])
+        noised = denoising_pairs(targets, num_groups)
+        # Of all images: objects, and other queries of a denoising group; queries of the union, and
+        # others.
+        numbers = [targets.total, len(targets.counts) * 2 * targets.max_count - targets.total]
+        numbers += [len(union), sets.scores[0, ..., 0].numel() - len(union)]
+        (own, union, noised), counts = to_device((own, union, noised), numbers, sets.scores.device)
+        counts = mean_over_ranks(counts)
+        objects, paired = counts[::2].clamp(min=1)
+        balance = counts[2:]
+        losses = self._terms(
+            own=MatchedSets(sets, own, targets, objects, counts[:2], balance),
+            union=MatchedSets(sets, union, targets, paired, balance, balance),
+        )
         if denoising is not None:
-            pairs = denoising_pairs(targets, num_groups)
-            count = num_objects * num_groups
-            terms = self._terms(denoising.scores, denoising.boxes, pairs, targets, count)
-            losses.update(named(terms, [f'dn.{prefix}' for prefix in layers]))
+            sets = PredictionSets.stack(denoising, prefix='dn.')
+            counts = counts[:2] * num_groups
+            matched = MatchedSets(sets, noised, targets, objects * num_groups, counts, balance)
+            losses.update(self._terms(own=matched, union=matched))
         return losses
 
-    def _terms(
-        self, scores: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, normaliser: Tensor
-    ) -> dict[str, Tensor]:
-        """Terms (S,) of S sets with scores (S, B, Q, C) and boxes (S, B, Q, 4) on ``pairs``."""
-        terms = dict(
-            loss_cls=self._classification(scores, boxes, pairs, targets),
-            **self._boxes(boxes, pairs, targets),
-        )
-        return {name: term / normaliser for name, term in terms.items()}
+    def _terms(self, **matched: MatchedSets) -> dict[str, Tensor]:
+        """Values of all terms by name, given the sets with each kind of pairs.
 
-    def _classification(
-        self, scores: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets
-    ) -> Tensor:
-        """Sum of the classification loss of each of S sets, (S,)."""
-        num_sets, _, _, num_classes = scores.shape
-        labels = torch.full_like(scores[..., 0], num_classes, dtype=torch.int64)
-        quality = torch.zeros_like(scores[..., 0])
-        place = pairs.queries_in_sets
-        iou = aligned_iou(boxes[place], targets.boxes[pairs.images, pairs.objects])
-        labels[place] = targets.labels[pairs.images, pairs.objects]
-        quality[place] = iou
-        loss = self.loss_cls(
-            scores.flatten(0, 2), (labels.flatten(), quality.flatten()), reduction_override='none'
-        )
-        return loss.view(num_sets, -1).sum(1)
-
-    def _boxes(self, boxes: Tensor, pairs: Pairs, targets: Targets) -> dict[str, Tensor]:
-        """Sum of the box losses of each of S sets, (S,) each; pairs of all or of each set."""
-        if len(pairs) == 0:
-            # The parameters must take part in the gradient exchange between ranks all the same.
-            zero = boxes.sum((1, 2, 3)) * 0
-            return dict(loss_bbox=zero, loss_iou=zero)
-        paired = boxes[pairs.queries_in_sets]
-        target = targets.boxes[pairs.images, pairs.objects].expand(paired.shape)
-        distance = self.loss_bbox(
-            paired.flatten(0, -2), target.flatten(0, -2), reduction_override='none'
-        )
-        # D-FINE's distances can turn a box inside out. It counts as empty: with negative sizes its
-        # GIoU may exceed 1, and training would seek such boxes.
-        proper = torch.cat([paired[..., :2], paired[..., 2:].clamp(min=0)], dim=-1)
-        overlap = self.loss_iou(
-            bbox_cxcywh_to_xyxy(proper).flatten(0, -2),
-            bbox_cxcywh_to_xyxy(target).flatten(0, -2),
-            reduction_override='none',
-        )
-        return dict(
-            loss_bbox=distance.view(len(boxes), -1).sum(1),
-            loss_iou=overlap.view(len(boxes), -1).sum(1),
-        )
+        Raises:
+            ValueError: A term has another number of values than it has sets.
+        """
+        losses = {}
+        for name, term in self.terms.items():
+            values, prefixes = term(matched[term.pairs]), term.prefixes(matched[term.pairs])
+            if values.shape != (len(prefixes),):
+                raise ValueError(
+                    f'{name} needs {len(prefixes)} values, one for each of {prefixes}, got the '
+                    f'shape {tuple(values.shape)}: its loss must keep the sets of predictions apart'
+                )
+            losses.update(
+                {f'{prefix}{name}': v for prefix, v in zip(prefixes, values.unbind(), strict=True)}
+            )
+        return losses
 
 
-def mean_over_ranks(like: Tensor, *counts: int) -> Tensor:
-    """Mean of each count over the ranks, on the device of ``like``.
+@MODELS.register_module()
+class DFINECriterion(SetCriterion):
+    """:class:`SetCriterion` with the terms of D-FINE (arXiv 2410.13842).
+
+    Boxes and distributions are trained on the union set. ``loss_fgl`` is of every layer,
+    ``loss_ddf`` of all but the last.
+    """
+
+    default_terms = merged(
+        SetCriterion.default_terms,
+        dict(
+            loss_bbox=dict(pairs='union'),
+            loss_iou=dict(pairs='union'),
+            loss_fgl=dict(
+                type='DistributionTerm',
+                pairs='union',
+                loss=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15),
+            ),
+            loss_ddf=dict(
+                type='DistillationTerm',
+                pairs='union',
+                loss=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5),
+            ),
+        ),
+    )
+
+
+def mean_over_ranks(counts: Tensor) -> Tensor:
+    """Mean of each count over the ranks.
 
     DDP averages the gradients of the ranks. Sums divided by the mean count therefore add up to what
-    one process computes of the joint batch. Each rank must ask for as many counts as the others.
+    one process computes of the joint batch.
     """
-    return reduce_mean(like.new_tensor(counts, dtype=torch.float))
-
-
-def aligned_iou(boxes: Tensor, target_boxes: Tensor) -> Tensor:
-    """IoU of aligned (cx, cy, w, h) boxes (..., 4), without gradient, in [0, 1]."""
-    iou = bbox_overlaps(
-        bbox_cxcywh_to_xyxy(boxes.detach()).flatten(0, -2),
-        bbox_cxcywh_to_xyxy(target_boxes.expand(boxes.shape)).flatten(0, -2),
-        is_aligned=True,
-        eps=1e-9,
-    )
-    return iou.view(boxes.shape[:-1])
-
-
-def layer_prefixes(num_layers: int) -> list[str]:
-    """Prefixes of decoder layers as mmdet names them: none for the last."""
-    return [*(f'd{i}.' for i in range(num_layers - 1)), '']
-
-
-def named(terms: dict[str, Tensor], prefixes: list[str]) -> dict[str, Tensor]:
-    """``{prefix + term: scalar}`` of terms that have a value for each of the prefixes.
-
-    Raises:
-        ValueError: A term has another number of values, of which some would be lost.
-    """
-    for term, values in terms.items():
-        if values.shape != (len(prefixes),):
-            raise ValueError(
-                f'{term} needs {len(prefixes)} values, one for each of {prefixes}, got the shape '
-                f'{tuple(values.shape)}: its loss must keep the sets of predictions apart'
-            )
-    return {
-        prefix + term: value
-        for term, values in terms.items()
-        for prefix, value in zip(prefixes, values, strict=True)
-    }
-
-
-def denoising_pairs(targets: Targets, num_groups: int) -> Pairs:
-    """The positive query of each object in each denoising group."""
-    images, objects = targets.real_pairs()
-    group_start = torch.arange(num_groups, device=images.device)[:, None] * 2 * targets.max_count
-    return Pairs(
-        images=images.repeat(num_groups),
-        queries=(group_start + objects).flatten(),
-        objects=objects.repeat(num_groups),
-    )
+    return reduce_mean(counts)

@@ -8,8 +8,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm, to_tokens
-from ..layers.linear import Linear, SelfAttention
+from ..layers.attention import SelfAttention
+from ..layers.basic import ConvNorm, set_with_cp, to_tokens
 
 
 class RepVGGBlock(nn.Module):
@@ -100,8 +100,8 @@ class TransformerEncoderLayer(nn.Module):
     def __init__(self, embed_dims: int, num_heads: int, ffn_channels: int) -> None:
         super().__init__()
         self.self_attn = SelfAttention(embed_dims, num_heads)
-        self.linear1 = Linear(embed_dims, ffn_channels)
-        self.linear2 = Linear(ffn_channels, embed_dims)
+        self.linear1 = nn.Linear(embed_dims, ffn_channels)
+        self.linear2 = nn.Linear(ffn_channels, embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.norm2 = nn.LayerNorm(embed_dims)
         for p in self.parameters():
@@ -114,22 +114,20 @@ class TransformerEncoderLayer(nn.Module):
         return self.norm2(tokens + self.linear2(F.gelu(self.linear1(tokens))))
 
 
-def sine_cosine_position(
-    height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """2-D sine-cosine positions (1, height * width, channels), rows first.
+def sine_cosine_position(height: int, width: int, channels: int) -> Tensor:
+    """2-D sine-cosine positions (1, height * width, channels), rows first, in float64 on the host.
 
     Channels are [sin(y ω), cos(y ω), sin(x ω), cos(x ω)], ω_i = 10000^(-i / (channels / 4)). The
     reference's table is transposed against its tokens, so that on its square inputs the vertical
     coordinate comes first; this is that order, carried over to inputs of any shape.
     """
     quarter = channels // 4
-    omega = 10000.0 ** -(torch.arange(quarter, device=device, dtype=torch.float64) / quarter)
-    y = torch.arange(height, device=device, dtype=torch.float64)[:, None] * omega
-    x = torch.arange(width, device=device, dtype=torch.float64)[:, None] * omega
+    omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    y = torch.arange(height, dtype=torch.float64)[:, None] * omega
+    x = torch.arange(width, dtype=torch.float64)[:, None] * omega
     rows = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(-1, width, -1)
     columns = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(height, -1, -1)
-    return torch.cat([rows, columns], dim=2).reshape(1, height * width, channels).to(dtype)
+    return torch.cat([rows, columns], dim=2).reshape(1, height * width, channels)
 
 
 def _dfine_parts(dims: int, expansion: float, num_blocks: int) -> tuple[Callable, ...]:
@@ -168,6 +166,8 @@ class HybridEncoder(BaseModule):
         depth: Multiplier of the 3 blocks of each branch.
         kind: 'dfine' fuses by CSP-ELAN blocks and downsamples by a 1×1 and a depthwise
             convolution; 'rtdetr' fuses by one CSP layer and downsamples by a 3×3 convolution.
+        with_cp: Keep less for the backward pass; see
+            :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -184,6 +184,7 @@ class HybridEncoder(BaseModule):
         expansion: float = 1.0,
         depth: float = 1.0,
         kind: str = 'dfine',
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -209,6 +210,7 @@ class HybridEncoder(BaseModule):
         self.fpn_blocks = nn.ModuleList(block() for _ in range(steps))
         self.pan_blocks = nn.ModuleList(block() for _ in range(steps))
         self.downsample_convs = nn.ModuleList(downsample() for _ in range(steps))
+        set_with_cp(self, with_cp)
         self._positions: dict[tuple, Tensor] = {}
 
     def _position(self, feature: Tensor) -> Tensor:
@@ -216,9 +218,9 @@ class HybridEncoder(BaseModule):
         height, width = int(feature.shape[-2]), int(feature.shape[-1])
         key = (height, width, feature.device, feature.dtype)
         if key not in self._positions:
-            self._positions[key] = sine_cosine_position(
-                height, width, feature.shape[1], feature.device, feature.dtype
-            )
+            # Not every device has numbers of 64 bits.
+            table = sine_cosine_position(height, width, feature.shape[1]).to(feature.dtype)
+            self._positions[key] = table.to(feature.device)
         return self._positions[key]
 
     def _check_sizes(self, feats: Sequence[Tensor]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -12,8 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 class Targets:
     """Objects of B images, padded to the largest number m of objects.
 
+    A batch makes them once, on the host. Denoising, matching and every loss term read them.
+
     Attributes:
-        labels: (B, m) int64, padded with 0.
+        labels: (B, m) int64, padded with -1.
         boxes: (B, m, 4) as (cx, cy, w, h) in [0, 1], padded with 0.
         counts: Number of objects of each image.
     """
@@ -26,10 +30,35 @@ class Targets:
     def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> 'Targets':
         """From labels (n_b,) and boxes (n_b, 4) of each image."""
         return cls(
-            pad_sequence(list(labels), batch_first=True),
+            pad_sequence(list(labels), batch_first=True, padding_value=-1),
             pad_sequence(list(boxes), batch_first=True),
             [len(image_labels) for image_labels in labels],
         )
+
+    @classmethod
+    def from_samples(cls, samples: Sequence[DetDataSample], device: torch.device) -> 'Targets':
+        """Those of data samples, on ``device``.
+
+        Args:
+            samples: Samples with ``gt_instances``; fastest where these are on the host.
+            device: Where the model is.
+        """
+        targets = cls.from_lists(
+            [sample.gt_instances.labels for sample in samples],
+            [_normalised_boxes(sample) for sample in samples],
+        )
+        return targets.to(device)
+
+    def to(self, device: torch.device) -> 'Targets':
+        """The same on another device, by one copy that the host doesn't wait for."""
+        if self.labels.device == device:
+            return self
+        # Labels are whole numbers far below those that floats can't tell apart.
+        packed = torch.cat([self.boxes, self.labels[..., None].to(self.boxes.dtype)], dim=-1)
+        if device.type == 'cuda':
+            packed = packed.pin_memory()
+        packed = packed.to(device, non_blocking=True)
+        return Targets(packed[..., 4].long(), packed[..., :4], self.counts)
 
     def of_images(self, images: slice) -> 'Targets':
         """Those of some images, padded to the largest number among these."""
@@ -47,8 +76,14 @@ class Targets:
         """m."""
         return self.labels.shape[1]
 
-    def real_pairs(self) -> tuple[Tensor, Tensor]:
-        """Image and object index, each (total,), of all objects."""
-        counts = torch.tensor(self.counts, device=self.labels.device)
-        objects = torch.arange(self.max_count, device=self.labels.device)
-        return (objects < counts[:, None]).nonzero(as_tuple=True)
+
+def input_shape(sample: DetDataSample) -> tuple[int, int]:
+    """Height and width that the feature maps span: the batch's, padding included."""
+    return tuple(sample.metainfo.get('batch_input_shape', sample.img_shape))[:2]
+
+
+def _normalised_boxes(sample: DetDataSample) -> Tensor:
+    """Boxes (n, 4) of a sample's objects as (cx, cy, w, h) in [0, 1]."""
+    height, width = input_shape(sample)
+    boxes = sample.gt_instances.bboxes
+    return bbox_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))

@@ -1,6 +1,8 @@
 """Convolutions of concatenated features against the steps written out."""
 
-from deim_mmdet.models.layers.basic import FrozenBatchNorm2d, convolve_and_norm
+from deim_mmdet.models.backbones.hgnetv2 import ConvBNAct, HGNetv2
+from deim_mmdet.models.layers.basic import ConvNorm, FrozenBatchNorm2d, convolve_and_norm
+from deim_mmdet.models.necks import HybridEncoder
 
 import pytest
 import torch
@@ -16,15 +18,16 @@ def random_norm(kind: type, channels: int) -> nn.Module:
 
 
 @pytest.mark.parametrize('widths', [(4,), (4, 2, 3)])
+@pytest.mark.parametrize('with_cp', [True, False])
 @pytest.mark.parametrize('kind', [nn.BatchNorm2d, FrozenBatchNorm2d])
-def test_values_and_gradients_are_those_of_the_steps(widths, kind):
+def test_values_and_gradients_are_those_of_the_steps(widths, kind, with_cp):
     conv = nn.Conv2d(sum(widths), 5, 3, padding=1, bias=False).double()
     norm = random_norm(kind, 5)
     features = [torch.randn(2, c, 8, 6, dtype=torch.double, requires_grad=True) for c in widths]
     inputs = [*features, conv.weight]
     results = []
     for out in (
-        convolve_and_norm(conv, norm, features),
+        convolve_and_norm(conv, norm, features, with_cp),
         norm(conv(torch.cat(features, dim=1))),
     ):
         results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
@@ -34,12 +37,27 @@ def test_values_and_gradients_are_those_of_the_steps(widths, kind):
         torch.testing.assert_close(convolve_and_norm(conv, norm, features), results[1][0])
 
 
-def test_training_keeps_no_concatenation():
+@pytest.mark.parametrize('with_cp', [True, False])
+def test_training_keeps_no_concatenation_where_it_is_told(with_cp):
     conv, norm = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
     features = [torch.randn(1, 6, 8, 8, requires_grad=True) for _ in range(2)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        convolve_and_norm(conv, norm, features)
-    # The convolution's output, which the norm's gradient needs, and nothing as wide as its input.
+        convolve_and_norm(conv, norm, features, with_cp)
+    # The convolution's output, which the norm's gradient needs.
     assert (1, 4, 8, 8) in kept
-    assert not any(len(shape) == 4 and shape[1] == 12 and shape[2] > 1 for shape in kept)
+    as_wide_as_its_input = [s for s in kept if len(s) == 4 and s[1] == 12 and s[2] > 1]
+    assert bool(as_wide_as_its_input) != with_cp
+
+
+@pytest.mark.parametrize('kind', ['backbone', 'neck'])
+def test_networks_hand_the_switch_to_their_layers(kind):
+    def build(**options):
+        if kind == 'neck':
+            return HybridEncoder([8, 8], feat_strides=[16, 32], out_channels=8, **options)
+        return HGNetv2('B0', **options)
+
+    for with_cp, network in ((False, build()), (True, build(with_cp=True))):
+        layers = [m for m in network.modules() if isinstance(m, ConvNorm | ConvBNAct)]
+        assert layers
+        assert all(layer.with_cp == with_cp for layer in layers)

@@ -1,4 +1,5 @@
 from deim_mmdet.models.layers.denoising import DenoisingQueryGenerator
+from deim_mmdet.models.task_modules import Targets
 
 import torch
 
@@ -8,7 +9,7 @@ def make(counts=(3, 0, 5), num_queries=100, **kwargs):
     generator = DenoisingQueryGenerator(10, 8, num_queries=num_queries, **kwargs)
     labels = [torch.randint(10, (n,)) for n in counts]
     boxes = [torch.rand(n, 4) * 0.3 + 0.3 for n in counts]
-    return generator, labels, boxes, generator(labels, boxes)
+    return generator, labels, boxes, generator(Targets.from_lists(labels, boxes))
 
 
 def grouped(queries):

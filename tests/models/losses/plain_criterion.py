@@ -165,7 +165,7 @@ class PlainCriterion:
         prefixes = [*(f'd{i}.' for i in range(num_layers - 1)), '']
         sets = dict(zip(prefixes, zip(matching.scores, matching.boxes, strict=True), strict=True))
         if self.bins is not None:
-            sets['pre.'] = matching.initial_scores, matching.initial_boxes
+            sets['pre.'] = matching.initial_scores[0], matching.initial_boxes[0]
         sets['enc.'] = encoder
         indices = {prefix: self.match(*prediction, targets) for prefix, prediction in sets.items()}
         objects = max(sum(len(t['labels']) for t in targets), 1)
@@ -193,7 +193,7 @@ class PlainCriterion:
         count = objects * num_groups
         sets = dict(zip(prefixes, zip(denoising.scores, denoising.boxes, strict=True), strict=True))
         if self.bins is not None:
-            sets['pre.'] = denoising.initial_scores, denoising.initial_boxes
+            sets['pre.'] = denoising.initial_scores[0], denoising.initial_boxes[0]
         for prefix, prediction in sets.items():
             name = f'dn.{prefix}'
             losses.update(self.layer(name, prediction, fixed, fixed, targets, (count, count)))
@@ -208,7 +208,7 @@ class PlainCriterion:
         for i, prefix in enumerate(prefixes):
             logits, boxes = predictions.distributions[i], predictions.boxes[i]
             losses[f'{prefix}loss_fgl'] = self.fgl(
-                logits, boxes, predictions.references, indices, targets, count
+                logits, boxes, predictions.references[0], indices, targets, count
             )
             if i < last:
                 losses[f'{prefix}loss_ddf'], balance = self.ddf(

@@ -1,14 +1,12 @@
 """The stacked criteria against the same losses written down step by step."""
 
-from deim_mmdet.models.layers.decoder import DecoderPredictions
-from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
 from deim_mmdet.models.layers.distribution import (
     distances_to_boxes,
     expected_distances,
     weighting_function,
 )
+from deim_mmdet.models.layers.predictions import Predictions
 from deim_mmdet.models.losses import DFINECriterion, SetCriterion
-from deim_mmdet.models.losses.set_criterion import named
 from deim_mmdet.models.task_modules import Targets
 
 import pytest
@@ -21,11 +19,10 @@ LOSSES = dict(
     mal=dict(type='MatchabilityAwareLoss', gamma=1.5),
     vfl=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0),
 )
-COMMON = dict(
-    matcher=dict(type='HungarianMatcher'),
-    loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-    loss_iou=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0),
-)
+
+
+def criterion_of(kind, loss):
+    return kind(terms=dict(loss_cls=dict(loss=LOSSES[loss])))
 
 
 def random_boxes(*shape: int) -> torch.Tensor:
@@ -39,16 +36,15 @@ def random_predictions(dfine: bool, layers: int, batch: int, queries: int, class
     boxes = random_boxes(layers, batch, queries)
     if not dfine:
         leaves = [scores.requires_grad_(), boxes.requires_grad_()]
-        return DecoderPredictions(*leaves), leaves
+        return Predictions(*leaves), leaves
     distributions = torch.randn(layers, batch, queries, 4 * (REG_MAX + 1), dtype=torch.float64)
-    references = random_boxes(batch, queries)
-    leaves = [scores, distributions, scores[0] + 1, random_boxes(batch, queries)]
+    references = random_boxes(1, batch, queries)
+    leaves = [scores, distributions, scores[:1] + 1, random_boxes(1, batch, queries)]
     scores, distributions, initial_scores, initial_boxes = (x.requires_grad_() for x in leaves)
     boxes = distances_to_boxes(references, expected_distances(distributions, TABLE), REG_SCALE)
     leaves = [scores, distributions, initial_scores, initial_boxes]
-    return DFINEPredictions(
-        scores, boxes, distributions, references, initial_scores, initial_boxes
-    ), leaves
+    fields = scores, boxes, distributions, references, initial_scores, initial_boxes
+    return Predictions(*fields, bin_distances=TABLE, reg_scale=REG_SCALE), leaves
 
 
 def with_negative_sizes(boxes: torch.Tensor) -> torch.Tensor:
@@ -82,23 +78,13 @@ def test_values_and_gradients(dfine, loss, counts, groups, seed):
             dfine, layers, batch, groups * 2 * max(counts), classes
         )
         leaves += more
-    if dfine:
-        criterion = DFINECriterion(
-            loss_cls=LOSSES[loss],
-            loss_fgl=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15),
-            loss_ddf=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5),
-            **COMMON,
-        )
-        extra = dict(bins=(REG_MAX, UP, REG_SCALE))
-    else:
-        criterion, extra = SetCriterion(loss_cls=LOSSES[loss], **COMMON), {}
+    criterion = criterion_of(DFINECriterion if dfine else SetCriterion, loss)
     ours = criterion(
         matching=matching,
         encoder=encoder,
         denoising=denoising,
         num_groups=groups,
         targets=Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets]),
-        **extra,
     )
     plain = PlainCriterion(loss, (TABLE, float(REG_SCALE)) if dfine else None)(
         matching, encoder, denoising, groups, targets
@@ -122,9 +108,9 @@ def test_boxes_turned_inside_out_count_as_empty(loss):
     scores = torch.randn(1, 2, 6, 5, dtype=torch.float64)
     boxes = with_negative_sizes(random_boxes(1, 2, 6)).requires_grad_()
     targets = [dict(labels=torch.randint(5, (6,)), boxes=random_boxes(6)) for _ in range(2)]
-    case = (DecoderPredictions(scores, boxes), (scores[0], boxes[0]), None, 0)
+    case = (Predictions(scores, boxes), (scores[0], boxes[0]), None, 0)
     stacked = Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets])
-    ours = SetCriterion(loss_cls=LOSSES[loss], **COMMON)(*case, stacked)
+    ours = criterion_of(SetCriterion, loss)(*case, stacked)
     for name, value in PlainCriterion(loss)(*case, targets).items():
         torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12, msg=name)
     (gradient,) = torch.autograd.grad(ours['loss_iou'], boxes)
@@ -138,8 +124,8 @@ def test_loss_of_a_box_turned_inside_out():
     """By hand: inside the object the hull is the object, so that GIoU is 0 and the loss 2."""
     boxes = torch.tensor([[[[0.5, 0.5, -0.3, -0.2]]]])
     targets = Targets.from_lists([torch.tensor([0])], [torch.tensor([[0.5, 0.5, 0.4, 0.4]])])
-    criterion = SetCriterion(loss_cls=LOSSES['mal'], **COMMON)
-    predictions = DecoderPredictions(torch.zeros(1, 1, 1, 2), boxes)
+    criterion = SetCriterion()
+    predictions = Predictions(torch.zeros(1, 1, 1, 2), boxes)
     losses = criterion(predictions, (predictions.scores[0], boxes[0]), None, 0, targets)
     assert float(losses['loss_iou']) == pytest.approx(2)
 
@@ -160,22 +146,8 @@ def test_a_term_with_an_unexpected_number_of_values_is_refused(count):
     """For three layers the distillation has two."""
     matching, _ = random_predictions(True, 3, 1, 10, 5)
     labels, boxes = torch.randint(5, (4,)), random_boxes(4)
-    criterion = DFINECriterion(
-        loss_cls=LOSSES['mal'],
-        loss_fgl=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15),
-        loss_ddf=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5),
-        **COMMON,
-    )
-    criterion.loss_ddf = WholeSum(count)
+    criterion = DFINECriterion()
+    criterion.terms['loss_ddf'].loss = WholeSum(count)
     encoder = torch.randn(1, 10, 5, dtype=torch.float64), random_boxes(1, 10)
     with pytest.raises(ValueError, match=r"loss_ddf needs 2 values, .*\['d0\.', 'd1\.'\], got"):
-        criterion(
-            matching, encoder, None, 0, Targets.from_lists([labels], [boxes]),
-            bins=(REG_MAX, UP, REG_SCALE),
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize('count', [2, 4])
-def test_terms_are_not_lost_where_prefixes_are_missing(count):
-    with pytest.raises(ValueError, match='loss_x needs 3 values'):
-        named(dict(loss_x=torch.zeros(count)), ['d0.', '', 'enc.'])
+        criterion(matching, encoder, None, 0, Targets.from_lists([labels], [boxes]))

@@ -1,7 +1,14 @@
 from collections import Counter
 from itertools import permutations
 
-from deim_mmdet.models.task_modules import HungarianMatcher, Targets, pairs_of_sets, union_set
+from deim_mmdet.models.task_modules import (
+    HungarianMatcher,
+    Pairs,
+    Targets,
+    denoising_pairs,
+    union_set,
+)
+from deim_mmdet.models.task_modules.pairs import to_device
 
 import numpy as np
 import torch
@@ -19,6 +26,22 @@ def random_case(num_sets=3, queries=6, counts=(2, 0, 3), classes=4):
         [torch.rand(n, 4) * 0.4 + 0.3 for n in counts],
     )
     return scores, boxes, targets
+
+
+def table(pairs, shape):
+    """Query of each object (sets, images, objects); -1 where it has none."""
+    matched = np.full(shape, -1)
+    for row in zip(pairs.sets, pairs.images, pairs.objects, pairs.queries, strict=True):
+        *place, query = map(int, row)
+        assert matched[tuple(place)] == -1
+        matched[tuple(place)] = query
+    return matched
+
+
+def pairs_in(matched):
+    """The opposite of :func:`table`."""
+    sets, images, objects = (torch.from_numpy(index) for index in (matched >= 0).nonzero())
+    return Pairs(images, torch.from_numpy(matched)[sets, images, objects], objects, sets)
 
 
 def slow_cost(score, box, label, target):
@@ -39,7 +62,7 @@ def slow_cost(score, box, label, target):
 def test_every_matching_is_the_cheapest():
     """Against an exhaustive search over all assignments."""
     scores, boxes, targets = random_case()
-    matched = HungarianMatcher().match(scores, boxes, targets)
+    matched = table(HungarianMatcher().match(scores, boxes, targets), (3, 3, 3))
     costs = HungarianMatcher().costs(scores, boxes, targets).numpy()
     for s in range(3):
         for image, count in enumerate(targets.counts):
@@ -68,15 +91,16 @@ def test_every_matching_is_the_cheapest():
 
 def test_no_object_and_non_finite_scores():
     scores, boxes, targets = random_case(counts=(0, 0))
-    assert HungarianMatcher().match(scores, boxes, targets).shape == (3, 2, 0)
+    assert len(HungarianMatcher().match(scores, boxes, targets)) == 0
     scores, boxes, targets = random_case()
     scores[0, 0, 0] = torch.nan
-    assert (HungarianMatcher().match(scores, boxes, targets)[:, 0, :2] >= 0).all()
+    matched = table(HungarianMatcher().match(scores, boxes, targets), (3, 3, 3))
+    assert (matched[:, 0, :2] >= 0).all()
 
 
 def test_more_objects_than_queries():
     scores, boxes, targets = random_case(queries=2, counts=(5,))
-    matched = HungarianMatcher().match(scores, boxes, targets)
+    matched = table(HungarianMatcher().match(scores, boxes, targets), (3, 1, 5))
     assert ((matched >= 0).sum(-1) == 2).all()
 
 
@@ -88,7 +112,7 @@ def test_union_set_against_counting():
             for _ in range(4)
         ]
     )  # fmt: skip
-    pairs = union_set(matched, 8, torch.device('cpu'))
+    pairs = union_set(pairs_in(matched), 8)
     found = list(
         zip(pairs.images.tolist(), pairs.queries.tolist(), pairs.objects.tolist(), strict=True)
     )
@@ -104,8 +128,37 @@ def test_union_set_against_counting():
     assert found == expected
 
 
-def test_pairs_of_sets_hold_every_match():
-    matched = np.array([[[3, -1]], [[0, 2]]])
-    pairs = pairs_of_sets(matched, torch.device('cpu'))
-    rows = zip(pairs.sets, pairs.images, pairs.queries, pairs.objects, strict=True)
-    assert [tuple(map(int, row)) for row in rows] == [(0, 0, 3, 0), (1, 0, 0, 0), (1, 0, 2, 1)]
+def test_union_set_of_nothing():
+    empty = torch.zeros(0, dtype=torch.int64)
+    assert len(union_set(Pairs(empty, empty, empty, empty), 8)) == 0
+
+
+def test_denoising_pairs_are_the_positives_of_each_group():
+    targets = Targets.from_lists(
+        [torch.zeros(n, dtype=torch.int64) for n in (2, 0, 3)],
+        [torch.zeros(n, 4) for n in (2, 0, 3)],
+    )
+    pairs = denoising_pairs(targets, 2)
+    columns = pairs.images, pairs.queries, pairs.objects
+    rows = {tuple(map(int, row)) for row in zip(*columns, strict=True)}
+    # Groups of three positives and three negatives each.
+    assert rows == {
+        (image, 6 * group + item, item)
+        for image, count in ((0, 2), (2, 3))
+        for item in range(count)
+        for group in range(2)
+    }
+    assert len(pairs) == len(rows)
+
+
+def test_pairs_and_counts_arrive_as_they_were():
+    own = Pairs(*torch.arange(12).view(4, 3))
+    union = Pairs(*torch.arange(20, 26).view(3, 2))
+    none = Pairs(*torch.zeros(3, 0, dtype=torch.int64))
+    moved, counts = to_device((own, none, union), [7, 0, 3], torch.device('cpu'))
+    for before, after in zip((own, none, union), moved, strict=True):
+        assert vars(before).keys() == vars(after).keys()
+        for name, column in vars(before).items():
+            same = vars(after)[name]
+            assert same is None if column is None else torch.equal(same, column)
+    assert counts.tolist() == [7, 0, 3]

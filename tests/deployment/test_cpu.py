@@ -1,8 +1,8 @@
 import copy
 
+from deim_mmdet.deployment.cpu import onednn_linear, optimize_for_cpu
 from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.models.cpu import optimize_for_cpu
-from deim_mmdet.models.layers.linear import Linear, SelfAttention, onednn_linear
+from deim_mmdet.models.layers.attention import SelfAttention
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_autocast_is_obeyed():
 
 def test_traces_and_compiled_code_hold_the_standard_operator():
     x, weight, bias = large()
-    layer = optimize_for_cpu(Linear(40, 60))
+    layer = optimize_for_cpu(nn.Linear(40, 60))
     layer.load_state_dict(dict(weight=weight, bias=bias))
     assert 'aten::linear' in str(torch.jit.trace(layer, x).inlined_graph)
     compiled = torch.compile(layer, backend='eager', fullgraph=True)
@@ -120,7 +120,7 @@ def test_traces_and_compiled_code_hold_the_standard_operator():
 
 @onednn
 def test_layers_take_onednn_s_products_where_they_are_told_to():
-    layer, attention = Linear(128, 128), SelfAttention(128, 4)
+    layer, attention = nn.Linear(128, 128), SelfAttention(128, 4)
     x = torch.randn(2, 300, 128)
     for module, inputs in ((layer, [x]), (attention, [x, x])):
         assert not is_onednn(lambda m=module, i=inputs: m(*i))
@@ -130,9 +130,22 @@ def test_layers_take_onednn_s_products_where_they_are_told_to():
 
 @onednn
 def test_runner_takes_onednn_s_products_on_a_cpu(tmp_path):
-    model = Linear(128, 128)
+    model = nn.Sequential(nn.Linear(128, 128))
     DEIMRunner(model, str(tmp_path), default_scope='mmdet', experiment_name='optimized')
     assert is_onednn(lambda: model(torch.randn(600, 128)))
+
+
+def test_replaced_layers_keep_parameters_names_and_sharing():
+    linear = nn.Linear(4, 4)
+    parts = dict(a=nn.Sequential(linear), b=SelfAttention(8, 2), c=nn.Conv2d(3, 2, 1), d=linear)
+    model = nn.ModuleDict(parts)
+    before = dict(model.named_parameters(remove_duplicate=False))
+    optimized = optimize_for_cpu(model)
+    assert optimized is model
+    after = dict(optimized.named_parameters(remove_duplicate=False))
+    assert list(after) == list(before)
+    assert all(after[name] is parameter for name, parameter in before.items() if name != 'c.weight')
+    assert optimized['d'] is optimized['a'][0]
 
 
 @pytest.mark.parametrize('optimized', [True, False])
@@ -142,7 +155,7 @@ def test_self_attention_is_torch_s(optimized, masked, tokens):
     torch.manual_seed(0)
     ours, theirs = SelfAttention(64, 4), nn.MultiheadAttention(64, 4, batch_first=True)
     if optimized:
-        optimize_for_cpu(ours)
+        ours = optimize_for_cpu(ours)
     nn.init.normal_(ours.in_proj_bias)
     nn.init.normal_(ours.out_proj.bias)
     theirs.load_state_dict(ours.state_dict())

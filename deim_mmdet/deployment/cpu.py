@@ -1,0 +1,131 @@
+"""The form of models in which a CPU runs them fastest.
+
+For :func:`torch.nn.functional.linear` torch takes MKL's products, which on CPUs of AMD use half of
+the vector units' width. oneDNN's, which torch has for its convolutions, use all of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .. import compat
+from ..models.layers.attention import SelfAttention
+from ..models.layers.basic import set_with_cp
+
+_HAS_ONEDNN = compat.has_onednn_linear()
+# Multiplications from which on oneDNN's product pays for laying out the weight.
+_LARGE = 2**22
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear`, large products in single precision by oneDNN.
+
+    Small ones, those in other types or on other devices, and what traces, compiles or casts get
+    torch's own operator. Large ones can't be differentiated twice.
+
+    Args:
+        x: (..., I).
+        weight: (O, I).
+        bias: (O,).
+
+    Returns:
+        (..., O).
+    """
+    if not _fits_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    product = _Product.apply if torch.is_grad_enabled() else compat.onednn_linear
+    return product(x.flatten(0, -2), weight, bias).reshape(*x.shape[:-1], len(weight))
+
+
+def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        # The first, since compilers can't follow the others.
+        not torch.compiler.is_compiling()
+        and x.device.type == 'cpu'
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * len(weight) >= _LARGE
+        and _HAS_ONEDNN
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled('cpu')
+        and not torch.jit.is_tracing()
+    )
+
+
+class _Product(torch.autograd.Function):
+    """x · weightᵀ + bias, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return compat.onednn_linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        return (
+            compat.onednn_linear(grad, weight.t(), None) if needed[0] else None,
+            compat.onednn_linear(grad.t(), x.t(), None) if needed[1] else None,
+            grad.sum(0) if needed[2] else None,
+        )
+
+
+class OneDNNLinear(nn.Linear):
+    """:class:`torch.nn.Linear` by :func:`onednn_linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return onednn_linear(x, self.weight, self.bias)
+
+
+class OneDNNSelfAttention(SelfAttention):
+    """:class:`SelfAttention`, its projections by :func:`onednn_linear`."""
+
+    linear = staticmethod(onednn_linear)
+
+
+def optimize_for_cpu(model: nn.Module) -> nn.Module:
+    """Let oneDNN's kernels do the convolutions and large linear layers of a model, in place.
+
+    Linear layers and self-attention are replaced by such that take oneDNN's products and have the
+    same parameters, by the same names. Weights of convolutions are laid out channels-last, in which
+    the features follow them; from any other layout the kernels convert features before and after
+    each convolution. Training forms concatenated features again in the backward pass instead of
+    keeping them. Results change by rounding only.
+
+    Args:
+        model: Any model, which may be in training.
+
+    Returns:
+        The model; another one only where it is itself one of the replaced layers.
+    """
+    model = _replaced(model, {})
+    set_with_cp(model, True)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _replaced(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The module, or what stands for it; ``made`` keeps shared modules shared."""
+    if module not in made:
+        if type(module) is nn.Linear:
+            sizes, parts = (module.in_features, module.out_features), ('weight', 'bias')
+            made[module] = _like(module, OneDNNLinear(*sizes, device='meta'), parts)
+        elif type(module) is SelfAttention:
+            sizes = module.embed_dim, module.num_heads
+            parts = ('in_proj_weight', 'in_proj_bias', 'out_proj')
+            made[module] = _like(module, OneDNNSelfAttention(*sizes), parts)
+        else:
+            made[module] = module
+            for name, child in module.named_children():
+                new = _replaced(child, made)
+                if new is not child:
+                    setattr(module, name, new)
+    return made[module]
+
+
+def _like(old: nn.Module, new: nn.Module, parts: tuple[str, ...]) -> nn.Module:
+    """``new`` with the parameters of ``old``."""
+    for part in parts:
+        setattr(new, part, getattr(old, part))
+    return new.train(old.training)

@@ -1,0 +1,42 @@
+"""Detections from what a head predicts, for evaluation and export alike."""
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class TopKPostprocess(nn.Module):
+    """The best (query, class) pairs of each image; a query may give several.
+
+    Args:
+        max_per_img: Detections kept of an image, if there are as many pairs.
+    """
+
+    def __init__(self, max_per_img: int = 300) -> None:
+        super().__init__()
+        self.max_per_img = max_per_img
+
+    def forward(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Detections of a batch, N of each image.
+
+        Args:
+            logits: (B, Q, C) class logits.
+            boxes: (B, Q, 4) as (cx, cy, w, h) in [0, 1].
+            sizes: (B, 2) width and height of the images in the pixels that boxes are wanted in.
+
+        Returns:
+            Labels (B, N) int64, boxes (B, N, 4) as (x1, y1, x2, y2) in pixels and scores (B, N) in
+            [0, 1], best first.
+        """
+        # A plain number, so that it is a constant to exporters that trace.
+        num_queries, num_classes = (int(size) for size in logits.shape[1:])
+        count = min(self.max_per_img, num_queries * num_classes)
+        top, index = logits.flatten(1).topk(count, dim=1)
+        # A truncating division: indices aren't negative, and runtimes have it for integers.
+        query = torch.div(index, num_classes, rounding_mode='trunc')
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        centres, extents = boxes.split(2, dim=-1)
+        corners = torch.cat([centres - extents / 2, centres + extents / 2], dim=-1)
+        pixels = corners * sizes.to(boxes.dtype).repeat(1, 2)[:, None]
+        return index - query * num_classes, pixels, top.sigmoid()

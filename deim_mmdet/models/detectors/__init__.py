@@ -1,0 +1,3 @@
+from .deim_detector import DEIMDetector, LossLog
+
+__all__ = ['DEIMDetector', 'LossLog']

@@ -1,0 +1,59 @@
+"""mmdet's single-stage detector that reads its losses from the device once."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from mmdet.models import SingleStageDetector
+from mmdet.registry import MODELS
+from torch import Tensor
+
+
+class LossLog(Mapping):
+    """Loss values by name, as numbers; they leave the device when the first is asked for.
+
+    Args:
+        names: Names of the values.
+        values: (len(names),) the values, on any device.
+    """
+
+    def __init__(self, names: list[str], values: Tensor) -> None:
+        self.names = names
+        self.values_on_device = values
+        self._numbers: dict[str, float] | None = None
+
+    def _read(self) -> dict[str, float]:
+        if self._numbers is None:
+            self._numbers = dict(zip(self.names, self.values_on_device.tolist(), strict=True))
+        return self._numbers
+
+    def __getitem__(self, name: str) -> float:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@MODELS.register_module()
+class DEIMDetector(SingleStageDetector):
+    """Detector of a backbone, a neck and one of this package's heads.
+
+    It is mmdet's ``SingleStageDetector``, whose losses are summed, and read for the log, as one
+    tensor instead of one after another. Arguments are those of ``SingleStageDetector``.
+    """
+
+    def parse_losses(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, LossLog]:
+        """Sum of the loss terms, and all of them for the log.
+
+        Args:
+            losses: Loss terms, () each; those without ``loss`` in their name are only logged.
+
+        Returns:
+            The loss (), and its value with those of all terms.
+        """
+        terms = torch.stack([*losses.values()])
+        summed = [term for name, term in losses.items() if 'loss' in name]
+        loss = (terms if len(summed) == len(losses) else torch.stack(summed)).sum()
+        return loss, LossLog(['loss', *losses], torch.cat([loss[None], terms]).detach())

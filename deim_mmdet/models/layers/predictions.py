@@ -1,0 +1,58 @@
+"""What a decoder predicts, as head, criterion and post-processor read it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, unless it is of a type with more digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@dataclass
+class Predictions:
+    """What L decoder layers predict for the Q queries of B images.
+
+    The first dimension is the layers', or 1 where a field is not of a layer; the third is always
+    the queries'. A decoder without distributions (RT-DETR) leaves the optional fields out, as a
+    decoder in evaluation leaves out what only losses read.
+
+    Attributes:
+        scores: (L, B, Q, C) class logits.
+        boxes: (L, B, Q, 4) as (cx, cy, w, h) in [0, 1].
+        distributions: (L, B, Q, 4 · bins) logits of the distributions of a box's sides.
+        references: (1, B, Q, 4) reference boxes of all distributions, without gradient.
+        initial_scores: (1, B, Q, C) class logits of the traditional head of the first layer.
+        initial_boxes: (1, B, Q, 4) boxes of that head.
+        bin_distances: (bins,) distance W(n) that each bin stands for.
+        reg_scale: (1,) steepness of these distances.
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    distributions: Tensor | None = None
+    references: Tensor | None = None
+    initial_scores: Tensor | None = None
+    initial_boxes: Tensor | None = None
+    bin_distances: Tensor | None = None
+    reg_scale: Tensor | None = None
+
+    def _of_queries(self) -> dict[str, Tensor]:
+        """The fields that are there and have a query axis, by name."""
+        names = ('scores', 'boxes', 'distributions', 'references', 'initial_scores')
+        fields = {name: getattr(self, name) for name in (*names, 'initial_boxes')}
+        return {name: field for name, field in fields.items() if field is not None}
+
+    def split(self, num_first: int) -> 'tuple[Predictions, Predictions]':
+        """Those of the first ``num_first`` queries, and those of the others."""
+        sizes = [num_first, self.scores.shape[2] - num_first]
+        parts = {name: field.split(sizes, dim=2) for name, field in self._of_queries().items()}
+        first, others = ({name: part[i] for name, part in parts.items()} for i in range(2))
+        return replace(self, **first), replace(self, **others)
+
+    def in_full_precision(self) -> 'Predictions':
+        """The same in float32 at least, as losses need them under mixed precision."""
+        fields = self._of_queries()
+        return replace(self, **{name: full_precision(field) for name, field in fields.items()})

@@ -1,0 +1,84 @@
+"""Loss terms on the distributions of D-FINE's decoder layers."""
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from torch import Tensor
+
+from ..layers.distribution import boxes_to_bins
+from .matched_sets import MatchedSets
+from .terms import LossTerm, no_pairs
+
+
+def _logits(matched: MatchedSets) -> Tensor:
+    """Logits (L, B, Q, 4, bins) of the distributions of each layer.
+
+    Raises:
+        ValueError: Pairs differ from set to set: layers are compared query by query.
+    """
+    if matched.pairs.sets is not None:
+        raise ValueError("a term on distributions needs pairs='union' in its config")
+    return matched.sets.layers.distributions.unflatten(-1, (4, -1))
+
+
+@MODELS.register_module()
+class DistributionTerm(LossTerm):
+    """Loss on the distributions of each layer and the target's place among the bins (FGL).
+
+    The IoU of a pair weights its loss.
+    """
+
+    def prefixes(self, matched: MatchedSets) -> list[str]:
+        """Those of the decoder layers."""
+        return matched.sets.prefixes[: matched.sets.num_layers]
+
+    def forward(self, matched: MatchedSets) -> Tensor:
+        """(L,)."""
+        logits, pairs, layers = _logits(matched), matched.pairs, matched.sets.layers
+        if len(pairs) == 0:
+            return no_pairs(logits)
+        num_layers = len(logits)
+        lower, upper_weight = boxes_to_bins(
+            layers.references[0, pairs.images, pairs.queries],
+            bbox_cxcywh_to_xyxy(matched.target_boxes[0]),
+            layers.bin_distances,
+            layers.reg_scale,
+        )
+        loss = self.loss(
+            logits[pairs.place].flatten(0, 2),
+            (lower + upper_weight).expand(num_layers, -1, -1).flatten(),
+            weight=matched.iou[:num_layers, :, None].expand(-1, -1, 4).flatten(),
+            reduction_override='none',
+        )
+        return loss.view(num_layers, -1).sum(1) / matched.normaliser
+
+
+@MODELS.register_module()
+class DistillationTerm(LossTerm):
+    """Distillation of the last layer's distributions into those of earlier layers (DDF).
+
+    The IoU of a pair weights its loss; that of other queries is weighted by the last layer's
+    confidence.
+    """
+
+    def prefixes(self, matched: MatchedSets) -> list[str]:
+        """Those of the decoder layers but the last."""
+        return matched.sets.prefixes[: matched.sets.num_layers - 1]
+
+    def forward(self, matched: MatchedSets) -> Tensor:
+        """(L - 1,)."""
+        logits, pairs = _logits(matched), matched.pairs
+        num_layers, batch, num_queries = logits.shape[:3]
+        paired = torch.zeros(batch, num_queries, dtype=torch.bool, device=logits.device)
+        paired[pairs.images, pairs.queries] = True
+        confidence = matched.sets.layers.scores[-1].detach().amax(-1).sigmoid()
+        weight = confidence.repeat(num_layers - 1, 1, 1)
+        weight[pairs.place] = matched.iou[: num_layers - 1]
+        return self.loss(
+            logits[:-1].flatten(1, 3),
+            logits[-1].flatten(0, 2),
+            weight[..., None].expand(-1, -1, -1, 4).flatten(1),
+            avg_factor=matched.counts * 4,
+            matched=paired[..., None].expand(-1, -1, 4).flatten(),
+            balance=matched.balance,
+        )

@@ -1,0 +1,102 @@
+"""Pairs of queries and objects: of the matching, of the union set and of denoising."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .targets import Targets
+
+
+@dataclass
+class Pairs:
+    """Pairs of queries and objects; all (P,) int64.
+
+    An object may have any number of queries, a query one object at most within a set.
+
+    Attributes:
+        images: Index of the image in the batch.
+        queries: Index of the query.
+        objects: Index of the object in its image.
+        sets: Index of the prediction set; ``None`` where the pairs hold for all sets.
+    """
+
+    images: Tensor
+    queries: Tensor
+    objects: Tensor
+    sets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def place(self) -> tuple[Tensor | slice, Tensor, Tensor]:
+        """Index of the paired queries in a stack (S, B, Q, ...) of sets."""
+        return slice(None) if self.sets is None else self.sets, self.images, self.queries
+
+
+def union_set(pairs: Pairs, num_queries: int) -> Pairs:
+    """Union of the matchings of all sets, a query keeping its most frequent object.
+
+    D-FINE (arXiv 2410.13842), GO-LSD. Of equally frequent objects the lowest index is kept.
+
+    Args:
+        pairs: Pairs of every set, on the host.
+        num_queries: Queries of an image.
+
+    Returns:
+        Pairs that hold for all sets, on the host; each query once.
+    """
+    if len(pairs) == 0:
+        return Pairs(*(pairs.images.new_zeros(0) for _ in range(3)))
+    place = pairs.images * num_queries + pairs.queries
+    # Each query that has a pair, and how often it has which object.
+    paired, row = place.unique(return_inverse=True)
+    counts = torch.zeros(len(paired), int(pairs.objects.max()) + 1, dtype=torch.int64)
+    counts.index_put_((row, pairs.objects), torch.ones_like(row), accumulate=True)
+    return Pairs(paired // num_queries, paired % num_queries, counts.argmax(1))
+
+
+def denoising_pairs(targets: Targets, num_groups: int) -> Pairs:
+    """The positive query of each object in each denoising group, on the host.
+
+    See :class:`~deim_mmdet.models.layers.denoising.DenoisingQueries` for the order of queries.
+    """
+    counts = torch.tensor(targets.counts)
+    images, objects = (torch.arange(targets.max_count) < counts[:, None]).nonzero(as_tuple=True)
+    group_start = torch.arange(num_groups)[:, None] * 2 * targets.max_count
+    return Pairs(
+        images=images.repeat(num_groups),
+        queries=(group_start + objects).flatten(),
+        objects=objects.repeat(num_groups),
+    )
+
+
+def to_device(
+    pairs: Sequence[Pairs], counts: Sequence[int], device: torch.device
+) -> tuple[list[Pairs], Tensor]:
+    """Pairs and counts on the device of the model, by one copy that the host doesn't wait for.
+
+    Args:
+        pairs: Pairs on the host.
+        counts: Further numbers.
+        device: Where they are wanted.
+
+    Returns:
+        The same pairs, and the counts (len(counts),) in float32.
+    """
+    rows = [
+        torch.stack([p.images, p.queries, p.objects, p.images if p.sets is None else p.sets])
+        for p in pairs
+    ]
+    packed = torch.cat([*(row.flatten() for row in rows), torch.tensor(counts)])
+    if device.type == 'cuda':
+        packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
+    *columns, numbers = packed.split([*(row.numel() for row in rows), len(counts)])
+    moved = []
+    for part, column in zip(pairs, columns, strict=True):
+        images, queries, objects, sets = column.view(4, len(part))
+        moved.append(Pairs(images, queries, objects, None if part.sets is None else sets))
+    return moved, numbers.float()

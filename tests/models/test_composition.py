@@ -1,0 +1,304 @@
+"""Heads of parts: the flat configs of version 0.1, and parts that others add."""
+
+import warnings
+
+from deim_mmdet.models.layers import DFINEDecoder
+from deim_mmdet.models.losses import LossTerm
+from deim_mmdet.models.task_modules import HungarianMatcher, Pairs
+
+import numpy as np
+import pytest
+import torch
+from golden import CONFIGS
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import nn
+
+# Heads as version 0.1 wrote them, and the same today.
+FLAT = dict(
+    dfine=dict(
+        type='DFINEHead', num_classes=3, in_channels=[32, 32], num_points=[3, 6], embed_dims=32,
+        num_layers=2, num_heads=4, ffn_channels=16, num_queries=7, reg_max=16, reg_scale=8.0,
+        act='ReLU', denoising=dict(num_queries=10, label_noise=0.4, box_noise=0.8),
+        matcher=dict(type='HungarianMatcher', cost_class=1.0),
+        loss_cls=dict(type='VarifocalQualityLoss', alpha=0.6, gamma=2.0, loss_weight=1.5),
+        loss_bbox=dict(type='L1Loss', loss_weight=4.0),
+        loss_iou=dict(type='CIoULoss', eps=1e-7, loss_weight=3.0),
+        loss_fgl=dict(type='FineGrainedLocalizationLoss', loss_weight=0.2),
+        loss_ddf=dict(type='DecoupledDistillationFocalLoss', temperature=4.0, loss_weight=1.0),
+        test_cfg=dict(max_per_img=9),
+    ),
+    rtdetr=dict(
+        type='RTDETRHead', num_classes=3, in_channels=[32, 32], num_points=[2, 2], embed_dims=32,
+        num_layers=3, num_eval_layers=2, ffn_channels=16, num_queries=7,
+        query_position_channels=[64], sampling='discrete', act='ReLU', denoising=None,
+        loss_cls=dict(type='MatchabilityAwareLoss', gamma=2.0), test_cfg=dict(max_per_img=5),
+    ),
+)  # fmt: skip
+COMPOSED = dict(
+    dfine=dict(
+        type='DFINEHead', num_classes=3, in_channels=[32, 32], embed_dims=32,
+        query_selection=dict(num_queries=7, act='ReLU'),
+        denoising=dict(num_queries=10, label_noise=0.4, box_noise=0.8),
+        decoder=dict(num_points=[3, 6], num_layers=2, num_heads=4, ffn_channels=16, reg_max=16,
+                     reg_scale=8.0, act='ReLU'),
+        criterion=dict(
+            matcher=dict(type='HungarianMatcher', cost_class=1.0),
+            terms=dict(
+                loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.6, gamma=2.0,
+                                        loss_weight=1.5)),
+                loss_bbox=dict(loss=dict(loss_weight=4.0)),
+                loss_iou=dict(loss=dict(type='CIoULoss', eps=1e-7, loss_weight=3.0)),
+                loss_fgl=dict(loss=dict(loss_weight=0.2)),
+                loss_ddf=dict(loss=dict(temperature=4.0, loss_weight=1.0)),
+            ),
+        ),
+        postprocess=dict(max_per_img=9),
+    ),
+    rtdetr=dict(
+        type='RTDETRHead', num_classes=3, in_channels=[32, 32], embed_dims=32,
+        query_selection=dict(num_queries=7, act='ReLU'),
+        denoising=None,
+        decoder=dict(num_points=[2, 2], num_layers=3, num_eval_layers=2, ffn_channels=16,
+                     query_position_channels=[64], sampling='discrete', act='ReLU'),
+        criterion=dict(terms=dict(loss_cls=dict(loss=dict(gamma=2.0)))),
+        postprocess=dict(max_per_img=5),
+    ),
+)  # fmt: skip
+FEATS = [torch.rand(2, 32, 4, 6), torch.rand(2, 32, 2, 3)]
+
+
+def batch(counts=(3, 1), size=(64, 96)):
+    random = torch.Generator().manual_seed(0)
+    samples = []
+    for count in counts:
+        corner = torch.rand(count, 2, generator=random) * 30
+        boxes = torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=random) * 20], -1)
+        sample = DetDataSample(metainfo=dict(img_shape=size, scale_factor=(1.0, 1.0)))
+        sample.gt_instances = InstanceData(
+            bboxes=boxes, labels=torch.randint(3, (count,), generator=random)
+        )
+        samples.append(sample)
+    return samples
+
+
+def built(config):
+    torch.manual_seed(0)
+    head = MODELS.build(config)
+    for parameter in head.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return head
+
+
+@pytest.mark.parametrize('kind', sorted(FLAT))
+def test_flat_configs_of_version_0_1_are_the_composed_ones(kind):
+    with pytest.warns(UserWarning, match='takes its parts as configs') as told:
+        flat = built(FLAT[kind])
+    [warning] = [str(w.message) for w in told if 'parts as configs' in str(w.message)]
+    assert 'num_queries is now query_selection.num_queries' in warning
+    assert 'act is now query_selection.act and decoder.act' in warning
+    assert 'loss_cls is now criterion.terms.loss_cls.loss' in warning
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        composed = built(COMPOSED[kind])
+    state, expected = flat.state_dict(), composed.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    losses = []
+    for head in (flat, composed):
+        torch.manual_seed(1)
+        losses.append(head.loss(FEATS, batch()))
+    assert list(losses[0]) == list(losses[1])
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[1])
+    assert len(flat.eval().predict(FEATS, batch())[0]) == FLAT[kind]['test_cfg']['max_per_img']
+
+
+def test_flat_settings_over_a_config_of_today():
+    """A user's config of version 0.1 that inherits one of the package's."""
+    cfg = Config.fromfile(CONFIGS / 'deim_dfine_n.py')
+    cfg.merge_from_dict(
+        dict(
+            model=dict(
+                bbox_head=dict(
+                    num_classes=3, num_layers=2, num_queries=50, act='ReLU',
+                    denoising=dict(num_queries=20),
+                    loss_cls=dict(_delete_=True, type='VarifocalQualityLoss', alpha=0.6),
+                    loss_bbox=dict(loss_weight=1.0),
+                ),
+                test_cfg=dict(max_per_img=20),
+            )
+        )
+    )  # fmt: skip
+    cfg.model.backbone.init_cfg = None
+    with pytest.warns(UserWarning, match=r'test_cfg|max_per_img is now postprocess\.max_per_img'):
+        head = MODELS.build(cfg.model).bbox_head
+    assert (len(head.decoder.layers), head.num_queries) == (2, 50)
+    assert head.denoising.num_queries == 20
+    assert head.denoising.label_noise == 0.5
+    assert isinstance(head.decoder.layers[0].act, nn.ReLU)
+    assert isinstance(head.query_selection.box.act, nn.ReLU)
+    losses = {name: term.loss for name, term in head.criterion.terms.items()}
+    assert type(losses['loss_cls']).__name__ == 'VarifocalQualityLoss'
+    assert (losses['loss_cls'].alpha, losses['loss_cls'].gamma) == (0.6, 2.0)
+    assert losses['loss_bbox'].loss_weight == 1.0
+    assert losses['loss_ddf'].loss_weight == 1.5
+    assert head.postprocess.max_per_img == 20
+
+
+def test_a_setting_of_no_part_is_refused():
+    with pytest.raises(TypeError, match='no setting num_query'):
+        MODELS.build(dict(COMPOSED['dfine'], num_query=3))
+
+
+def test_a_term_that_is_not_wanted_goes():
+    config = dict(COMPOSED['dfine'], criterion=dict(terms=dict(loss_ddf=None)))
+    losses = built(config).loss(FEATS, batch())
+    assert not any('ddf' in name for name in losses)
+    assert {'loss_fgl', 'dn.d0.loss_bbox', 'pre.loss_cls'} <= losses.keys()
+
+
+# -- Parts that others add: each is one class, and its name in the config. ------------------------
+
+
+@TASK_UTILS.register_module()
+class ThreeQueriesForTheEncoder(HungarianMatcher):
+    """Pairs each object with the three cheapest queries of the encoder's set, the last one."""
+
+    def match(self, scores, boxes, targets):
+        pairs = super().match(scores[:-1], boxes[:-1], targets)
+        costs = self.costs(scores[-1:], boxes[-1:], targets)[0]
+        rows, free = [], torch.ones_like(costs[..., 0], dtype=torch.bool)
+        for image, count in enumerate(targets.counts):
+            for item in range(count):
+                cost = costs[image, :, item].masked_fill(~free[image], torch.inf)
+                for query in cost.topk(3, largest=False).indices.tolist():
+                    free[image, query] = False
+                    rows.append([image, query, item])
+        images, queries, objects = torch.tensor(rows).T
+        last = torch.full_like(images, len(scores) - 1)
+        return Pairs(
+            *(
+                torch.cat(columns)
+                for columns in zip(
+                    (pairs.images, pairs.queries, pairs.objects, pairs.sets),
+                    (images, queries, objects, last),
+                    strict=True,
+                )
+            )
+        )
+
+
+@pytest.mark.parametrize('kind', sorted(COMPOSED))
+def test_a_matcher_of_several_queries_an_object_trains_a_set(kind):
+    """Its classification loss, written out; other layers keep their one-to-one matching."""
+    matcher = dict(type='ThreeQueriesForTheEncoder')
+    config = dict(COMPOSED[kind], criterion=dict(matcher=matcher), denoising=None)
+    one_to_one = built(dict(config, criterion=dict())).double()
+    head = built(config).double()
+    feats, samples = [feat.double() for feat in FEATS], batch((2, 0))
+    seen = []
+    match = head.criterion.matcher.match
+    head.criterion.matcher.match = (
+        lambda *inputs: seen.append((inputs, match(*inputs))) or seen[-1][1]
+    )
+    losses, expected = head.loss(feats, samples), one_to_one.loss(feats, samples)
+    for name in ('loss_cls', 'd0.loss_cls'):
+        assert losses[name].item() == pytest.approx(expected[name].item(), rel=1e-9)
+    [((scores, boxes, targets), pairs)] = seen
+    own = pairs.sets == len(scores) - 1
+    assert own.sum() == 6
+    total = 0.0
+    quality = dict(zip(zip(pairs.images[own].tolist(), pairs.queries[own].tolist(), strict=True),
+                       pairs.objects[own].tolist(), strict=True))  # fmt: skip
+    for image in range(2):
+        for query in range(scores.shape[2]):
+            item = quality.get((image, query))
+            for label in range(3):
+                p = scores[-1, image, query, label].sigmoid().item()
+                q = 0.0
+                if item is not None and label == targets.labels[image, item]:
+                    q = plain_iou(boxes[-1, image, query], targets.boxes[image, item]) ** 1.5
+                    total -= q * np.log(p) + (1 - q) * np.log(1 - p)
+                else:
+                    total -= p**1.5 * np.log(1 - p)
+    assert losses['enc.loss_cls'].item() == pytest.approx(total / 2, rel=1e-6)
+
+
+def plain_iou(a, b):
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a.tolist(), b.tolist()
+    w = min(ax + aw / 2, bx + bw / 2) - max(ax - aw / 2, bx - bw / 2)
+    h = min(ay + ah / 2, by + bh / 2) - max(ay - ah / 2, by - bh / 2)
+    common = max(w, 0) * max(h, 0)
+    return common / (aw * ah + bw * bh - common)
+
+
+@MODELS.register_module()
+class AspectTerm(LossTerm):
+    """Difference of the aspect ratios of paired boxes, for the last decoder layer alone."""
+
+    def prefixes(self, matched):
+        return matched.sets.prefixes[matched.sets.num_layers - 1 : matched.sets.num_layers]
+
+    def forward(self, matched):
+        last = matched.sets.num_layers - 1
+        width, height = matched.boxes[last, :, 2:].unbind(-1)
+        target_width, target_height = matched.target_boxes[last, :, 2:].unbind(-1)
+        loss = self.loss(width / height, target_width / target_height, reduction_override='none')
+        return loss.sum()[None] / matched.normaliser
+
+
+def test_a_loss_term_is_a_class_and_a_line():
+    term = dict(type='AspectTerm', pairs='union', loss=dict(type='L1Loss', loss_weight=2.0))
+    config = dict(COMPOSED['dfine'], criterion=dict(terms=dict(loss_aspect=term)))
+    head = built(config)
+    losses = head.loss(FEATS, batch())
+    assert [name for name in losses if 'aspect' in name] == ['loss_aspect', 'dn.loss_aspect']
+    losses['loss_aspect'].backward()
+    assert head.decoder.distribution_heads[-1].layers[-1].weight.grad.any()
+
+
+@MODELS.register_module()
+class ScaledDecoder(DFINEDecoder):
+    """A decoder with one parameter more, which scales the content of its queries."""
+
+    def __init__(self, *args, scale: float = 2.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, content, *args, **kwargs):
+        return super().forward(self.scale * content, *args, **kwargs)
+
+
+@MODELS.register_module()
+class StridesOf16And32(BaseModule):
+    """A backbone of two convolutions."""
+
+    def __init__(self, channels: int = 8, init_cfg=None):
+        super().__init__(init_cfg)
+        self.first = nn.Conv2d(3, channels, 16, stride=16)
+        self.second = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+
+    def forward(self, x):
+        first = self.first(x)
+        return first, self.second(first)
+
+
+def test_a_decoder_and_a_backbone_are_a_class_and_a_line_each():
+    config = Config.fromfile(CONFIGS / 'deim_dfine_n.py').model
+    config.backbone = dict(type='StridesOf16And32', channels=8)
+    config.neck.in_channels = [8, 16]
+    config.bbox_head.num_classes = 3
+    config.bbox_head.decoder.update(type='ScaledDecoder', scale=0.5)
+    model = MODELS.build(config)
+    assert model.bbox_head.decoder.scale == 0.5
+    loss, log = model.parse_losses(model.loss(torch.rand(2, 3, 64, 96), batch()))
+    loss.backward()
+    assert model.backbone.first.weight.grad.any()
+    assert model.bbox_head.decoder.scale.grad != 0
+    assert log['loss'] == pytest.approx(sum(v for name, v in log.items() if name != 'loss'))
+    model.eval()
+    assert len(model.predict(torch.rand(2, 3, 64, 96), batch())[0].pred_instances) == 30 * 3
