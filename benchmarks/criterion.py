@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.models.layers.decoder import DecoderPredictions
-from deim_mmdet.models.layers.dfine_decoder import DFINEPredictions
 from deim_mmdet.models.layers.distribution import (
     distances_to_boxes,
     expected_distances,
     weighting_function,
 )
+from deim_mmdet.models.layers.predictions import Predictions
 from deim_mmdet.models.losses import DFINECriterion, SetCriterion
 from deim_mmdet.models.task_modules import Targets
 
@@ -59,15 +58,16 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
         scores = torch.randn(LAYERS, BATCH, count, CLASSES) - 4
         if not dfine:
             offsets = torch.randn(LAYERS, BATCH, count, 4) * 0.01
-            return DecoderPredictions(
+            return Predictions(
                 scores.requires_grad_(), (references + offsets).clamp(0.005, 0.995).requires_grad_()
             )
         logits = torch.randn(LAYERS, BATCH, count, 4 * (REG_MAX + 1)).requires_grad_()
         table = weighting_function(REG_MAX, UP, REG_SCALE)
         layer_boxes = distances_to_boxes(references, expected_distances(logits, table), REG_SCALE)
-        return DFINEPredictions(
-            scores.requires_grad_(), layer_boxes, logits, references,
-            scores[0].detach().requires_grad_(), references.clone().requires_grad_(),
+        return Predictions(
+            scores.requires_grad_(), layer_boxes, logits, references[None],
+            scores[:1].detach().requires_grad_(), references[None].clone().requires_grad_(),
+            table, REG_SCALE,
         )  # fmt: skip
 
     noised = boxes.repeat(1, groups * 2, 1)
@@ -81,26 +81,12 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
 
 def implementations(targets: list[dict], inputs: dict, dfine: bool) -> dict:
     """The criteria, as functions of nothing that return the loss terms."""
-    common = dict(
-        matcher=dict(type='HungarianMatcher'),
-        loss_cls=dict(type='MatchabilityAwareLoss', gamma=1.5),
-        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0),
-    )
     labels, boxes = ([target[key] for target in targets] for key in ('labels', 'boxes'))
-    if not dfine:
-        criterion, extra, bins = SetCriterion(**common), {}, None
-    else:
-        criterion = DFINECriterion(
-            loss_fgl=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15),
-            loss_ddf=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5),
-            **common,
-        )
-        extra = dict(bins=(REG_MAX, UP, REG_SCALE))
-        bins = weighting_function(REG_MAX, UP, REG_SCALE), 4.0
+    criterion = DFINECriterion() if dfine else SetCriterion()
+    bins = (weighting_function(REG_MAX, UP, REG_SCALE), 4.0) if dfine else None
     plain, reference = (PlainCriterion('mal', bins, all_pairs) for all_pairs in (False, True))
     return dict(
-        ours=lambda: criterion(**inputs, targets=Targets.from_lists(labels, boxes), **extra),
+        ours=lambda: criterion(**inputs, targets=Targets.from_lists(labels, boxes)),
         plain=lambda: plain(**inputs, targets=targets),
         reference=lambda: reference(**inputs, targets=targets),
     )

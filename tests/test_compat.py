@@ -22,7 +22,7 @@ from mmengine.registry import init_default_scope
 init_default_scope('mmdet')
 cfg = Config.fromfile('configs/deim_dfine_n.py')
 cfg.model.backbone.init_cfg = None
-cfg.model.bbox_head.num_queries = 10
+cfg.model.bbox_head.query_selection.num_queries = 10
 model = MODELS.build(cfg.model).eval()
 with torch.no_grad():
     scores, boxes = model(torch.rand(1, 3, 64, 64))

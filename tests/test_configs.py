@@ -99,9 +99,11 @@ BASELINES = [name for name in PUBLISHED if not name.startswith('deim')]
 def test_baselines_have_no_dense_stage_and_the_old_losses(name):
     baseline, deim = load(f'{name}.py'), load(f'deim_{name}.py')
     assert baseline.recipe.stages[:2] == (0, 0)
-    assert baseline.model.bbox_head.loss_cls.type == 'VarifocalQualityLoss'
-    assert deim.model.bbox_head.loss_cls.type == 'MatchabilityAwareLoss'
-    assert (baseline.model.bbox_head.act, deim.model.bbox_head.act) == ('ReLU', 'SiLU')
+    assert baseline.model.bbox_head.criterion.terms.loss_cls.loss.type == 'VarifocalQualityLoss'
+    assert deim.model.bbox_head.criterion.terms.loss_cls.loss.type == 'MatchabilityAwareLoss'
+    for part in ('query_selection', 'decoder'):
+        acts = [cfg.model.bbox_head[part].act for cfg in (baseline, deim)]
+        assert acts == ['ReLU', 'SiLU']
     frozen = any(key.startswith('backbone.') for key in schedule(name)['frozen'])
     assert baseline.model.backbone.get('frozen_stem', False) == frozen
     assert not deim.model.backbone.get('frozen_stem', False)
@@ -111,7 +113,7 @@ def test_rtdetr_has_the_network_of_rtdetrv2():
     """The first version has as many points on every level; only the recipe differs."""
     for size in ('r18', 'r50'):
         first, second = load(f'rtdetr_{size}.py'), load(f'rtdetrv2_{size}.py')
-        assert len(set(first.model.bbox_head.num_points)) == 1
+        assert len(set(first.model.bbox_head.decoder.num_points)) == 1
         shapes = [
             {k: v.shape for k, v in build_model(c).state_dict().items()} for c in (first, second)
         ]
@@ -166,7 +168,9 @@ def test_custom_config_derives_everything_from_its_head(tmp_path):
 def test_custom_config_switches_the_parts_of_deim(tmp_path, mal, dense_o2o):
     cfg = write_custom(tmp_path / 'mine.py', mal=mal, dense_o2o=dense_o2o)
     criterion = build_model(cfg).bbox_head.criterion
-    assert type(criterion.loss_cls) is (MatchabilityAwareLoss if mal else VarifocalQualityLoss)
+    assert type(criterion.terms['loss_cls'].loss) is (
+        MatchabilityAwareLoss if mal else VarifocalQualityLoss
+    )
     published = published_recipe(cfg)
     assert published.dense == dense_o2o
     # All else as it is with both.

@@ -114,7 +114,7 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
         state_dict = to_reference_state_dict(
             weights.state_dict,
             strides=model.config.model.neck.feat_strides,
-            num_points=model.config.model.bbox_head.num_points,
+            num_points=model.config.model.bbox_head.decoder.num_points,
         )
     report(weights, state_dict, model)
     return state_dict if model.config is None else dict(model=state_dict)

@@ -40,7 +40,9 @@ def test_round_trip_is_bit_for_bit(name):
     state_dict = reference_state_dict(name)
     cfg = golden.Config.fromfile(golden.CONFIGS / f'{name}.py').model
     converted = convert_reference_state_dict(state_dict)
-    back = to_reference_state_dict(converted, cfg.neck.feat_strides, cfg.bbox_head.num_points)
+    back = to_reference_state_dict(
+        converted, cfg.neck.feat_strides, cfg.bbox_head.decoder.num_points
+    )
     assert back.keys() == state_dict.keys()
     for key, value in state_dict.items():
         assert back[key].dtype == value.dtype, key

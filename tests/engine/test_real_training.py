@@ -151,7 +151,7 @@ def test_crowdhuman(tmp_path):
         toy.ROOT / 'configs' / 'deim_dfine_l_crowdhuman.py',
         *('--work-dir', work_dir, '--cfg-options', *SMALL, f'data_root={tmp_path}'),
         *('model.backbone.arch=B0', 'model.neck.in_channels=256,512,1024'),
-        *('model.bbox_head.num_layers=2', 'train_dataloader.batch_size=2'),
+        *('model.bbox_head.decoder.num_layers=2', 'train_dataloader.batch_size=2'),
         *('train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
     )
     assert 'crowd_human/mMR' in log

@@ -31,7 +31,7 @@ OPTIONS = {
     'train_dataloader.num_workers': 0,
     'val_dataloader.num_workers': 0,
     'val_dataloader.batch_size': 10,
-    'model.bbox_head.num_queries': 20,
+    'model.bbox_head.query_selection.num_queries': 20,
     'default_hooks.checkpoint.interval': 4,
 }
 

@@ -60,7 +60,7 @@ def test_seed_decides(tool, config):
 
 
 def test_no_more_positives_than_queries(tool, config):
-    config.model.bbox_head.num_queries = 2
+    config.model.bbox_head.query_selection.num_queries = 2
     counts = tool.match_statistics(config, 100, {})
     assert sorted(counts[tool.ONE_TO_ONE]) == sorted(min(2, n) for n in annotated(tool, config))
     assert counts[tool.DENSE_ONE_TO_ONE].max() == 2

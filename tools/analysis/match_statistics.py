@@ -31,6 +31,7 @@ from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
+from deim_mmdet.models.dense_heads.flat_config import setting
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.utils import Stage
 from deim_mmdet.utils.components import find_component
@@ -127,7 +128,9 @@ def has_dense_stage(config: Config) -> bool:
 def query_limit(config: Config) -> float:
     """Queries of the config's head, infinite for a detector without."""
     model = config.model
-    return model.get('num_queries') or (model.get('bbox_head') or {}).get('num_queries') or np.inf
+    return (
+        model.get('num_queries') or setting(model.get('bbox_head') or {}, 'num_queries') or np.inf
+    )
 
 
 def boxes_of(sample: DetDataSample) -> Tensor:

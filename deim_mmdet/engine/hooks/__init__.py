@@ -1,6 +1,7 @@
 from .agreement_hook import AgreementHook
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_check_hook import CheckpointCheckHook
+from .deferred_runtime_info_hook import DeferredRuntimeInfoHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .derived_seed_hook import DerivedSeedHook
 from .ema_restart_hook import EMARestartHook
@@ -19,6 +20,7 @@ __all__ = [
     'AgreementHook',
     'AtomicCheckpointHook',
     'CheckpointCheckHook',
+    'DeferredRuntimeInfoHook',
     'DenseO2OScheduleHook',
     'DerivedSeedHook',
     'EMARestartHook',

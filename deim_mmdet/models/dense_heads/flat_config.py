@@ -52,6 +52,12 @@ def composed(parts: Mapping[str, Any], flat: Mapping[str, Any]) -> tuple[dict, s
     return config, ', '.join(f'{name} is now {" and ".join(PLACES[name])}' for name in flat)
 
 
+def setting(head: Mapping[str, Any], name: str) -> Any:
+    """A setting in the config of a head, flat or of a part; None where it isn't given."""
+    part, key = PLACES[name][0].split('.')
+    return head.get(name, (head.get(part) or {}).get(key))
+
+
 def _drop_marks(node: Any) -> None:
     """Remove ``_delete_``, which mmengine leaves where there is nothing to delete."""
     if isinstance(node, dict):

@@ -1,0 +1,98 @@
+"""Losses of the detector as one tensor, and when the host reads them."""
+
+from deim_mmdet.engine import DeferredRuntimeInfoHook
+from deim_mmdet.models.detectors import DEIMDetector, LossLog
+
+import pytest
+import torch
+from mmdet.models import SingleStageDetector
+from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
+from mmengine.logging import MessageHub
+
+LOSSES = dict(loss_a=1.5, accuracy=9.0, loss_b=-0.25)
+
+
+@pytest.mark.parametrize('names', [['loss_a', 'loss_b'], ['loss_a', 'accuracy', 'loss_b']])
+def test_losses_are_those_of_mmdets_detector(names):
+    """Value, gradient and log; what isn't a loss is only logged."""
+    results = []
+    for kind in (DEIMDetector, SingleStageDetector):
+        weight = torch.tensor(2.0, requires_grad=True)
+        loss, log = kind.parse_losses(None, {name: weight * LOSSES[name] for name in names})
+        loss.backward()
+        results.append((loss, weight.grad, {name: float(value) for name, value in log.items()}))
+    (loss, gradient, log), (expected, expected_gradient, expected_log) = results
+    assert loss.item() == pytest.approx(expected.item())
+    assert gradient.item() == pytest.approx(expected_gradient.item())
+    assert list(log) == list(expected_log)
+    assert log == pytest.approx(expected_log)
+
+
+class Reads(torch.Tensor):
+    """A tensor that counts how often it, or what is made from it, is read by the host."""
+
+    count = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.__float__):
+            Reads.count += 1
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class Loader(list):
+    dataset = None
+
+
+class Run:
+    """As much of a runner as the hook looks at."""
+
+    epoch = iter = 0
+    max_epochs = max_iters = 10
+
+    def __init__(self, hooks, iterations):
+        self.hooks = hooks
+        self.train_dataloader = Loader(range(iterations))
+        self.message_hub = MessageHub('deferred')
+
+
+@pytest.mark.parametrize(
+    ('hooks', 'read_after'),
+    [
+        ([LoggerHook(interval=4)], [3, 7, 9]),
+        ([LoggerHook(interval=50)], [9]),
+        ([LoggerHook(interval=50), CheckpointHook(interval=3, by_epoch=False)], [2, 5, 8, 9]),
+        ([LoggerHook(interval=50), CheckpointHook(interval=3)], [9]),
+    ],
+)
+def test_losses_are_read_when_they_are_logged_or_saved(hooks, read_after):
+    """The log holds the same history as with mmengine's hook, which reads in every iteration."""
+    Reads.count, reads = 0, []
+    # The first batch without objects has a loss less.
+    steps = [dict(loss=i + 0.5, **({} if i == 2 else {'dn.loss': 10.0 * i})) for i in range(10)]
+    run, hook = Run(hooks, 10), DeferredRuntimeInfoHook()
+    hook.before_train(run)
+    for index, step in enumerate(steps):
+        run.iter, before = index, Reads.count
+        values = torch.tensor([*step.values()]).as_subclass(Reads)
+        hook.after_train_iter(run, index, outputs=LossLog([*step], values))
+        if Reads.count > before:
+            assert Reads.count == before + 1
+            reads.append(index)
+    assert reads == read_after
+    plain, theirs = Run(hooks, 10), RuntimeInfoHook()
+    plain.message_hub = MessageHub('plain')
+    for index, step in enumerate(steps):
+        theirs.after_train_iter(plain, index, outputs=step)
+    got, expected = run.message_hub.log_scalars, plain.message_hub.log_scalars
+    assert got.keys() == expected.keys()
+    for name, history in expected.items():
+        assert got[name].data[0].tolist() == history.data[0].tolist()
+
+
+def test_outputs_of_other_detectors_are_logged_at_once():
+    run, hook = Run([LoggerHook(interval=4)], 10), DeferredRuntimeInfoHook()
+    run.message_hub = MessageHub('others')
+    hook.before_train(run)
+    hook.after_train_iter(run, 0, outputs=dict(loss=torch.tensor(2.0)))
+    assert run.message_hub.get_scalar('train/loss').current() == 2.0
