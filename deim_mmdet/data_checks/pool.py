@@ -8,8 +8,8 @@ import cv2
 from mmcv.transforms import LoadImageFromFile
 from tqdm import tqdm
 
+from ..datasets.annotation_problems import Finding
 from .images import ImageTask, inspect_image
-from .problems import Finding
 
 _loader: LoadImageFromFile | None = None
 

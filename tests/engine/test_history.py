@@ -1,7 +1,7 @@
 import json
 import math
 
-from deim_mmdet.visualization.history import (
+from deim_mmdet.engine.history import (
     Evaluation,
     evaluations_of,
     read_boundaries,

@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..utils.text import some
 from .annotation_file import is_finite
-from .problems import DROPPED, PROBLEMS, Finding, some
+from .annotation_problems import DROPPED, PROBLEMS, Finding
 
 
 @dataclass
@@ -53,7 +54,6 @@ def check_annotations(
     content: dict,
     classes: Sequence[str] | None = None,
     evaluation: bool = False,
-    any_order: bool = True,
 ) -> CheckedAnnotations:
     """Sort out what can be used of an annotation file, and name everything that is unusual.
 
@@ -61,8 +61,6 @@ def check_annotations(
         content: Of the file, as :func:`~.annotation_file.read_annotation_file` gives it.
         classes: Names of the classes to train on; None: all categories of the file.
         evaluation: Whether COCO's evaluation will read the file too.
-        any_order: Whether ``classes`` may have another order than the file's categories;
-            False for a data set that numbers them in the order of the file.
     """
     checked = CheckedAnnotations(content['images'], [], len(content['annotations']))
 
@@ -72,7 +70,7 @@ def check_annotations(
         checked.findings.append(Finding(problem, breaks, str(says), image, tuple(bbox)))
 
     _check_images(checked, found)
-    _check_categories(checked, content['categories'], classes, any_order, found)
+    _check_categories(checked, content['categories'], classes, found)
     _check_boxes(checked, content, found)
     if evaluation:
         for annotation in content['annotations']:
@@ -96,7 +94,6 @@ def _check_categories(
     checked: CheckedAnnotations,
     categories: list[dict],
     given: Sequence[str] | None,
-    any_order: bool,
     found: Callable,
 ) -> None:
     for key, problem in (('id', 'repeated_category_id'), ('name', 'repeated_category_name')):
@@ -115,14 +112,6 @@ def _check_categories(
             f'no category {some(map(repr, unknown))}, given in metainfo classes; '
             f'the categories are {some(map(repr, ids), 100)}, '
             f'the classes {some(map(repr, checked.classes), 100)}',
-        )
-    ordered = tuple(name for name in ids if name in checked.classes)
-    if not unknown and not any_order and checked.classes != ordered:
-        found(
-            'classes_differ',
-            f'the classes are {checked.classes!r}, but this type of data set numbers them in the '
-            f"order of the file, {ordered!r}: use type='CheckedCocoDataset', which numbers them "
-            'as given',
         )
     checked.category_ids = [ids[name] for name in checked.classes if name in ids]
 

@@ -8,11 +8,11 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config
 
-from ...evaluation.coco_metric import ap_detections
-from ...models.dense_heads.query_selection_head import QuerySelectionHead
-from ...utils.components import find_components, is_component
-from .annotations import CheckedAnnotations
-from .problems import Finding
+from ..datasets.annotation_problems import Finding
+from ..datasets.annotations import CheckedAnnotations
+from ..evaluation.coco_metric import ap_detections
+from ..models.dense_heads.query_selection_head import QuerySelectionHead
+from ..utils.components import find_components, is_component
 
 EVALUATORS = dict(validation='val_evaluator', test='test_evaluator')
 # Of mmdet's evaluation, and of the heads of this package for queries and detections alike.

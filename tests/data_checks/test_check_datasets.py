@@ -2,12 +2,13 @@ import json
 import os
 import signal
 
+from deim_mmdet.data_checks.config import check_datasets
+from deim_mmdet.data_checks.images import ImageTask, inspect_image
+from deim_mmdet.data_checks.pool import inspect_images
+from deim_mmdet.data_checks.problems import PROBLEMS
+from deim_mmdet.data_checks.sheet import draw_report
 from deim_mmdet.datasets import LoadImageChecked
-from deim_mmdet.datasets.checks.config import check_datasets
-from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
-from deim_mmdet.datasets.checks.pool import inspect_images
-from deim_mmdet.datasets.checks.problems import DROPPED, PROBLEMS
-from deim_mmdet.datasets.checks.sheet import draw_report
+from deim_mmdet.datasets.annotation_problems import DROPPED
 
 import cv2
 import numpy as np

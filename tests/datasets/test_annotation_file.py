@@ -1,7 +1,7 @@
 import json
 import math
 
-from deim_mmdet.datasets.checks.annotation_file import read_annotation_file
+from deim_mmdet.datasets.annotation_file import read_annotation_file
 
 import numpy as np
 import pytest

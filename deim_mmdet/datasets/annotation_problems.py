@@ -1,9 +1,6 @@
-"""The faults that data sets have, and what training does about each of them."""
+"""The faults that annotations have, and what training does about each of them."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
-
-SHOWN = 5
 
 
 class Problem(NamedTuple):
@@ -20,13 +17,8 @@ class Problem(NamedTuple):
     breaks: bool | str = False
 
 
-SKIPPABLE = 'stops there, or goes on with skip_unreadable=True'
 PROBLEMS = {
     # The annotation file as a whole.
-    'unusable_file': Problem(
-        'annotation files that are missing, not JSON or not in COCO format', 'refused', breaks=True
-    ),
-    'other_format': Problem('data sets in other formats than COCO', 'not checked'),
     'repeated_image_id': Problem(
         'entries of "images" with the same id, but other contents',
         'refused: whose annotations are they?',
@@ -84,39 +76,6 @@ PROBLEMS = {
     'image_without_objects': Problem(
         'images without objects', 'trained on, unless filter_cfg=dict(filter_empty_gt=True)'
     ),
-    'beyond_metric_limit': Problem(
-        'images with more objects than detections that count',
-        'AP counts the rest as missed',
-        'Raise what is named: max_per_img of model.test_cfg and num_queries of model.bbox_head to '
-        'that many, proposal_nums of the evaluators to (1, 10, 500), say. AP counts 100 if 100 is '
-        "among these; without it, AP needs type='CheckedCocoMetric'.",
-    ),
-    'size_differs': Problem(
-        'images of another size than the annotation file says',
-        'boxes are taken as pixels of the annotated size and scaled; one warning',
-        'Where the boxes are in pixels of the image as it is, correct width and height.',
-    ),
-    'exif_turned': Problem(
-        'images turned by their EXIF orientation', 'turned, as viewers show them'
-    ),
-    'exif_not_annotated': Problem(
-        'images turned by their EXIF orientation, but annotated unturned',
-        'turned, so that the boxes do not fit; one warning',
-        "Load with color_type='color_ignore_orientation', in training and testing.",
-    ),
-    'greyscale': Problem('greyscale images', 'three equal channels'),
-    'deep': Problem('images of more than 8 bits a channel', 'the upper 8 bits'),
-    'alpha': Problem('images with an alpha channel', 'without it'),
-    'palette': Problem('images with a palette', 'in their colours'),
-    'image_missing': Problem('images that cannot be opened', SKIPPABLE, breaks=True),
-    'image_empty': Problem('empty files (0 bytes)', SKIPPABLE, breaks=True),
-    'image_truncated': Problem(
-        'truncated images',
-        f'{SKIPPABLE}; in evaluation, older versions of OpenCV fill in grey',
-        breaks=True,
-    ),
-    'image_unreadable': Problem('files that cannot be decoded', SKIPPABLE, breaks=True),
-    'image_huge': Problem('images of more than 179 million pixels', SKIPPABLE, breaks=True),
 }
 
 #: What makes a box unusable: it is dropped, and reported.
@@ -135,10 +94,3 @@ class Finding(NamedTuple):
     says: str
     image: str | None = None
     bbox: tuple = ()
-
-
-def some(items: Iterable[str], limit: int = SHOWN) -> str:
-    """The first few of ``items``, for a message."""
-    items = [str(item) for item in items]
-    rest = f' and {len(items) - limit} more' if len(items) > limit else ''
-    return ', '.join(items[:limit]) + rest

@@ -8,8 +8,8 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from PIL import Image
 
-from ..transforms.loading import PNG_START, is_truncated, oversize
-from .problems import Finding
+from ..datasets.annotation_problems import Finding
+from ..datasets.transforms.loading import PNG_START, is_truncated, oversize
 
 EXIF_ORIENTATION = 0x0112
 TIFF_BITS_PER_SAMPLE = 258

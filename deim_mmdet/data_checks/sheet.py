@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...visualization import contact_sheet, draw_tile
-from ..transforms.loading import LoadImageChecked
+from ..datasets import LoadImageChecked
+from ..visualization import contact_sheet, draw_tile
 from .problems import PROBLEMS
 from .report import DatasetReport
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
-from ...utils.files import replaced_when_complete
-from ...version import __version__
+from ..utils.files import replaced_when_complete
+from ..version import __version__
 from .report import DatasetReport
 
 BLOCK = 2**20

@@ -5,7 +5,7 @@ import inspect
 import io
 import json
 
-from deim_mmdet.datasets.checks.config import check_datasets
+from deim_mmdet.data_checks.config import check_datasets
 from deim_mmdet.models.dense_heads import DFINEHead, RTDETRHead
 
 import pytest

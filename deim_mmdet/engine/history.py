@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.engine.recipe import PublishedRecipe, derive_stages
-from deim_mmdet.utils.components import find_component
-from deim_mmdet.utils.tables import write_table
-
 from mmdet.registry import HOOKS
 from mmengine.config import Config
+
+from ..utils.components import find_component
+from ..utils.tables import write_table
+from .hooks import DenseO2OScheduleHook
+from .recipe import PublishedRecipe, derive_stages
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The check of all data sets of a config."""
 
+import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
 
@@ -9,20 +10,46 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ...utils.components import component_class, component_name, find_component
-from ..coco import CheckedCocoDataset
-from ..mix import DenseO2ODataset
-from ..transforms.loading import LoadImageChecked
-from .annotation_file import read_annotation_file
-from .annotations import check_annotations
+from ..datasets import CheckedCocoDataset, DenseO2ODataset, LoadImageChecked
+from ..datasets.annotation_file import read_annotation_file
+from ..datasets.annotation_problems import Finding
+from ..datasets.annotations import check_annotations
+from ..utils.components import component_class, component_name, find_component
 from .cache import cached_report
 from .images import ImageTask
 from .limits import DetectionLimit, beyond_limits, detection_limits
 from .pool import inspect_images
-from .problems import Finding
 from .report import DatasetReport
 
+# Where launchers say which of several processes this one is.
+RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
 SPLITS = dict(training='train_dataloader', validation='val_dataloader', test='test_dataloader')
+
+
+def check_data(config: Config, splits: Sequence[str] = ('training', 'validation')) -> None:
+    """Check the annotations of data sets before they are used, and print what is found.
+
+    The first of several processes does so, and takes what it checked before from a cache.
+
+    Args:
+        config: The run's config.
+        splits: Which sets: 'training', 'validation', 'test'.
+
+    Raises:
+        ValueError: Something would break the run; names it and the remedy.
+    """
+    if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES):
+        return
+    reports = check_datasets(config, splits=splits)
+    for report in reports:
+        print(report.text(), flush=True)
+    if any(report.breaks for report in reports):
+        raise ValueError(
+            f'the data would break {"training" if "training" in splits else "the evaluation"}, '
+            'see BREAKS above: tools/check_dataset.py with this config lists all of it; '
+            '--no-check-data goes on regardless'
+        )
 
 
 def check_datasets(

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from .annotation_file import is_finite
-from .problems import PROBLEMS, Finding
+from ..datasets.annotation_file import is_finite
+from ..datasets.annotation_problems import Finding
+from .problems import PROBLEMS
 
 EXAMPLES = 20
 
