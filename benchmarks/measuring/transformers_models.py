@@ -2,16 +2,17 @@
 
 from typing import Any
 
+from deim_mmdet.deployment.extras import require
+from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
+from deim_mmdet.models.backbones.resnet_vd import ResNetVd
+from deim_mmdet.models.dense_heads import DFINEHead, RTDETRHead
+from deim_mmdet.models.necks import HybridEncoder
+from deim_mmdet.utils.components import component_class, component_name, is_component
+
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import nn
 
-from ..deployment.extras import require
-from ..models.backbones.hgnetv2 import ARCHS, HGNetv2
-from ..models.backbones.resnet_vd import ResNetVd
-from ..models.dense_heads import DFINEHead, RTDETRHead
-from ..models.necks import HybridEncoder
-from ..utils.components import component_class, component_name, is_component
 from .options import with_defaults
 
 # Of each depth of ResNet: kind of blocks, blocks of each stage, channels of each stage.

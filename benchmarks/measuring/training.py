@@ -4,6 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.models.cpu import optimize_for_cpu
+from deim_mmdet.utils import Stage
+
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
@@ -13,9 +17,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..engine.hooks.dense_o2o_schedule_hook import staged_parts
-from ..models.cpu import optimize_for_cpu
-from ..utils import Stage
 from .timing import Timing
 
 #: Parts of a training step, in order. The first is the net with denoising and augments of batches.

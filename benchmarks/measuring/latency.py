@@ -7,6 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from deim_mmdet.deployment import fuse
+from deim_mmdet.deployment.runtimes import ONNXRuntime, OpenVINORuntime
+from deim_mmdet.models.cpu import optimize_for_cpu
+
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -14,9 +18,6 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..deployment import fuse
-from ..deployment.runtimes import ONNXRuntime, OpenVINORuntime
-from ..models.cpu import optimize_for_cpu
 from .reference_models import build_reference
 from .timing import peak_memory
 from .transformers_models import build_counterpart

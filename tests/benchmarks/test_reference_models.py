@@ -2,12 +2,12 @@
 
 import functools
 
-from deim_mmdet.benchmark.reference_models import build_reference
 from deim_mmdet.checkpoints.reference import convert_reference_state_dict
 
 import pytest
 import torch
 from golden import CONFIGS, build_model, filled_state_dict, image
+from measuring.reference_models import build_reference
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import Config, ConfigDict

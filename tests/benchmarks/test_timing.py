@@ -1,9 +1,8 @@
 """Times and memory of functions that are known."""
 
-from deim_mmdet.benchmark.timing import Timing, alternate, peak_memory
-
 import numpy as np
 import pytest
+from measuring.timing import Timing, alternate, peak_memory
 
 
 def test_percentiles():

@@ -6,32 +6,22 @@ import sys
 
 from deim_mmdet.utils import Stage
 
+import data_pipeline
 import numpy as np
 import pytest
 import torch
 
 
 @pytest.fixture(scope='module')
-def benchmark(repo_root):
-    """The module ``benchmarks/data_pipeline.py``."""
-    sys.path.insert(0, str(repo_root / 'benchmarks'))
-    try:
-        import data_pipeline
-    finally:
-        sys.path.pop(0)
-    return data_pipeline
-
-
-@pytest.fixture(scope='module')
-def pipelines(benchmark, tmp_path_factory):
+def pipelines(tmp_path_factory):
     """Our pipeline and the plain one on made data."""
     folder = tmp_path_factory.mktemp('made')
-    benchmark.make_dataset(folder, images=24)
-    config = benchmark.Config.fromfile(benchmark.CONFIG)
+    data_pipeline.make_dataset(folder, images=24)
+    config = data_pipeline.Config.fromfile(data_pipeline.CONFIG)
     config.train_dataloader.dataset.dataset.update(
         data_root='', ann_file=str(folder / 'train.json'), data_prefix=dict(img=str(folder))
     )
-    ours = benchmark.OurPipeline(config)
+    ours = data_pipeline.OurPipeline(config)
     return ours, ours.step_by_step('pil')
 
 
@@ -76,15 +66,15 @@ def test_both_make_the_same_kind_of_samples(pipelines, stage):
         assert min(len(seen) for seen in sizes) > 4
 
 
-def test_the_command_writes_its_results(benchmark, monkeypatch, tmp_path, capsys):
+def test_the_command_writes_its_results(monkeypatch, tmp_path, capsys):
     out = tmp_path / 'speed.json'
     arguments = ['--rounds', '1', '--batches', '1', '--batch-size', '2', '--out', str(out)]
-    threads = benchmark.cv2.getNumThreads()
+    threads = data_pipeline.cv2.getNumThreads()
     monkeypatch.setattr(sys, 'argv', ['data_pipeline.py', *arguments])
     try:
-        benchmark.main()
+        data_pipeline.main()
     finally:
-        benchmark.cv2.setNumThreads(threads)
+        data_pipeline.cv2.setNumThreads(threads)
     results = json.loads(out.read_text())
     assert list(results['stages']) == [stage.label for stage in Stage]
     for row in results['stages'].values():
@@ -94,8 +84,8 @@ def test_the_command_writes_its_results(benchmark, monkeypatch, tmp_path, capsys
     assert 'no-augmentation' in capsys.readouterr().out
 
 
-def test_half_of_the_data_options_is_refused(benchmark, monkeypatch, capsys):
+def test_half_of_the_data_options_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['data_pipeline.py', '--ann-file', 'a.json'])
     with pytest.raises(SystemExit):
-        benchmark.main()
+        data_pipeline.main()
     assert '--ann-file and --img-dir go together' in capsys.readouterr().err

@@ -4,15 +4,15 @@ import json
 import os
 import time
 
-from deim_mmdet.benchmark.latency import Candidate, make_runner
-from deim_mmdet.benchmark.published import PublishedPoint, published_points
-from deim_mmdet.benchmark.training import PARTS, TrainingStep, pipeline_speed
 from deim_mmdet.deployment.onnx_export import export_onnx
 from deim_mmdet.utils import Stage
 
 import pytest
 import torch
 from golden import CONFIGS, PARAMETERS, build_model
+from measuring.latency import Candidate, make_runner
+from measuring.published import PublishedPoint, published_points
+from measuring.training import PARTS, TrainingStep, pipeline_speed
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 from typed_configs import SPELLINGS, spelled
@@ -88,7 +88,7 @@ def test_the_pipeline_is_timed_at_every_stage():
 )
 def test_counterparts_have_as_many_parameters(name, tolerance):
     pytest.importorskip('transformers')
-    from deim_mmdet.benchmark.transformers_models import build_counterpart
+    from measuring.transformers_models import build_counterpart
 
     counterpart = build_counterpart(config(name).model)
     assert sum(p.numel() for p in counterpart.parameters()) == pytest.approx(
@@ -101,7 +101,7 @@ def test_counterparts_have_as_many_parameters(name, tolerance):
 @pytest.mark.parametrize('name', ['dfine_n', 'rtdetrv2_r18'])
 def test_counterparts_of_configs_with_classes_and_paths(name, spelling):
     pytest.importorskip('transformers')
-    from deim_mmdet.benchmark.transformers_models import build_counterpart
+    from measuring.transformers_models import build_counterpart
 
     model = spelled(config(name).model, spelling)
     counterpart = build_counterpart(ConfigDict(model))
@@ -163,7 +163,7 @@ def test_what_is_wrong_in_the_process_of_a_candidate_is_told_here():
         Candidate('reference', config('dfine_n').model, SIZE, None, num_threads=1)
 
 
-def test_published_points_of_the_package():
+def test_published_points_of_the_index():
     points = {point.name: point for point in published_points()}
     assert points['deim_dfine_n'] == PublishedPoint(
         'deim_dfine_n', 'DEIM-D-FINE', 2.12, 43.0, 'T4, TensorRT FP16'

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import yaml
 
-_PACKAGE = Path(__file__).parents[1]
+INDEX = Path(__file__).resolve().parents[2] / 'model-index.yml'
 
 
 class PublishedPoint(NamedTuple):
@@ -26,16 +26,12 @@ class PublishedPoint(NamedTuple):
     hardware: str
 
 
-def published_points(path: Path | None = None) -> list[PublishedPoint]:
+def published_points(path: Path = INDEX) -> list[PublishedPoint]:
     """All models whose AP and latency are published.
 
     Args:
-        path: The index; default: the package's.
+        path: The index; default: the checkout's.
     """
-    if path is None:
-        # What an installed package holds in .mim lies beside the package in a checkout.
-        root = _PACKAGE / '.mim' if (_PACKAGE / '.mim').is_dir() else _PACKAGE.parent
-        path = root / 'model-index.yml'
     points = []
     for model in yaml.safe_load(path.read_text(encoding='utf-8'))['Models']:
         speeds = model.get('Metadata', {}).get('inference time (ms/im)') or []

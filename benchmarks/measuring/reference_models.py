@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from deim_mmdet.deployment.extras import require
+from deim_mmdet.models.backbones.hgnetv2 import HGNetv2
+from deim_mmdet.models.dense_heads import DFINEHead
+from deim_mmdet.models.necks import HybridEncoder
+from deim_mmdet.utils.components import component_class, component_name
+
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ..deployment.extras import require
-from ..models.backbones.hgnetv2 import HGNetv2
-from ..models.dense_heads import DFINEHead
-from ..models.necks import HybridEncoder
-from ..utils.components import component_class, component_name
 from .options import with_defaults
 
 
