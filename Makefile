@@ -52,4 +52,4 @@ ops: $(READY)
 clean:
 	rm -rf .venv .venv-onedl build dist work_dirs *.egg-info deim_mmdet/.mim .pytest_cache .ruff_cache
 	rm -f deim_mmdet/ops/_C.so
-	find deim_mmdet configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find deim_mmdet configs tools benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

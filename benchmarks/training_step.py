@@ -21,15 +21,15 @@ import time
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.benchmark.reference_models import build_reference
-from deim_mmdet.benchmark.timing import peak_memory
-from deim_mmdet.benchmark.transformers_models import build_counterpart
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 from deim_mmdet.deployment.cpu import optimize_for_cpu
 
 import torch
+from measuring.reference_models import build_reference
+from measuring.timing import peak_memory
+from measuring.transformers_models import build_counterpart
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'tests'))
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'benchmarks')]
 
 
 @pytest.fixture(autouse=True, scope='session')

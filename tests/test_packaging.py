@@ -135,6 +135,22 @@ def test_wheel_holds_all_modules_and_nothing_beside_the_package(installed_wheel)
     assert {path.name.split('-')[0] for path in installed_wheel.iterdir()} == {'deim_mmdet'}
 
 
+def test_the_benchmark_of_a_wheel_names_what_it_needs(installed_wheel, tmp_path):
+    script = installed_wheel / 'deim_mmdet/.mim/tools/benchmark.py'
+    done = subprocess.run(
+        (sys.executable, str(script), 'deim_dfine_n.py'),
+        cwd=tmp_path,
+        env=os.environ | dict(PYTHONPATH=str(installed_wheel)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith('benchmark.py runs in a checkout of deim_mmdet only')
+    assert said.endswith(f'not at {installed_wheel}/deim_mmdet/.mim/benchmarks')
+
+
 def test_mim_train_finds_a_config_of_the_wheel_by_name(installed_wheel, tmp_path):
     command = json.loads(
         run(

@@ -13,15 +13,12 @@ import contextlib
 import functools
 import json
 import platform
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.benchmark.latency import BACKENDS, EXPORTED, Candidate
-from deim_mmdet.benchmark.published import published_points
-from deim_mmdet.benchmark.timing import Timing, alternate, peak_memory
-from deim_mmdet.benchmark.training import TrainingStep, pipeline_speed
 from deim_mmdet.deployment.extras import is_installed, require
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
@@ -34,6 +31,20 @@ from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
+try:
+    from measuring.latency import BACKENDS, EXPORTED, Candidate
+    from measuring.published import published_points
+    from measuring.timing import Timing, alternate, peak_memory
+    from measuring.training import TrainingStep, pipeline_speed
+except ModuleNotFoundError as error:
+    if error.name != 'measuring':
+        raise
+    sys.exit(
+        'benchmark.py runs in a checkout of deim_mmdet only: it needs the folder benchmarks of the '
+        f'repository, which is not in an installed package and not at {sys.path[0]}'
+    )
 
 # The package that a backend needs.
 PACKAGES = dict(

@@ -11,8 +11,8 @@ import json
 import os
 from pathlib import Path
 
-from deim_mmdet.datasets.checks.config import check_datasets
-from deim_mmdet.datasets.checks.sheet import draw_report
+from deim_mmdet.data_checks.config import check_datasets
+from deim_mmdet.data_checks.sheet import draw_report
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.utils.files import replaced_when_complete
 

@@ -11,7 +11,7 @@ import copy
 import os
 from pathlib import Path
 
-from deim_mmdet.engine.checks import check_data
+from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook

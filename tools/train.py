@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine import RunFault
-from deim_mmdet.engine.checks import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config, override_length
 from deim_mmdet.engine.faults import find_resumable
 

@@ -1,9 +1,3 @@
-from . import safe_globals
-from .reference import convert_name, convert_reference_state_dict, rename_resnet_vd
+from .reference import convert_name, convert_reference_state_dict
 
-__all__ = [
-    'convert_name',
-    'convert_reference_state_dict',
-    'rename_resnet_vd',
-    'safe_globals',
-]
+__all__ = ['convert_name', 'convert_reference_state_dict']

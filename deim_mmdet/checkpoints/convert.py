@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from mmdet.datasets import CocoDataset
 from torch import Tensor
 
+from ..models.backbones.resnet_vd import rename_resnet_vd
 from .huggingface import to_reference_names
-from .reference import convert_reference_state_dict, rename_resnet_vd
+from .reference import convert_reference_state_dict
 
 #: Whose naming a state dict follows.
 OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transformers', 'backbone'

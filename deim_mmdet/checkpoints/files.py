@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import barrier, get_local_rank
 
 from ..utils.files import replaced_when_complete
-from .safe_globals import explain_load_errors
+from .safe_globals import load
 
 SAFETENSORS = '.safetensors'
 
@@ -52,9 +52,8 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
     if not path.is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}')
     if path.suffix == SAFETENSORS:
-        return _read_safetensors(path, map_location)
-    with explain_load_errors(str(filename)):
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        return _read_safetensors(path, map_location or 'cpu')
+    checkpoint = load(path, str(filename), map_location)
     if not isinstance(checkpoint, dict):
         raise RuntimeError(f'{filename} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .reference import DFINE, RTDETRV2, NameTable
+from ..utils.name_table import NameTable
+from .reference import DFINE, RTDETRV2
 
 _BACKBONE = [
     *(

@@ -1,9 +1,17 @@
-"""Loading of checkpoints of any origin, by one more scheme of mmengine's loader.
+"""Loading of checkpoints by mmengine's ``CheckpointLoader``, through which all of mmengine loads.
 
-``deim-mmdet://FILE`` is what :class:`~deim_mmdet.engine.DEIMRunner` loads for every ``load_from``;
-it works in any place that mmengine's ``CheckpointLoader`` serves, such as ``init_detector``.
+``deim-mmdet://FILE`` loads checkpoints of any origin. It is what
+:class:`~deim_mmdet.engine.DEIMRunner` loads for every ``load_from``, and works in any place that
+the loader serves, such as ``init_detector``.
+
+Files without a scheme, and in Ceph, are read here too, whoever loads them: mmengine 0.10.7 can't
+read its own checkpoints with torch 2.6 or later, and the fork's unpickles what torch refuses
+without a check, which runs code. Addresses are left to mmengine.
 """
 
+import io
+
+from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
@@ -18,6 +26,7 @@ from .convert import (
 )
 from .files import file_name, is_url, read_checkpoint
 from .huggingface import saved_classes
+from .safe_globals import load
 
 SCHEME = 'deim-mmdet://'
 
@@ -44,6 +53,26 @@ def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
     # Of some versions of mmengine; to resume, it would be run as Python to find a number of GPUs.
     (checkpoint.get('meta') or {}).pop('config', None)
     return checkpoint
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location=None) -> dict:
+    """Load a file as mmengine's loader of this name does, but for what the module's text says.
+
+    Args, Raises: See :func:`~deim_mmdet.checkpoints.files.read_checkpoint`.
+    """
+    return read_checkpoint(filename, map_location)
+
+
+# The prefixes are regular expressions, the same that mmengine registers.
+@CheckpointLoader.register_scheme([r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], force=True)
+def load_from_ceph(filename: str, map_location=None) -> dict:
+    """Load from Ceph as mmengine's loader of this name does, but for what the module's text says.
+
+    Args, Raises: See :func:`~deim_mmdet.checkpoints.safe_globals.load`.
+    """
+    backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
+    return load(io.BytesIO(backend.get(filename)), filename, map_location)
 
 
 def _converted(checkpoint: dict, filename: str) -> dict:

@@ -11,32 +11,17 @@ from functools import cache
 
 from torch import Tensor
 
+from ..models.backbones import resnet_vd
+from ..utils.name_table import NameTable
+
 #: The kinds of decoder.
 DFINE, RTDETRV2 = 'dfine', 'rtdetrv2'
-
-# Parts of a name that both sides share: indices, any number of parts, the last part.
-_FIELDS = dict(i=r'\d+', j=r'\d+', path=r'\w+(?:\.\w+)*', leaf=r'\w+')
 
 # Pairs of a name in the reference and here, without the prefix `backbone.`.
 _BACKBONE = [
     ('stem.stem{path}', 'stem.stem{path}'),
     ('stages.{path}', 'stages.{path}'),
-    *(
-        (f'conv1.conv1_{k + 1}.{theirs}.{{leaf}}', f'stem.{3 * k + offset}.{{leaf}}')
-        for k in range(3)
-        for theirs, offset in (('conv', 0), ('norm', 1))
-    ),
-    *(
-        (f'res_layers.{s}.blocks.{{i}}.{theirs}.{{leaf}}', f'layer{s + 1}.{{i}}.{ours}.{{leaf}}')
-        for s in range(4)
-        for theirs, ours in (
-            *((f'branch2{"abc"[k]}.conv', f'conv{k + 1}') for k in range(3)),
-            *((f'branch2{"abc"[k]}.norm', f'bn{k + 1}') for k in range(3)),
-            # Behind an average pool, from the second stage on, the shortcut is one level deeper.
-            (f'short{".conv" * (s > 0)}.conv', 'downsample.1'),
-            (f'short{".conv" * (s > 0)}.norm', 'downsample.2'),
-        )
-    ),
+    *resnet_vd.PUBLISHED_NAMES,
 ]
 
 _NECK = [
@@ -89,41 +74,11 @@ _DERIVED = re.compile(
 )
 
 
-class NameTable:
-    """Pairs of name templates, read in either direction; the first pair that fits holds.
-
-    Args:
-        pairs: Templates with the same fields: ``{i}``, ``{j}``, ``{path}``, ``{leaf}``.
-    """
-
-    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self._rules = [(_pattern(source), target) for source, target in pairs]
-
-    def __call__(self, name: str) -> str:
-        """The other side's name.
-
-        Raises:
-            KeyError: No pair fits.
-        """
-        for pattern, target in self._rules:
-            if match := pattern.fullmatch(name):
-                return target.format(**match.groupdict())
-        raise KeyError(name)
-
-
-def _pattern(template: str) -> re.Pattern:
-    text = re.escape(template).replace(r'\{', '{').replace(r'\}', '}')
-    return re.compile(text.format(**{name: f'(?P<{name}>{p})' for name, p in _FIELDS.items()}))
-
-
 @cache
 def _table(kind: str, reverse: bool = False) -> NameTable:
     backbone = [(f'backbone.{theirs}', f'backbone.{ours}') for theirs, ours in _BACKBONE]
     pairs = [*backbone, *_NECK, *_HEAD, *_DECODER[kind]]
     return NameTable((ours, theirs) if reverse else (theirs, ours) for theirs, ours in pairs)
-
-
-_backbone_table = NameTable(_BACKBONE)
 
 
 def decoder_kind(names: Iterable[str]) -> str:
@@ -190,16 +145,3 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
             f'RT-DETRv2 model, e.g. {unknown[:5]}'
         )
     return converted
-
-
-def rename_resnet_vd(name: str) -> str:
-    """Name inside :class:`ResNetVd` of a parameter of the published ResNet-vd files.
-
-    Args:
-        name: E.g. ``res_layers.0.blocks.0.branch2a.conv.weight``; any other name is returned as
-            it is, for instance one of this package. HGNetv2's files need no renaming.
-    """
-    try:
-        return _backbone_table(name)
-    except KeyError:
-        return name

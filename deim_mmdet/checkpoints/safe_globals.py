@@ -1,15 +1,16 @@
 """What a checkpoint may hold: tensors, plain containers and mmengine's log history.
 
 From version 2.6 on ``torch.load`` refuses every type that isn't on a list, because unpickling can
-run code. mmengine's checkpoints hold its ``HistoryBuffer`` with numpy arrays; importing this module
-puts exactly these on the list, for ``torch.load`` anywhere in the process. Any other type stays
-refused.
+run code. mmengine's checkpoints hold its ``HistoryBuffer`` with numpy arrays: :func:`load` puts
+exactly these on the list while it reads a file. Any other type stays refused.
 """
 
 import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ def _history_statistic(owner: type, name: str):
     raise pickle.UnpicklingError(f'GLOBAL builtins.getattr was not an allowed global for {name!r}')
 
 
-def register_safe_globals() -> None:
-    """Put the types of mmengine's checkpoints on ``torch.load``'s list."""
+def _allowed() -> list[tuple[Any, str]]:
+    """What mmengine's checkpoints hold beside tensors, each with its name in a file."""
     # numpy renamed its core package in version 2; checkpoints of either must load under either.
     # The first of what pickle writes of an object is the function that makes it again.
     functions = [value.__reduce__()[0] for value in (np.zeros(1), np.float64())]
@@ -40,15 +41,30 @@ def register_safe_globals() -> None:
         for package in ('core', '_core')
     ]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
-    # With their names: onedl-mmengine's loader puts some on the list itself, without names, and
-    # takes those off when it is done.
+    # With their names: entries of others, without names, stay on torch's list when these go.
     types = [
         (kind, f'{kind.__module__}.{kind.__qualname__}')
         for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
     ]
-    torch.serialization.add_safe_globals(
-        [(_history_statistic, 'builtins.getattr'), *rebuild, *types]
-    )
+    return [(_history_statistic, 'builtins.getattr'), *rebuild, *types]
+
+
+ALLOWED = _allowed()
+
+
+def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
+    """``torch.load`` of a checkpoint, with the types of mmengine's on torch's list meanwhile.
+
+    Args:
+        file: Path, or what it holds.
+        name: How messages call it.
+        map_location: See ``torch.load``.
+
+    Raises:
+        RuntimeError: The file is damaged, or holds a type that isn't allowed.
+    """
+    with explain_load_errors(name), torch.serialization.safe_globals(ALLOWED):
+        return torch.load(file, map_location=map_location, weights_only=True)
 
 
 @contextmanager
@@ -78,6 +94,3 @@ def explain_load_errors(filename: str) -> Iterator[None]:
         raise RuntimeError(
             f'checkpoint {filename} is damaged or was not written completely; take an earlier one'
         ) from error
-
-
-register_safe_globals()

@@ -9,8 +9,8 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from .. import compat
-from .checks.annotation_file import read_annotation_file
-from .checks.annotations import check_annotations
+from .annotation_file import read_annotation_file
+from .annotations import check_annotations
 
 
 @DATASETS.register_module()

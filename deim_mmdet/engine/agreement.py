@@ -14,8 +14,8 @@ from mmengine.logging import print_log
 
 from .. import compat
 from ..datasets import CheckedCocoDataset
-from ..datasets.checks.problems import some
 from ..evaluation import CheckedCocoMetric
+from ..utils.text import some
 from .checks import base_datasets, class_names, parts_of_dataset
 
 # Names that are shown of a list; COCO's 80 fit in, those of LVIS don't.

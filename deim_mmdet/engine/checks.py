@@ -1,21 +1,14 @@
 """What is checked before training or testing starts, with one clear message each."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
-
-from ..datasets.checks.config import check_datasets
-
-# Where launchers say which of several processes this one is.
-RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -60,31 +53,6 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
             f'{type(hook).__name__} acts by epoch, but the training loop is '
             f"{type(loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
             'max_epochs=...)'
-        )
-
-
-def check_data(config: Config, splits: Sequence[str] = ('training', 'validation')) -> None:
-    """Check the annotations of data sets before they are used, and print what is found.
-
-    The first of several processes does so, and takes what it checked before from a cache.
-
-    Args:
-        config: The run's config.
-        splits: Which sets: 'training', 'validation', 'test'.
-
-    Raises:
-        ValueError: Something would break the run; names it and the remedy.
-    """
-    if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES):
-        return
-    reports = check_datasets(config, splits=splits)
-    for report in reports:
-        print(report.text(), flush=True)
-    if any(report.breaks for report in reports):
-        raise ValueError(
-            f'the data would break {"training" if "training" in splits else "the evaluation"}, '
-            'see BREAKS above: tools/check_dataset.py with this config lists all of it; '
-            '--no-check-data goes on regardless'
         )
 
 

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from mmdet.registry import OPTIM_WRAPPERS
-from mmengine.device import is_cuda_available
+from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -61,9 +61,10 @@ class DEIMRunner(Runner):
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
     leaves no half-written one. Faults of the machine (a full disk, a killed data-loader worker, a
     damaged checkpoint, another process of the run that is lost) end with one message or are got
-    over; see :mod:`~deim_mmdet.engine.faults`. On a machine without CUDA it trains
-    with ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with the model in
-    the form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
+    over; see :mod:`~deim_mmdet.engine.faults`. Where mmengine
+    trains on the CPU, having found no accelerator of any kind, this runner trains with
+    ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with the model in the
+    form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
     """
 
     #: The numbers in force, from the start of training on; None without a recipe in the config.
@@ -75,13 +76,13 @@ class DEIMRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine's own initialisation selects a CUDA device in any case.
-        if self.distributed and not is_distributed() and not is_cuda_available():
+        if self.distributed and not is_distributed() and get_device() == 'cpu':
             init_gloo(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout', 1800))
         super().setup_env(env_cfg)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         model = super().build_model(model)
-        if not is_cuda_available():
+        if get_device() == 'cpu':
             model = optimize_for_cpu(model)
         return model
 
@@ -115,9 +116,9 @@ class DEIMRunner(Runner):
         return super().test()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        if self.distributed and not is_cuda_available():
+        if self.distributed and get_device() == 'cpu':
             if self.cfg.pop('sync_bn', None):
-                self.logger.info('SyncBN needs CUDA: every process normalises by its own batch')
+                self.logger.info('No SyncBN on a CPU: every process normalises by its own batch')
             model_wrapper_cfg = dict(
                 dict(
                     type='MMDistributedDataParallel',
@@ -131,8 +132,8 @@ class DEIMRunner(Runner):
 
     def build_optim_wrapper(self, optim_wrapper):
         in_half_precision = component_class(OPTIM_WRAPPERS, optim_wrapper) is AmpOptimWrapper
-        if in_half_precision and not is_cuda_available():
-            self.logger.info('No CUDA: mixed precision in bfloat16 on the CPU')
+        if in_half_precision and get_device() == 'cpu':
+            self.logger.info('Mixed precision in bfloat16, on the CPU')
             optim_wrapper = copy.deepcopy(optim_wrapper)
             optim_wrapper['type'] = 'CpuAmpOptimWrapper'
             for option in ('loss_scale', 'dtype'):

@@ -16,9 +16,13 @@ import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmdet.registry import HOOKS
+from mmengine.fileio import LocalBackend
+from mmengine.fileio.backends import backends
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from reference_checkpoints import reference_state_dict
+from test_safe_globals import RunsCode
 
 CLASSES = ('dog', 'ring', 'person')
 # Of our classes, those of COCO and their rows there.
@@ -180,6 +184,39 @@ def test_the_scheme_serves_mmengine_wherever_it_loads(folder):
     assert loaded['meta']['dataset_meta']['classes'][16] == 'dog'
     expected = converted(80)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(params=['path', 'address in Ceph'])
+def save(request, tmp_path, monkeypatch):
+    """Function: saves an object, and tells where mmengine loads it from without our scheme."""
+    path = tmp_path / 'saved.pth'
+
+    class Ceph(LocalBackend):
+        def get(self, filepath):
+            assert filepath == 's3://bucket/saved.pth'
+            return path.read_bytes()
+
+    monkeypatch.setitem(backends, 'petrel', Ceph)
+
+    def save(content):
+        torch.save(content, path)
+        return str(path) if request.param == 'path' else 's3://bucket/saved.pth'
+
+    return save
+
+
+def test_mmengine_loads_log_histories_without_our_scheme(save):
+    loaded = CheckpointLoader.load_checkpoint(save(dict(loss=HistoryBuffer([3.0], [1]))))
+    assert loaded['loss'].mean() == 3.0
+
+
+def test_mmengine_runs_no_code_without_our_scheme(save, tmp_path):
+    """The fork's loader would unpickle what torch refuses without a check."""
+    trap = tmp_path / 'created'
+    address = save(dict(state_dict={}, extra=RunsCode(trap)))
+    with pytest.raises(RuntimeError, match=r'saved\.pth .*mkdir.* refused'):
+        CheckpointLoader.load_checkpoint(address)
+    assert not trap.exists()
 
 
 def test_checkpoints_of_this_package_and_of_other_schemes_pass_unchanged(tmp_path):

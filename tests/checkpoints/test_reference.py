@@ -1,6 +1,6 @@
 """Names of the reference and of this package, both ways, for every model with shared shapes."""
 
-from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict, rename_resnet_vd
+from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict
 from deim_mmdet.checkpoints.reference import decoder_kind, reference_name
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 
@@ -87,14 +87,3 @@ def test_the_kind_of_decoder_decides_what_a_box_head_is():
     boxes = 'bbox_head.decoder.box_heads.2.layers.0.weight'
     assert (convert_name(name), convert_name(name, 'rtdetrv2')) == (distributions, boxes)
     assert reference_name(distributions) == reference_name(boxes, 'rtdetrv2') == name
-
-
-def test_names_of_resnet_vd_files():
-    assert rename_resnet_vd('conv1.conv1_2.norm.running_var') == 'stem.4.running_var'
-    assert rename_resnet_vd('res_layers.0.blocks.0.short.conv.weight') == (
-        'layer1.0.downsample.1.weight'
-    )
-    assert rename_resnet_vd('res_layers.3.blocks.1.branch2c.norm.bias') == 'layer4.1.bn3.bias'
-    # Ours, and what a backbone doesn't have, stay.
-    assert rename_resnet_vd('layer4.1.bn3.bias') == 'layer4.1.bn3.bias'
-    assert rename_resnet_vd('fc.weight') == 'fc.weight'

@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from deim_mmdet.data_checks.images import ImageTask, inspect_image
 from deim_mmdet.datasets import LoadImageChecked
-from deim_mmdet.datasets.checks.images import ImageTask, inspect_image
 from deim_mmdet.datasets.transforms.loading import MAX_PIXELS, UnreadableImageError
 
 import cv2

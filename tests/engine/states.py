@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from deim_mmdet.checkpoints.files import read_checkpoint
+
 import numpy as np
 import torch
 
@@ -13,7 +15,7 @@ OF_THE_START = ('cfg', 'experiment_name', 'mmengine_version', 'epoch', 'iter', '
 
 def state_of(path):
     """All of a checkpoint that says where a training is, or how it goes on."""
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = read_checkpoint(path)
     info = {
         key: Path(value).name if key in PATHS else value
         for key, value in checkpoint['message_hub']['runtime_info'].items()

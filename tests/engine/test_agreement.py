@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import DEIMRunner
 
 import pytest
@@ -403,7 +404,7 @@ def test_fine_tuning_on_another_order_takes_over_rows_by_name(folder, request):
     runner.train()
     assert runner.train_dataloader.dataset.metainfo['classes'] == NAMES[::-1]
     assert runner.val_dataloader.dataset.metainfo['classes'] == NAMES[::-1]
-    saved = torch.load(folder / 'work' / 'epoch_4.pth', weights_only=True)
+    saved = read_checkpoint(folder / 'work' / 'epoch_4.pth')
     assert saved['meta']['dataset_meta']['classes'] == NAMES[::-1]
     cfg = config(folder, request, experiment_name='tested', **test_set('first.json'))
     cfg.load_from = str(folder / 'work' / 'epoch_4.pth')

@@ -1,5 +1,6 @@
 import re
 
+from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import DEIMRunner, EMARestartHook, ExpWarmupEMAHook
 from deim_mmdet.engine.hooks.ema_restart_hook import RESTART_CHECKPOINT
 
@@ -68,7 +69,7 @@ def train(tmp_path, request, plain_config_text):
 
 def started_from(epoch, work):
     """Whether an epoch (0-based) began with all that a saved one (1-based) ended with."""
-    saved = torch.load(work, weights_only=True)
+    saved = read_checkpoint(work)
     seen = WitnessHook.seen[epoch]
     weights = saved['ema_state_dict']
     expected = dict(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.faults import check_work_dir, checkpoint_size, find_resumable
 
@@ -39,7 +40,7 @@ def assert_resumable(work_dir, name):
     """``last_checkpoint`` names a whole file, and nothing half written lies about."""
     path = Path((work_dir / 'last_checkpoint').read_text())
     assert path == work_dir / name
-    assert 'optimizer' in torch.load(path)
+    assert 'optimizer' in read_checkpoint(path)
     assert not list(work_dir.glob('.tmp-*'))
 
 
@@ -82,7 +83,7 @@ def test_no_space_for_a_single_checkpoint(make_runner, tmp_path, monkeypatch):
 def test_estimated_size_of_a_checkpoint(make_runner):
     runner = make_runner()
     runner.train()
-    written = torch.load(Path(runner.work_dir) / 'epoch_4.pth')
+    written = read_checkpoint(Path(runner.work_dir) / 'epoch_4.pth')
     tensors = [*written['state_dict'].values(), *written['ema_state_dict'].values()]
     for state in written['optimizer']['state'].values():
         tensors += [state['exp_avg'], state['exp_avg_sq']]
@@ -209,7 +210,7 @@ def test_resumes_from_the_intact_checkpoint_and_says_so(trained, work_dir):
 @pytest.mark.parametrize('part', ['state_dict', 'ema_state_dict', 'optimizer'])
 def test_nan_in_a_checkpoint_is_named(part, make_runner, work_dir):
     path = work_dir / 'epoch_8.pth'
-    checkpoint = torch.load(path)
+    checkpoint = read_checkpoint(path)
     name, tensors = {
         'state_dict': ('backbone.0.weight', checkpoint['state_dict']),
         'ema_state_dict': ('module.backbone.0.weight', checkpoint['ema_state_dict']),
@@ -247,7 +248,8 @@ def test_best_checkpoint_exists_at_any_moment(make_runner, tmp_path, around_chan
     def check():
         pointer = work_dir / 'last_checkpoint'
         if pointer.exists():
-            best = torch.load(pointer.read_text())['message_hub']['runtime_info'].get('best_ckpt')
+            hub = read_checkpoint(pointer.read_text())['message_hub']
+            best = hub['runtime_info'].get('best_ckpt')
             named.append(best)
             assert best is None or Path(best).exists()
 
@@ -320,5 +322,5 @@ def test_on_a_disk_that_is_full_and_one_that_is_read_only(trained, tmp_path):
     assert 'Traceback' not in full + read_only
     assert re.search(r'epoch_\d\.pth', left)
     assert '.tmp-' not in left
-    weights = [torch.load(path / 'epoch_8.pth')['state_dict'] for path in (whole, tmp_path)]
+    weights = [read_checkpoint(path / 'epoch_8.pth')['state_dict'] for path in (whole, tmp_path)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -3,8 +3,8 @@
 import json
 import re
 
-from deim_mmdet.datasets.checks.problems import PROBLEMS
-from deim_mmdet.engine.checks import check_data
+from deim_mmdet.data_checks.config import check_data
+from deim_mmdet.data_checks.problems import PROBLEMS
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import shutil
 
+from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import DEIMRunner
 
 import pytest
@@ -210,5 +211,5 @@ def test_resumes_with_another_number_of_processes(trained, tmp_path):
     options = ('--work-dir', tmp_path / 'work', '--resume', '--launcher', 'pytorch')
     log = toy.train(config, *options, launcher=toy.two_processes())
     assert 'iterations an epoch 4 -> 2, images per optimiser step 2 -> 4, processes 1 -> 2' in log
-    saved = torch.load(tmp_path / 'work' / 'epoch_4.pth', weights_only=True)
+    saved = read_checkpoint(tmp_path / 'work' / 'epoch_4.pth')
     assert (saved['meta']['epoch'], saved['meta']['iter']) == (4, 8)

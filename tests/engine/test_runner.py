@@ -2,10 +2,12 @@ import json
 import os
 import shutil
 
+from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import NonFiniteLossError
 
 import pytest
 import torch
+from mmengine.runner import Runner
 
 
 def edit_annotations(folder, change):
@@ -203,7 +205,7 @@ def test_interrupted_save_leaves_the_last_checkpoint(make_runner, tmp_path, monk
     def crash(source, target):
         seen.append((os.path.basename(source), os.path.basename(target)))
         # All of it is on the disk already, under the temporary name.
-        torch.load(source)
+        read_checkpoint(source)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -224,7 +226,7 @@ def test_pointer_names_a_whole_checkpoint_at_any_moment(
     def check():
         pointer = work_dir / 'last_checkpoint'
         if pointer.exists():
-            torch.load(pointer.read_text())
+            read_checkpoint(pointer.read_text())
             checked.append(pointer.read_text())
 
     around_changes_of_names(check)
@@ -247,3 +249,15 @@ def test_convolutions_are_laid_out_channels_last_on_a_cpu(make_runner):
     weights = [m.weight for m in runner.model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert weights
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize(
+    ('device', 'wrapper'), [('npu', 'AmpOptimWrapper'), ('cpu', 'CpuAmpOptimWrapper')]
+)
+def test_another_accelerator_is_not_taken_for_a_cpu(make_runner, monkeypatch, device, wrapper):
+    monkeypatch.setattr('deim_mmdet.engine.runner.get_device', lambda: device)
+    runner = make_runner()
+    weights = [m.weight for m in runner.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert weights[0].is_contiguous() == (device != 'cpu')
+    monkeypatch.setattr(Runner, 'build_optim_wrapper', lambda self, config: config['type'])
+    assert runner.build_optim_wrapper(dict(type='AmpOptimWrapper')) == wrapper

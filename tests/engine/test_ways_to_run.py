@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import DEIMRunner, PublishedRecipe, derive_recipe
 from deim_mmdet.engine.config import load_config
 
@@ -69,7 +70,7 @@ def config(folder, name):
 
 
 def weights(work_dir):
-    checkpoint = torch.load(work_dir / 'epoch_4.pth', weights_only=True)
+    checkpoint = read_checkpoint(work_dir / 'epoch_4.pth')
     assert checkpoint['meta']['iter'] == 20
     return checkpoint['state_dict']
 

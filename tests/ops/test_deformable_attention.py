@@ -1,4 +1,4 @@
-"""The function in its forms: PyTorch's own operators, compiled for the CPU, compiled for a GPU."""
+"""The function in its forms, PyTorch's own operators and compiled, on every device there is."""
 
 import contextlib
 import warnings
@@ -12,17 +12,22 @@ import torch
 from attention_cases import LEVELS, away_from_kinks, random_inputs, slow_deformable_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+ACCELERATORS = {'cuda': torch.cuda, 'mps': torch.backends.mps}
+DEVICES = ['cpu', *(name for name, module in ACCELERATORS.items() if module.is_available())]
+
 
 class Form:
-    """One form of the function, and the device on which it runs."""
+    """One form of the function, ``'pytorch'`` or ``'compiled'``, on a device."""
 
-    def __init__(self, name):
-        self.name = name
-        self.device = 'cuda' if name == 'cuda' else 'cpu'
+    def __init__(self, name, device='cpu'):
+        self.device = device
         self.scope = pure_pytorch if name == 'pytorch' else contextlib.nullcontext
 
     def __call__(self, value, shapes, locations, weights, num_points, method='default'):
-        tensors = [tensor.to(self.device) for tensor in (value, locations, weights)]
+        tensors = (value, locations, weights)
+        if self.device == 'mps' and any(tensor.dtype == torch.float64 for tensor in tensors):
+            pytest.skip('MPS has no float64')
+        tensors = [tensor.to(self.device) for tensor in tensors]
         with self.scope():
             out = deformable_attention(tensors[0], shapes, *tensors[1:], num_points, method)
         return out.cpu()
@@ -31,21 +36,23 @@ class Form:
 def skip_without(device):
     if device not in compiled.DEVICES:
         pytest.skip(f'no compiled operators for {device}: {compiled.MISSING or "built without it"}')
-    if device == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('there is no GPU')
 
 
-@pytest.fixture(params=['pytorch', 'cpu', 'cuda'])
-def form(request):
-    if request.param != 'pytorch':
-        skip_without(request.param)
-    return Form(request.param)
-
-
-@pytest.fixture(params=['cpu', 'cuda'])
+@pytest.fixture(params=DEVICES)
 def compiled_form(request):
     skip_without(request.param)
-    return Form(request.param)
+    return Form('compiled', request.param)
+
+
+@pytest.fixture(
+    params=[(name, device) for device in DEVICES for name in ('pytorch', 'compiled')],
+    ids=' on '.join,
+)
+def form(request):
+    name, device = request.param
+    if name == 'compiled':
+        skip_without(device)
+    return Form(name, device)
 
 
 class OperatorNames(TorchDispatchMode):

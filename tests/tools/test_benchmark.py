@@ -3,10 +3,9 @@
 import json
 import sys
 
-from deim_mmdet.benchmark.timing import Timing
-
 import pytest
 from golden import CONFIGS
+from measuring.timing import Timing
 
 
 @pytest.fixture(scope='module')

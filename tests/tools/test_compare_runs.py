@@ -1,6 +1,6 @@
 import csv
 
-from deim_mmdet.visualization.history import Evaluation, write_evaluations
+from deim_mmdet.engine.history import Evaluation, write_evaluations
 
 import cv2
 import numpy as np

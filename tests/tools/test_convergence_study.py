@@ -4,7 +4,7 @@ import sys
 import time
 
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.visualization.history import Evaluation, read_evaluations, write_evaluations
+from deim_mmdet.engine.history import Evaluation, read_evaluations, write_evaluations
 
 import pytest
 

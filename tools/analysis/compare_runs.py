@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deim_mmdet.engine.history import Evaluation, read_evaluations
 from deim_mmdet.utils.tables import format_table
 from deim_mmdet.visualization.figures import save_with_table
-from deim_mmdet.visualization.history import Evaluation, read_evaluations
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -28,13 +28,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
 
-from deim_mmdet.utils.files import replaced_when_complete
-from deim_mmdet.visualization.history import (
+from deim_mmdet.engine.history import (
     evaluations_of,
     read_boundaries,
     read_history,
     write_evaluations,
 )
+from deim_mmdet.utils.files import replaced_when_complete
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ('baseline', 'mal', 'dense_o2o', 'deim')

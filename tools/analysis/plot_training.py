@@ -11,8 +11,8 @@ import math
 import sys
 from pathlib import Path
 
+from deim_mmdet.engine.history import read_boundaries, read_history
 from deim_mmdet.visualization.figures import save_figure, shade_stages
-from deim_mmdet.visualization.history import read_boundaries, read_history
 
 from matplotlib.figure import Figure
 

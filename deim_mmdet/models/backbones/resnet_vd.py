@@ -1,13 +1,33 @@
 """ResNet-vd, the backbone of RT-DETR (arXiv 2304.08069)."""
 
-from deim_mmdet.checkpoints import rename_resnet_vd
-
 from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones.resnet import BasicBlock, ResNetV1d
 from mmdet.registry import MODELS
 from torch import nn
 
+from ...utils.name_table import NameTable
 from ..layers.basic import freeze_norms
+
+#: Pairs of a parameter's name in the published files and in :class:`ResNetVd`.
+PUBLISHED_NAMES = [
+    *(
+        (f'conv1.conv1_{k + 1}.{theirs}.{{leaf}}', f'stem.{3 * k + offset}.{{leaf}}')
+        for k in range(3)
+        for theirs, offset in (('conv', 0), ('norm', 1))
+    ),
+    *(
+        (f'res_layers.{s}.blocks.{{i}}.{theirs}.{{leaf}}', f'layer{s + 1}.{{i}}.{ours}.{{leaf}}')
+        for s in range(4)
+        for theirs, ours in (
+            *((f'branch2{"abc"[k]}.conv', f'conv{k + 1}') for k in range(3)),
+            *((f'branch2{"abc"[k]}.norm', f'bn{k + 1}') for k in range(3)),
+            # Behind an average pool, from the second stage on, the shortcut is one level deeper.
+            (f'short{".conv" * (s > 0)}.conv', 'downsample.1'),
+            (f'short{".conv" * (s > 0)}.norm', 'downsample.2'),
+        )
+    ),
+]
+_rename = NameTable(PUBLISHED_NAMES)
 
 
 @MODELS.register_module()
@@ -62,6 +82,19 @@ class ResNetVd(ResNetV1d):
                 build_norm_layer(kwargs['norm_cfg'], channels)[1],
             )
         return layer
+
+
+def rename_resnet_vd(name: str) -> str:
+    """Name inside :class:`ResNetVd` of a parameter of the published ResNet-vd files.
+
+    Args:
+        name: E.g. ``res_layers.0.blocks.0.branch2a.conv.weight``; any other name is returned as
+            it is, for instance one of this package. HGNetv2's files need no renaming.
+    """
+    try:
+        return _rename(name)
+    except KeyError:
+        return name
 
 
 def _rename_published_weights(module, state_dict, prefix, *_) -> None:

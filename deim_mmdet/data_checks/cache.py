@@ -1,0 +1,58 @@
+"""Reports of annotation files, kept by the contents of the files."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.logging import print_log
+
+from ..utils.files import replaced_when_complete
+from ..version import __version__
+from .report import DatasetReport
+
+BLOCK = 2**20
+
+
+def cache_folder() -> Path:
+    """``$DEIM_MMDET_CACHE``, by default ``deim_mmdet`` in the user's cache folder."""
+    default = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(os.environ.get('DEIM_MMDET_CACHE') or Path(default) / 'deim_mmdet')
+
+
+def cached_report(
+    annotation_file: str, settings: list, compute: Callable[[], DatasetReport]
+) -> DatasetReport:
+    """The report of ``compute``, from the cache where the file's contents were checked before.
+
+    What is in the cache and cannot be read is computed anew; where it cannot be written, it is not
+    kept.
+
+    Args:
+        annotation_file: Its contents are half of the key.
+        settings: What else the report depends on, as JSON.
+        compute: Makes the report.
+    """
+    if not Path(annotation_file).is_file():
+        return compute()
+    path = cache_folder() / 'checks' / f'{_key(annotation_file, settings)}.json'
+    try:
+        return DatasetReport.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        report = compute()
+    try:
+        with replaced_when_complete(path) as temporary:
+            temporary.write_text(json.dumps(report.to_dict()))
+    except OSError as error:
+        print_log(f'The check is not cached: {error}', logger='current', level=logging.INFO)
+    return report
+
+
+def _key(annotation_file: str, settings: list) -> str:
+    digest = hashlib.blake2b(json.dumps([__version__, *settings]).encode(), digest_size=16)
+    with open(annotation_file, 'rb') as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""What is wrong with, or unusual about, an image file."""
+
+import io
+import warnings
+from typing import NamedTuple
+
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from PIL import Image
+
+from ..datasets.annotation_problems import Finding
+from ..datasets.transforms.loading import PNG_START, is_truncated, oversize
+
+EXIF_ORIENTATION = 0x0112
+TIFF_BITS_PER_SAMPLE = 258
+# By Pillow's modes; "I" and "F" have 32 bits.
+GREYSCALE = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F')
+DEEP = ('I', 'I;16', 'I;16B', 'I;16L', 'F')
+ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
+PALETTE = ('P', 'PA')
+
+
+class ImageTask(NamedTuple):
+    """An image to inspect: its path, its name and (width, height) in the annotation file."""
+
+    path: str
+    name: str
+    size: tuple[float, float]
+
+
+def inspect_image(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
+    """Read an image as training does and look at its kind.
+
+    Args:
+        task: The image.
+        loader: Transform by which training or evaluation reads images; what it refuses breaks them.
+    """
+    path, name, size = task
+
+    def finding(problem: str, says: str, breaks: bool = False) -> Finding:
+        return Finding(problem, breaks, f'{name} ({says})' if says else name, name)
+
+    try:
+        data = fileio.get(path, backend_args=loader.backend_args)
+    except OSError as error:
+        return [finding('image_missing', error.strerror or str(error), breaks=True)]
+    size_of_huge = oversize(data)
+    if size_of_huge is not None:
+        return [finding('image_huge', size_of_huge, breaks=True)]
+    truncated = is_truncated(data)
+    try:
+        img = loader.transform({'img_path': path})['img']
+    except Exception as error:  # each decoder has its own kinds of errors
+        if not data:
+            problem = 'image_empty'
+        else:
+            problem = 'image_truncated' if truncated else 'image_unreadable'
+        return [finding(problem, str(error).split(path)[-1].strip(' :')[:100], breaks=True)]
+    found = [finding('image_truncated', f'{len(data)} bytes')] if truncated else []
+    read = img.shape[1], img.shape[0]
+    kinds, orientation = _kinds(data)
+    found += [finding(kind, '') for kind in kinds]
+    turned = orientation not in (None, 1) and 'ignore_orientation' not in loader.color_type
+    if read == tuple(size):
+        if turned:
+            found.append(finding('exif_turned', f'orientation {orientation}'))
+    elif turned and read == (size[1], size[0]):
+        found.append(finding('exif_not_annotated', f'orientation {orientation}'))
+    else:
+        says = f'{read[0]}x{read[1]}, in the file {size[0]}x{size[1]}'
+        found.append(finding('size_differs', says))
+    return found
+
+
+def _kinds(data: bytes) -> tuple[list[str], int | None]:
+    """Keys of ``PROBLEMS`` for unusual kinds of pixels, and the EXIF orientation."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            image = Image.open(io.BytesIO(data))
+            orientation = image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # what OpenCV reads, Pillow need not
+        return [], None
+    mode = image.mode
+    bits = 8
+    if data.startswith(PNG_START):
+        bits = data[24]
+    elif image.format == 'TIFF':
+        bits = max(image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (8,)))
+    kinds = {
+        'greyscale': mode in GREYSCALE,
+        'deep': mode in DEEP or bits > 8,
+        'alpha': mode in ALPHA or 'transparency' in image.info,
+        'palette': mode in PALETTE,
+    }
+    return [kind for kind, holds in kinds.items() if holds], orientation
