@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from mmdet.registry import OPTIM_WRAPPERS
-from mmengine.device import is_cuda_available
+from mmengine.device import get_device, is_cuda_available
 from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -94,10 +94,13 @@ class DEIMRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        if isinstance(dataloader, dict) and not dataloader.get('num_workers'):
-            # Both need workers; a config that had some may set their number to 0.
-            options = ('persistent_workers', 'prefetch_factor')
-            dataloader = {k: v for k, v in dataloader.items() if k not in options}
+        if isinstance(dataloader, dict):
+            # Where nothing takes pinned memory, torch warns of it.
+            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **dataloader}
+            if not dataloader.get('num_workers'):
+                # Both need workers; a config that had some may set their number to 0.
+                for option in ('persistent_workers', 'prefetch_factor'):
+                    dataloader.pop(option, None)
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
