@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from deim_mmdet.datasets import stack_images
 from deim_mmdet.engine.checks import base_datasets
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
 from deim_mmdet.utils import Stage
@@ -40,7 +41,6 @@ import PIL
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from step_by_step import StepByStep
 
@@ -60,7 +60,7 @@ class OurPipeline:
 
     def samples(self, indices: list[int]) -> dict:
         """What a worker of the data loader hands over."""
-        return pseudo_collate([self.dataset[index] for index in indices])
+        return stack_images([self.dataset[index] for index in indices])
 
     def step_by_step(self, against: str) -> StepByStep:
         """The plain implementation on the same images and objects."""

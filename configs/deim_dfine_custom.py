@@ -41,15 +41,7 @@ dense_o2o = True
 
 import os.path as osp  # noqa: E402
 
-model = dict(
-    bbox_head=dict(num_classes=len(classes)),
-    data_preprocessor=dict(
-        batch_augments=[
-            dict(augment, base_size=image_size) if augment.type == 'DenseO2OMultiScale' else augment
-            for augment in _base_.model.data_preprocessor.batch_augments
-        ]
-    ),
-)
+model = dict(bbox_head=dict(num_classes=len(classes)))
 if not mal:
     model['bbox_head']['criterion'] = dict(
         terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0)))

@@ -48,7 +48,8 @@ sets = dict(
 )
 for part in sets.values():
     part.update(data_root='{data}', metainfo=dict(classes=classes))
-model = dict(bbox_head=dict(num_classes=10, query_selection=dict(num_queries=20)), backbone=dict(init_cfg=None))
+head = dict(num_classes=10, query_selection=dict(num_queries=20))
+model = dict(bbox_head=head, backbone=dict(init_cfg=None))
 train_cfg = dict(max_epochs=4)
 train_dataloader = dict(
     batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(dataset=sets['train'])

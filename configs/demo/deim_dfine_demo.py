@@ -51,7 +51,7 @@ train_pipeline = [
     # No mirror: handwriting has none.
     dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
     dict(type='DropTinyBoxes'),
-    dict(type='PackDetInputs'),
+    dict(type='PackDetImage'),
 ]
 training_set = dict(
     data_root=data_root,

@@ -1,6 +1,7 @@
-"""Data sets and transforms, all registered in mmdet's registries."""
+"""Data sets, transforms and the collate function, all registered."""
 
 from .coco import CheckedCocoDataset
+from .collate import stack_images
 from .mix import DenseO2ODataset
 from .transforms import (
     ContiguousRandomFlip,
@@ -11,6 +12,7 @@ from .transforms import (
     DenseO2OZoomOut,
     DropTinyBoxes,
     LoadImageChecked,
+    PackDetImage,
     PackDetPlanes,
     ScaleInstances,
 )
@@ -26,6 +28,8 @@ __all__ = [
     'DenseO2OZoomOut',
     'DropTinyBoxes',
     'LoadImageChecked',
+    'PackDetImage',
     'PackDetPlanes',
     'ScaleInstances',
+    'stack_images',
 ]

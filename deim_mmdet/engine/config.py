@@ -2,16 +2,13 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..models.data_preprocessors import DenseO2OMultiScale
-from ..utils.components import is_component
 from .config_variables import set_variables
 
 #: What runners and tools read of a config, beside its variables, which only it reads itself.
@@ -34,8 +31,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     A variable of the config file or of its bases (``max_epochs`` of ``deim_dfine_custom.py``,
     ``data_root``, ``image_size``) takes effect everywhere the files use it. In a config that was
     dumped, whose values stand for themselves, ``data_root`` and ``image_size`` are carried to
-    folders and annotation files, to the ``Resize`` of all pipelines, ``DenseO2OMosaic`` and
-    ``DenseO2OMultiScale``.
+    folders and annotation files, to the ``Resize`` of all pipelines, ``DenseO2OMosaic`` and, where
+    it has a ``base_size``, ``DenseO2OMultiScale``.
 
     Args:
         path: The config file.
@@ -156,22 +153,12 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
         cfg = set_variables(path, effective)
     for option, value in carried.items():
         carriers[option](cfg, value)
-    if 'image_size' in effective:
-        for augment in _multi_scales(cfg):
-            augment.setdefault('base_size', cfg.image_size)
     return cfg
 
 
 def _others(cfg: Config, option: str) -> dict:
     """What a config holds beside the variable that an option is about."""
     return {k: v for k, v in cfg.to_dict().items() if k != option.split('.')[0]}
-
-
-def _multi_scales(cfg: Config) -> Iterator[dict]:
-    """Configs of the batch augments that resize batches."""
-    for augment in (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []:
-        if is_component(MODELS, augment, DenseO2OMultiScale):
-            yield augment
 
 
 def override_data_root(cfg: Config, root: str) -> None:
@@ -200,8 +187,6 @@ def override_image_size(cfg: Config, size: int) -> None:
             return size // 2
         return value
 
-    for augment in _multi_scales(cfg):
-        augment.setdefault('base_size', old)
     _replace(cfg, replaced)
 
 

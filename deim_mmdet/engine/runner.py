@@ -95,10 +95,13 @@ class DEIMRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        if isinstance(dataloader, dict) and not dataloader.get('num_workers'):
-            # Both need workers; a config that had some may set their number to 0.
-            options = ('persistent_workers', 'prefetch_factor')
-            dataloader = {k: v for k, v in dataloader.items() if k not in options}
+        if isinstance(dataloader, dict):
+            # Where nothing takes pinned memory, torch warns of it.
+            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **dataloader}
+            if not dataloader.get('num_workers'):
+                # Both need workers; a config that had some may set their number to 0.
+                for option in ('persistent_workers', 'prefetch_factor'):
+                    dataloader.pop(option, None)
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:

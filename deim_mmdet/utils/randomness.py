@@ -17,8 +17,18 @@ import torch
 class Purpose(IntEnum):
     """What the derived numbers are for: keeps apart the streams of equal positions."""
 
+    #: Of a sample, in whichever process.
     SAMPLE = 0
+    #: Of an iteration, in one process.
     ITERATION = 1
+    #: Of an iteration, in all processes alike.
+    JOINT_ITERATION = 2
+
+
+def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:
+    """A seed of 64 bits for a generator of its own; arguments as of :func:`seed_process`."""
+    (word,) = np.random.SeedSequence([seed, purpose, *position]).generate_state(1, np.uint64)
+    return int(word)
 
 
 def seed_process(seed: int, purpose: Purpose, *position: int) -> None:

@@ -6,10 +6,13 @@ from deim_mmdet.engine.hooks import DerivedSeedHook, derived_seed_hook
 import numpy as np
 import pytest
 import torch
+from mmdet.models import DetDataPreprocessor
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader, Dataset
+
+AUGMENTS = [dict(type='DenseO2OMixUp'), dict(type='DenseO2OMultiScale')]
 
 
 class Seeded(Dataset):
@@ -54,6 +57,7 @@ def make_runner(request):
         return SimpleNamespace(
             train_dataloader=DataLoader(dataset, batch_size=2, sampler=sampler),
             train_loop=object.__new__(loop),
+            model=SimpleNamespace(data_preprocessor=DetDataPreprocessor(batch_augments=AUGMENTS)),
             seed=seed,
             epoch=0,
             iter=0,
@@ -83,6 +87,7 @@ def iteration_draws(hook, runner, rank, monkeypatch):
 
 def test_iterations_and_ranks_draw_their_own_numbers(make_runner, monkeypatch):
     runner, hook = make_runner(Seeded()), DerivedSeedHook()
+    hook.before_train(runner)
     drawn = {}
     for runner.iter in (0, 1, 2):
         for rank in (0, 1, 2):
@@ -90,6 +95,26 @@ def test_iterations_and_ranks_draw_their_own_numbers(make_runner, monkeypatch):
     assert len(set(drawn.values())) == 9
     runner.iter = 1
     assert iteration_draws(hook, runner, 2, monkeypatch) == drawn[1, 2]
+
+
+def test_all_ranks_draw_one_size_for_an_iteration(make_runner, monkeypatch):
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr(derived_seed_hook, 'get_rank', lambda: rank)  # noqa: B023
+        runner, hook = make_runner(Seeded()), DerivedSeedHook()
+        hook.before_train(runner)
+        sizes = []
+        for runner.iter in range(40):
+            hook.before_train_iter(runner, 0)
+            sizes.append(runner.model.data_preprocessor.batch_augments[1].draw_size(320))
+        drawn.append(sizes)
+    assert drawn[0] == drawn[1]
+    assert set(drawn[0]) == {224, 256, 288, 320, 352, 384}
+    other = make_runner(Seeded(), seed=6)
+    hook.before_train(other)
+    hook.before_train_iter(other, 0)
+    of_other = [other.model.data_preprocessor.batch_augments[1].draw_size(320) for _ in range(40)]
+    assert of_other != drawn[0]
 
 
 def test_resumed_run_goes_on_with_the_order_of_its_samples(make_runner):

@@ -120,7 +120,7 @@ def recorded(configs):
     return records
 
 
-def write_recorded(folder, seed=0, workers=0, start_method='fork'):
+def write_recorded(folder, seed=0, workers=0, start_method='fork', **options):
     """A training with Dense O2O throughout, on images that are all the same."""
     config = toy.write_config(
         folder,
@@ -140,6 +140,8 @@ def write_recorded(folder, seed=0, workers=0, start_method='fork'):
             'train_dataloader.persistent_workers': workers > 0,
             'train_cfg.max_epochs': 4,
             'train_cfg.val_interval': 10,
+            'default_hooks.checkpoint.max_keep_ckpts': -1,
+            **options,
         },
     )
     return config.rename(
@@ -171,7 +173,27 @@ def test_draws_follow_from_the_seed_and_differ_between_processes_and_workers(tmp
     # All images are the same: samples differ by what was drawn for them alone.
     digests = [digest for *_, ds, _ in (*first, *second) for digest in ds]
     assert len(set(digests)) > 0.95 * len(digests)
-    assert [draws for *_, draws in first] != [draws for *_, draws in second]
+    sizes, objects = ([[draws[i] for *_, draws in run] for run in (first, second)] for i in (0, 1))
+    assert sizes[0] == sizes[1]
+    assert set(sizes[0]) == {toy.SIDE // 2, toy.SIDE}
+    assert objects[0] != objects[1]
+
+
+@pytest.mark.parametrize('ranks_differ', [False, True])
+def test_resumed_processes_go_on_with_the_sizes_of_all(ranks_differ, tmp_path):
+    """Also where the config gives each process a seed of its own."""
+    write_same_images(tmp_path)
+    randomness = {'randomness.diff_rank_seed': ranks_differ}
+    whole = write_recorded(tmp_path, **randomness)
+    checkpoint = tmp_path / 'work' / 'epoch_2.pth'
+    resumed = write_recorded(tmp_path, **randomness, resume=True, load_from=str(checkpoint))
+    runs = in_processes(recorded, 2, [whole, resumed], folder=tmp_path)
+    for uninterrupted, rest in runs:
+        assert rest == [record for record in uninterrupted if record[0] >= 2]
+    first, second = ([draws for *_, draws in run] for run, _ in runs)
+    assert [size for size, _ in first] == [size for size, _ in second]
+    assert len({size for size, _ in first}) == 2
+    assert first != second
 
 
 @pytest.mark.slow

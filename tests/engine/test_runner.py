@@ -4,6 +4,7 @@ import shutil
 
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import NonFiniteLossError
+from deim_mmdet.engine import runner as runner_module
 
 import pytest
 import torch
@@ -70,6 +71,20 @@ def test_plain_numbers_without_recipe(make_runner):
     runner.train()
     assert runner.recipe is None
     assert runner.iter == 16
+
+
+@pytest.mark.parametrize('device', ['cpu', 'mps', 'cuda', 'npu'])
+def test_batches_are_pinned_for_devices_that_take_them(make_runner, monkeypatch, recwarn, device):
+    monkeypatch.setattr(runner_module, 'get_device', lambda: device)
+    pinned = device in ('cuda', 'npu')
+    runner = make_runner(**{'val_dataloader.pin_memory': not pinned})
+    loader = runner.build_dataloader(runner.cfg.train_dataloader)
+    assert loader.pin_memory == pinned
+    assert runner.build_dataloader(runner.cfg.val_dataloader).pin_memory == (not pinned)
+    if device == 'cpu':
+        batch = next(iter(loader))
+        assert batch['inputs'].is_contiguous(memory_format=torch.channels_last)
+        assert not [w for w in recwarn if 'pin_memory' in str(w.message)]
 
 
 def test_mixed_precision_on_the_cpu(make_runner):

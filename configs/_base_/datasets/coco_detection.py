@@ -25,7 +25,7 @@ train_pipeline = [
     dict(type='ContiguousRandomFlip', prob=0.5),
     dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
     dict(type='DropTinyBoxes'),
-    dict(type='PackDetPlanes'),
+    dict(type='PackDetImage'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -33,7 +33,7 @@ test_pipeline = [
     dict(type='ScaleInstances'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
-        type='PackDetInputs',
+        type='PackDetImage',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
@@ -43,6 +43,7 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     drop_last=True,
+    collate_fn=dict(type='stack_images'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='DenseO2ODataset',
@@ -58,7 +59,8 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-val_dataloader = dict(
+# Without collate_fn: with one, DetInferencer fails (mmengine 0.10.7, BaseInferencer._init_collate).
+test_dataloader = dict(
     batch_size=8,
     num_workers=4,
     persistent_workers=True,
@@ -73,7 +75,7 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = val_dataloader
+val_dataloader = dict(test_dataloader, collate_fn=dict(type='stack_images'))
 
 val_evaluator = dict(
     type='CheckedCocoMetric',

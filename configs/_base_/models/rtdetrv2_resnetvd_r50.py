@@ -7,6 +7,7 @@ model = dict(
         std=[255, 255, 255],
         bgr_to_rgb=True,
         pad_size_divisor=1,
+        samples_on_host=True,
     ),
     backbone=dict(
         type='ResNetVd',

@@ -2,7 +2,7 @@
 
 from .crops import DenseO2OIoUCrop, DenseO2OZoomOut
 from .dense_o2o import DenseO2O
-from .formatting import ContiguousRandomFlip, PackDetPlanes
+from .formatting import ContiguousRandomFlip, PackDetImage, PackDetPlanes
 from .loading import LoadImageChecked, ScaleInstances
 from .mosaic import DenseO2OMosaic
 from .objects import DropTinyBoxes
@@ -17,6 +17,7 @@ __all__ = [
     'DenseO2OZoomOut',
     'DropTinyBoxes',
     'LoadImageChecked',
+    'PackDetImage',
     'PackDetPlanes',
     'ScaleInstances',
 ]

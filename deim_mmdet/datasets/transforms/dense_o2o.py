@@ -60,7 +60,7 @@ class DenseO2O(BaseTransform):
         ...     dict(type='ContiguousRandomFlip', prob=0.5),
         ...     dict(type='Resize', scale=(640, 640), keep_ratio=False),
         ...     dict(type='DropTinyBoxes'),
-        ...     dict(type='PackDetPlanes')]
+        ...     dict(type='PackDetImage')]
         >>> train_dataset = dict(
         ...     type='DenseO2ODataset', pipeline=train_pipeline,
         ...     dataset=dict(type='CocoDataset', ..., pipeline=[]))

@@ -38,6 +38,11 @@ def staged_parts(root: Any) -> Iterator[Any]:
     return parts_with(root, 'set_stage')
 
 
+def batch_augments(preprocessor: Any) -> list[Any]:
+    """The batch augments of a model's data preprocessor, if it has any."""
+    return [*(getattr(preprocessor, 'batch_augments', None) or [])]
+
+
 def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
     """All augmentations of a training that have ``set_stage``.
 
@@ -45,8 +50,7 @@ def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
         dataset: The training data set; its transforms, through wrappers.
         preprocessor: The model's data preprocessor; its batch augments.
     """
-    augments = getattr(preprocessor, 'batch_augments', None) or []
-    return [*staged_parts(dataset), *staged_parts([*augments])]
+    return [*staged_parts(dataset), *staged_parts(batch_augments(preprocessor))]
 
 
 @HOOKS.register_module()

@@ -1,13 +1,13 @@
 """Makes all randomness of a training a function of its seed and its position."""
 
-from deim_mmdet.utils.randomness import Purpose, seed_process
+from deim_mmdet.utils.randomness import Purpose, derived_seed, seed_process
 
 from mmdet.registry import HOOKS
-from mmengine.dist import get_rank
+from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.hooks import Hook
 
-from ..checks import check_counts_epochs
-from .dense_o2o_schedule_hook import parts_with
+from ..checks import bare_model, check_counts_epochs
+from .dense_o2o_schedule_hook import batch_augments, parts_with
 
 
 @HOOKS.register_module()
@@ -17,8 +17,10 @@ class DerivedSeedHook(Hook):
     - A sample (partners of its mosaic, crops, colours, flips) follows from seed, epoch and index,
       by ``DenseO2ODataset.set_seed``: the number of workers, and whether they persist, play no
       part.
-    - What is drawn in the training process (mixup, size of the batch, noise of denoising queries,
-      dropout) follows from seed, iteration and rank: generators are seeded before each iteration.
+    - What is drawn in the training process (mixup, noise of denoising queries, dropout) follows
+      from seed, iteration and rank: generators are seeded before each iteration.
+    - What all processes of a training draw alike (the size of the batch) follows from seed and
+      iteration, by ``DenseO2OMultiScale.set_step_seed``. The seed is that of the first process.
     - The order of the samples follows from seed and epoch already, in mmengine's
       ``DefaultSampler``. The seed of the sampler is kept in the message hub, hence in checkpoints:
       where the config gives no seed, a resumed run would draw another one.
@@ -39,6 +41,12 @@ class DerivedSeedHook(Hook):
     def before_train(self, runner) -> None:
         check_counts_epochs(self, runner.train_loop)
         self._restore_sampler_seed(runner)
+        augments = batch_augments(bare_model(runner.model).data_preprocessor)
+        self._step_parts = list(parts_with(augments, 'set_step_seed'))
+        # With ``diff_rank_seed`` in the config, each process has a seed of its own.
+        seeds = [runner.seed]
+        broadcast_object_list(seeds)
+        (self._common_seed,) = seeds
         dataset = runner.train_dataloader.dataset
         self._parts = list(parts_with(dataset, 'set_seed'))
         if not self._parts:
@@ -60,6 +68,10 @@ class DerivedSeedHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_process(runner.seed, Purpose.ITERATION, runner.iter, get_rank())
+        for augment in self._step_parts:
+            augment.set_step_seed(
+                derived_seed(self._common_seed, Purpose.JOINT_ITERATION, runner.iter)
+            )
 
     def _restore_sampler_seed(self, runner) -> None:
         # A batch sampler has it in any case; a loader with one of its own has a stand-in.

@@ -1,10 +1,16 @@
-"""mmdet's data preprocessor with fewer passes over the pixels of a batch."""
+"""mmdet's data preprocessor with one copy to the device and fewer passes over the pixels."""
 
+from collections.abc import Sequence
+
+from deim_mmdet.utils.images import are_alike, stacked
+
+import cv2
 import numpy as np
 import torch
 from mmdet.models import DetDataPreprocessor
 from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.registry import MODELS
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ... import compat
@@ -13,19 +19,35 @@ from .staged_batch_augment import StagedBatchAugment
 
 @MODELS.register_module()
 class DenseO2ODataPreprocessor(DetDataPreprocessor):
-    """mmdet's ``DetDataPreprocessor``: the same batch, several times as fast on a CPU.
+    """mmdet's ``DetDataPreprocessor``: the same batch, with less work for host and device.
 
-    Images are stacked while they are uint8, and batch augments that only pick pixels
-    (``DenseO2OMultiScale``) act on them in that form. Then they become floats, once, in one piece
-    of memory, which is normalised and mixed in place. Picking pixels commutes with everything that
-    treats all pixels alike, so the order makes no difference to the batch.
+    The data loader stacks the images (``stack_images``), or else they are stacked here. They are
+    copied to the device once, as uint8, and batch augments that only pick pixels
+    (``DenseO2OMultiScale``) act on them in that form. Then they become floats, normalised in one
+    pass, and are mixed in place. Picking pixels commutes with everything that treats all pixels
+    alike, so the order makes no difference to the batch. A channels-last batch stays channels-last.
+
+    Data samples stay on the host meanwhile, as copies of those that are given: there the batch
+    augments change boxes without launching a kernel for each. Augments of other packages get them
+    there too.
 
     What does not fit that, e.g. images of different sizes or batch augments of other packages,
-    takes mmdet's way. Arguments are those of ``DetDataPreprocessor``.
+    takes mmdet's way.
 
     Where the model takes three channels (three means, or an exchange of channels), arrays that are
     given to mmdet's ``DetInferencer`` become what a picture file is loaded as: of grey ones, the
     channel is repeated; alpha, a second or fourth channel, is dropped; of 16 bits the upper 8 stay.
+
+    Args:
+        mean: Mean of each channel, or one for all, in the order of channels of the model. Default
+            None: images are not normalised.
+        std: Standard deviations likewise.
+        args: Further arguments of ``DetDataPreprocessor``.
+        samples_on_host: Whether the data samples stay on the host, for detectors that make their
+            targets there, such as this package's. Default False: they go to the device after the
+            batch augments.
+        non_blocking: Whether the host goes on while pinned images are copied. Default True.
+        kwargs: Further arguments of ``DetDataPreprocessor``.
 
     Example:
         >>> data_preprocessor = dict(
@@ -33,12 +55,30 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         ...     bgr_to_rgb=True, batch_augments=[dict(type='DenseO2OMultiScale')])
     """
 
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        *args,
+        samples_on_host: bool = False,
+        non_blocking: bool = True,
+        **kwargs,
+    ) -> None:
+        # mmengine would keep integers as such, which a device would have to convert each time.
+        mean, std = (
+            None if values is None else [float(value) for value in values] for values in (mean, std)
+        )
+        super().__init__(mean, std, *args, non_blocking=non_blocking, **kwargs)
+        self.samples_on_host = samples_on_host
+        # Not read from the buffer: on a device that would wait for it.
+        self._subtracts = mean is not None and any(mean)
+
     def forward(self, data: dict, training: bool = False) -> dict:
         """Make a batch of samples.
 
         Args:
-            data: ``inputs``, B images (3, H, W) uint8, or others as named above, and
-                ``data_samples``, B samples or None.
+            data: ``inputs``, B images (3, H, W) uint8 or a stack of them, or others as named above,
+                and ``data_samples``, B samples or None.
             training: Whether to apply the batch augments.
 
         Returns:
@@ -49,10 +89,29 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         """
         data = {**data, 'inputs': self._as_loaded(data['inputs'])}
         augments = list(self.batch_augments or ()) if training else []
-        if not self._stacks_as_bytes(data['inputs'], augments, training):
-            return super().forward(data, training)
-        data = self.cast_data(data)
-        inputs, samples = torch.stack(data['inputs']), data['data_samples']
+        if self._stacks_as_bytes(data['inputs'], augments, training):
+            inputs, samples = self._batch_of_bytes(data, augments)
+        else:
+            data = super().forward(data, training)
+            inputs, samples = data['inputs'], data['data_samples']
+        if samples is not None and not self.samples_on_host and self.device.type != 'cpu':
+            samples = [sample.to(self.device, non_blocking=True) for sample in samples]
+        return {'inputs': inputs, 'data_samples': samples}
+
+    def cast_data(self, data):
+        """Images, or whatever contains them, on the device; copies of data samples on the host."""
+        if isinstance(data, BaseDataElement):
+            return data.to('cpu')
+        return super().cast_data(data)
+
+    def _batch_of_bytes(self, data: dict, augments: list) -> tuple[Tensor, list | None]:
+        """Normalised images (B, 3, H', W') and samples of a batch that needs no padding."""
+        inputs = data['inputs']
+        if not isinstance(inputs, Tensor):
+            inputs = stacked(inputs)
+        elif not inputs.is_contiguous():
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs, samples = self.cast_data((inputs, data.get('data_samples')))
         shape = tuple(inputs.shape[-2:])
         for sample in samples or ():
             sample.set_metainfo({'batch_input_shape': shape, 'pad_shape': shape})
@@ -63,7 +122,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         inputs = self._normalised(inputs)
         for augment in (a for a in augments if not a.picks_pixels):
             inputs, samples = augment(inputs, samples, overwrite=True)
-        return {'inputs': inputs, 'data_samples': samples}
+        return inputs, samples
 
     def _normalises(self) -> bool:
         """Whether the config gives a mean and a standard deviation."""
@@ -85,38 +144,60 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
                 f'{type(self).__name__} takes images of 1 (grey), 3 or 4 (with alpha) channels, '
                 f'got {channels}: choose three of them in the pipeline'
             )
-        if channels < 3:
-            images = images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
-        images = images[..., :3, :, :]
         if images.dtype == torch.uint16:
             # torch has no shift of this type.
             images = (images.to(torch.int32) >> 8).to(torch.uint8)
-        return images
+        if channels < 3:
+            images = images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
+        return images[..., :3, :, :]
 
     def _stacks_as_bytes(
         self, images: list[Tensor] | Tensor, augments: list, training: bool
     ) -> bool:
         """Whether the images need no padding and no augment cares for the order."""
-        if isinstance(images, Tensor) or not self._normalises():
+        if not self._normalises() or not (isinstance(images, Tensor) or are_alike(images)):
             return False
-        shape = images[0].shape
+        channels, *sides = images[0].shape
         return (
-            all(image.dtype == torch.uint8 and image.shape == shape for image in images)
-            and shape[0] == 3
-            and not any(side % self.pad_size_divisor for side in shape[1:])
+            images[0].dtype == torch.uint8
+            and channels == 3
+            and not any(side % self.pad_size_divisor for side in sides)
             and not (training and (self.pad_mask or self.pad_seg))
             and all(isinstance(augment, StagedBatchAugment) for augment in augments)
         )
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 as normalised floats in the order of channels of the model."""
-        if images.device.type == 'cpu':
-            # numpy asks the system for huge pages: getting the memory of a batch in small ones
-            # takes longer than filling it.
-            batch = torch.from_numpy(np.empty(images.shape, dtype=np.float32))
+        on_cpu = images.device.type == 'cpu'
+        return self._by_rows(images) if on_cpu else self._by_batch(images)
+
+    def _by_batch(self, images: Tensor) -> Tensor:
+        """The whole batch at once, in a kernel for each operation."""
+        if compat.exchanges_channels(self):
+            images = images.flip(1)
+        if self._subtracts:
+            images = images - self.mean.float()
+        return torch.div(images, self.std.float())
+
+    def _by_rows(self, images: Tensor) -> Tensor:
+        """On a CPU, which this takes less time: nothing as large as the batch comes in between."""
+        channels_last = not images.is_contiguous()
+        memory = (images.permute(0, 2, 3, 1) if channels_last else images).numpy()
+        mean, std = (value.float().flatten().expand(3).numpy() for value in (self.mean, self.std))
+        if channels_last:
+            # For a row of pixels: over three numbers at a time, numpy would be slow.
+            mean, std = (np.tile(value, memory.shape[2]) for value in (mean, std))
         else:
-            batch = images.new_empty(images.shape, dtype=torch.float32)
-        order = (2, 1, 0) if compat.exchanges_channels(self) else (0, 1, 2)
-        for channel, source in enumerate(order):
-            batch[:, channel].copy_(images[:, source])
-        return batch.sub_(self.mean).div_(self.std)
+            mean, std = mean[:, None], std[:, None]
+        # numpy asks the system for huge pages: getting the memory of a batch in small ones takes
+        # longer than filling it.
+        batch = np.empty(memory.shape, dtype=np.float32)
+        for image, floats in zip(memory, batch, strict=True):
+            if compat.exchanges_channels(self):
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels_last else image[::-1]
+            pixels, floats = (array.reshape(len(array), -1) for array in (image, floats))
+            if self._subtracts:
+                pixels = np.subtract(pixels, mean, out=floats)
+            np.divide(pixels, std, out=floats)
+        batch = torch.from_numpy(batch)
+        return batch.permute(0, 3, 1, 2) if channels_last else batch

@@ -6,6 +6,7 @@ from deim_mmdet.utils.arguments import check_probability, check_range
 from deim_mmdet.utils.stage import Stage
 
 import numpy as np
+import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BaseInstanceMasks
@@ -93,11 +94,12 @@ class DenseO2OMixUp(StagedBatchAugment):
 
 
 def _blend_with_previous(images: Tensor, share: float) -> None:
-    """Move each image (B, 3, H, W) by ``share`` towards the one before it, in place.
-
-    From the last one on, so that each finds the one before it unchanged: a second batch in memory
-    would cost more time than the arithmetic.
-    """
+    """Move each image (B, 3, H, W) by ``share`` towards the one before it, in place."""
+    if images.device.type != 'cpu':
+        images.lerp_(torch.cat([images[-1:], images[:-1]]), share)
+        return
+    # From the last one on, so that each finds the one before it unchanged: a second batch in memory
+    # would cost more time than the arithmetic.
     last = images[-1].clone()
     for index in range(len(images) - 1, 0, -1):
         images[index].lerp_(images[index - 1], share)

@@ -1,7 +1,5 @@
 """Multi-scale training of Dense O2O, on batches."""
 
-from collections.abc import Sequence
-
 from deim_mmdet.utils.arguments import check_count
 from deim_mmdet.utils.stage import Stage
 
@@ -12,6 +10,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
 from mmdet.structures.mask import BaseInstanceMasks
+from mmengine.dist import sync_random_seed
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,10 +28,14 @@ class DenseO2OMultiScale(StagedBatchAugment):
     the base size entering the draw ``base_size_repeat`` times. Each side of the input is scaled by
     size / ``base_size`` and rounded to a multiple of 32, so that inputs need not be square.
 
+    All processes of a training draw the same size in the same step, as the slowest one keeps the
+    others waiting. ``DerivedSeedHook`` sets the seed of each step; without it the processes agree
+    on one seed when they draw for the first time.
+
     Boxes, masks, key points and semantic maps are resized too.
 
     Args:
-        base_size: Size of the input, divisible by 32. Default 640.
+        base_size: Size of the input, divisible by 32. Default None: the longer side of each batch.
         base_size_repeat: Weight of the base size in the draw; None for a fixed size. Default 4.
 
     Raises:
@@ -41,23 +44,35 @@ class DenseO2OMultiScale(StagedBatchAugment):
     Example:
         >>> data_preprocessor = dict(
         ...     type='DetDataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True,
-        ...     batch_augments=[dict(type='DenseO2OMultiScale', base_size=320)])
+        ...     batch_augments=[dict(type='DenseO2OMultiScale')])
     """
 
     picks_pixels = True
 
-    def __init__(self, base_size: int = 640, base_size_repeat: int | None = 4) -> None:
+    def __init__(self, base_size: int | None = None, base_size_repeat: int | None = 4) -> None:
         super().__init__()
-        self.base_size = check_count(self, 'base_size', base_size)
-        if base_size % SIZE_STEP:
+        if base_size is not None and check_count(self, 'base_size', base_size) % SIZE_STEP:
             raise ValueError(
                 f'{type(self).__name__}: base_size must be divisible by {SIZE_STEP}, '
                 f'got {base_size}'
             )
         if base_size_repeat is not None:
             check_count(self, 'base_size_repeat', base_size_repeat)
+        self.base_size = base_size
         self.base_size_repeat = base_size_repeat
-        self.sizes = training_sizes(base_size, base_size_repeat)
+        self._generator: np.random.Generator | None = None
+
+    def set_step_seed(self, seed: int) -> None:
+        """Let the next draws follow from ``seed``, which all processes have to be given alike."""
+        self._generator = np.random.default_rng(seed)
+
+    def draw_size(self, base_size: int) -> int:
+        """A size for a batch whose size is ``base_size``, in pixels; the same in all processes."""
+        if self._generator is None:
+            self.set_step_seed(sync_random_seed())
+        sizes = training_sizes(base_size, self.base_size_repeat)
+        # A share rather than an index: the numbers of sizes differ where the base sizes do.
+        return sizes[int(self._generator.random() * len(sizes))]
 
     def forward(
         self, inputs: Tensor, data_samples: list[DetDataSample]
@@ -74,8 +89,9 @@ class DenseO2OMultiScale(StagedBatchAugment):
         """
         if self.stage is Stage.NO_AUG:
             return inputs, data_samples
-        scale = self.sizes[np.random.randint(len(self.sizes))] / self.base_size
         old = tuple(inputs.shape[-2:])
+        base_size = self.base_size or max(old)
+        scale = self.draw_size(base_size) / base_size
         new = tuple(max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in old)
         if new == old:
             return inputs, data_samples
@@ -117,10 +133,10 @@ class DenseO2OMultiScale(StagedBatchAugment):
                 # At the size of the batch first: the scale of a part, rounded, would be another.
                 objects.set_field(padded(value, old).resize(new), field)
             elif field == 'bboxes' and last == 4:
-                objects.bboxes = _scaled(value, (*scale, *scale))
+                objects.bboxes = _scaled(value.unflatten(-1, (2, 2)), scale).flatten(-2)
             elif field == 'keypoints' and last in (2, 3):
                 # A third number is the visibility.
-                objects.keypoints = _scaled(value, (*scale, 1)[:last])
+                objects.keypoints = _scaled(value, scale)
             elif not _is_sizeless(field, value):
                 raise refusal(self, 'resize', f'{name}.{field}', value)
 
@@ -134,7 +150,11 @@ class DenseO2OMultiScale(StagedBatchAugment):
                 raise refusal(self, 'resize', f'{name}.{field}', value)
             # Maps need not be padded to the size of the batch.
             rows, columns = (
-                (torch.arange(round(side * (after / before))) * before // after).clamp(max=side - 1)
+                (
+                    torch.arange(round(side * (after / before)), device=value.device)
+                    * before
+                    // after
+                ).clamp(max=side - 1)
                 for side, before, after in zip(value.shape[-2:], old, new, strict=True)
             )
             resized.set_field(value[..., rows[:, None], columns], field)
@@ -163,17 +183,24 @@ def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images (B, C, H, W) at ``size`` (height, width), by the nearest pixel as published."""
     if images.dtype != torch.uint8 or images.device.type != 'cpu':
         return F.interpolate(images, size=size, mode='nearest')
-    # The same pixels in a third of the time, but for rounding errors of torch's.
-    resized = torch.empty((*images.shape[:2], *size), dtype=torch.uint8)
-    for plane, out in zip(images.flatten(0, 1).numpy(), resized.flatten(0, 1).numpy(), strict=True):
-        cv2.resize(plane, size[::-1], dst=out, interpolation=cv2.INTER_NEAREST)
-    return resized
+    # The same pixels in a third of the time, but for rounding errors of torch's. OpenCV takes
+    # planes, or pixels of all channels.
+    by_plane = images.is_contiguous()
+    sources = images.flatten(0, 1) if by_plane else images.permute(0, 2, 3, 1)
+    resized = torch.empty((len(sources), *size, *sources.shape[3:]), dtype=torch.uint8)
+    for source, out in zip(sources.numpy(), resized.numpy(), strict=True):
+        cv2.resize(source, size[::-1], dst=out, interpolation=cv2.INTER_NEAREST)
+    if by_plane:
+        return resized.unflatten(0, images.shape[:2])
+    return resized.permute(0, 3, 1, 2)
 
 
-def _scaled(points: Tensor, factors: Sequence[float]) -> Tensor:
-    """Points (..., n) times the n ``factors``, as floats."""
-    points = points if points.is_floating_point() else points.float()
-    return points * points.new_tensor(factors)
+def _scaled(points: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Points (..., n) with x and y, the first two numbers, times ``scale``, as floats."""
+    scaled = points.clone() if points.is_floating_point() else points.float()
+    for axis, factor in enumerate(scale):
+        scaled[..., axis] *= factor
+    return scaled
 
 
 def _is_sizeless(field: str, value: object) -> bool:

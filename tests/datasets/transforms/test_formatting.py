@@ -36,8 +36,9 @@ def test_no_flip(sample):
     assert results['flip'] is False
 
 
+@pytest.mark.parametrize('name', ['PackDetImage', 'PackDetPlanes'])
 @pytest.mark.parametrize('form', ['contiguous', 'flipped', 'cropped', 'float', 'grey', 'one'])
-def test_pack(sample, form):
+def test_pack(sample, form, name):
     img = sample['img']
     sample['img'] = {
         'contiguous': img,
@@ -49,11 +50,15 @@ def test_pack(sample, form):
     }[form]
     theirs, ours = (
         TRANSFORMS.build({'type': kind, 'meta_keys': ('ori_shape',)})({**sample})
-        for kind in ('PackDetInputs', 'PackDetPlanes')
+        for kind in ('PackDetInputs', name)
     )
     assert ours['inputs'].dtype == theirs['inputs'].dtype
     assert torch.equal(ours['inputs'], theirs['inputs'])
-    assert ours['inputs'].is_contiguous()
+    # As they are: a view of the pixels, without a copy where these lie one after the other.
+    assert ours['inputs'].permute(1, 2, 0).is_contiguous()
+    assert np.shares_memory(ours['inputs'].numpy(), sample['img']) == (
+        form in ('contiguous', 'float')
+    )
     expected, packed = theirs['data_samples'], ours['data_samples']
     assert packed.metainfo == expected.metainfo == {'ori_shape': (30, 44)}
     for name in ('gt_instances', 'ignored_instances'):

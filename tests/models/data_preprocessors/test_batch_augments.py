@@ -50,6 +50,13 @@ def rectangles(kind, boxes, height, width):
     return BitmapMasks(masks, height, width)
 
 
+def to_size(size):
+    """Multi-scale that makes the longer side of a batch ``size``."""
+    augment = DenseO2OMultiScale()
+    augment.draw_size = lambda base_size: size
+    return augment
+
+
 # Of a sample each; each fills a part of the image.
 RECTANGLES = [
     [(8, 4, 40, 60), (0, 0, 64, 32), (50, 50, 64, 64)],
@@ -187,16 +194,18 @@ class TestMultiScale:
         for size, share in expected.items():
             assert drawn.count(size) / 1000 == pytest.approx(share, abs=0.065)
 
-    def test_bytes_are_picked_where_floats_are(self):
+    @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+    def test_bytes_are_picked_where_floats_are(self, layout):
         """At every size of the published recipes; torch's are off by one in 5 of 736 columns."""
-        inputs = torch.randint(0, 256, (1, 2, 640, 640), dtype=torch.uint8)
+        inputs = torch.randint(0, 256, (2, 3, 640, 640), dtype=torch.uint8)
+        inputs = inputs.contiguous(memory_format=layout)
         for size in training_sizes(640, 1):
-            augment = DenseO2OMultiScale()
-            augment.sizes = [size]
+            augment = to_size(size)
             _, samples = make_batch([1], 640, 640)
             of_bytes, _ = augment(inputs, copy.deepcopy(samples))
             of_floats, _ = augment(inputs.float(), samples)
             assert of_bytes.dtype == torch.uint8
+            assert of_bytes.is_contiguous(memory_format=layout)
             picked = torch.arange(size) * 640 // size
             assert torch.equal(of_bytes, inputs[..., picked[:, None], picked])
             assert (of_bytes == of_floats).float().mean() > 0.98
@@ -230,8 +239,7 @@ class TestMultiScale:
     @pytest.mark.parametrize('size', [32, 96, 128])
     def test_masks_cover_the_same_part_of_the_new_image(self, kind, size):
         inputs, samples = make_masked_batch(kind)
-        augment = DenseO2OMultiScale(base_size=64)
-        augment.sizes = [size]
+        augment = to_size(size)
         _, samples = augment(inputs, samples)
         for sample, height in zip(samples, (32, 64), strict=True):
             for objects in (sample.gt_instances, sample.ignored_instances):
@@ -261,8 +269,7 @@ class TestMultiScale:
                 sample.gt_sem_seg = maps
                 sample.set_metainfo({'img_shape': (height, 320)})
                 image[:, height:] = 0
-            augment = DenseO2OMultiScale(base_size=320)
-            augment.sizes = [size]
+            augment = to_size(size)
             out, samples = augment(inputs, samples)
             for sample, image in zip(samples, out, strict=True):
                 assert np.array_equal(sample.gt_instances.masks.to_ndarray(), image.numpy())
@@ -286,8 +293,7 @@ class TestMultiScale:
             sample.gt_instances.bboxes = boxes
             sample.gt_instances.keypoints = points.to(dtype)
             sample.gt_instances.keypoints_visible = torch.ones(len(points), 2)
-        augment = DenseO2OMultiScale(base_size=128)
-        augment.sizes = [96]
+        augment = to_size(96)
         _, samples = augment(inputs, samples)
         for sample in samples:
             objects = sample.gt_instances
@@ -301,8 +307,7 @@ class TestMultiScale:
         before = samples[0].gt_instances.bboxes
         samples[0].gt_instances.instances_ids = torch.tensor([5, 9])
         samples[0].proposals = InstanceData(bboxes=before.clone(), scores=torch.ones(2))
-        augment = DenseO2OMultiScale(base_size=128)
-        augment.sizes = [192]
+        augment = to_size(192)
         augment(inputs, samples)
         assert samples[0].gt_instances.instances_ids.tolist() == [5, 9]
         assert torch.equal(samples[0].proposals.bboxes, before * 1.5)
@@ -322,8 +327,7 @@ class TestMultiScale:
     def test_what_cannot_be_resized_is_refused(self, field, value):
         inputs, samples = make_batch([2], 128, 128)
         samples[0].gt_instances.set_field(value, field)
-        augment = DenseO2OMultiScale(base_size=128)
-        augment.sizes = [96]
+        augment = to_size(96)
         with pytest.raises(
             ValueError, match=rf'DenseO2OMultiScale cannot resize gt_instances\.{field} .*: take'
         ):
@@ -336,8 +340,7 @@ class TestMultiScale:
     def test_unknown_fields_of_a_sample_are_refused(self, value, name):
         inputs, samples = make_batch([2], 128, 128)
         samples[0].depth = value
-        augment = DenseO2OMultiScale(base_size=128)
-        augment.sizes = [96]
+        augment = to_size(96)
         with pytest.raises(ValueError, match=f'DenseO2OMultiScale cannot resize {name} '):
             augment(inputs, samples)
 
@@ -368,6 +371,25 @@ class TestMultiScale:
         sizes = {augment(*make_batch([1], 128, 128))[0].shape[-1] for _ in range(40)}
         assert sizes == ({128} if stage is Stage.NO_AUG else {96, 128, 160})
 
+    @pytest.mark.parametrize(('height', 'width'), [(320, 320), (160, 320), (320, 192)])
+    def test_base_size_is_the_longer_side_of_the_batch(self, height, width):
+        seen = set()
+        augment = DenseO2OMultiScale()
+        for _ in range(60):
+            seen.add(augment(torch.zeros(1, 3, height, width), [])[0].shape[-2:])
+        expected = {
+            tuple(max(32, round(side * size / 320 / 32) * 32) for side in (height, width))
+            for size in (224, 256, 288, 320, 352, 384)
+        }
+        assert seen == expected
+
+    def test_size_of_the_input_may_be_stated(self):
+        """As configs of version 0.1 do; half of its base size, the input stays at half of it."""
+        augment = DenseO2OMultiScale(base_size=640, base_size_repeat=None)
+        assert augment(torch.zeros(1, 3, 320, 320), [])[0].shape == (1, 3, 320, 320)
+        augment.draw_size = lambda base_size: {640: 480}[base_size]
+        assert augment(torch.zeros(1, 3, 320, 160), [])[0].shape == (1, 3, 256, 128)
+
     def test_fixed_size(self):
         augment = DenseO2OMultiScale(base_size=128, base_size_repeat=None)
         assert {augment(*make_batch([1], 128, 128))[0].shape[-1] for _ in range(20)} == {128}
@@ -390,7 +412,7 @@ class TestMultiScale:
             DenseO2OMultiScale(base_size=640.0)
         with pytest.raises(ValueError, match=r'base_size_repeat must be an integer .* got 0'):
             DenseO2OMultiScale(base_size_repeat=0)
-        assert 'base_size=640, base_size_repeat=4, stage=dense' in repr(DenseO2OMultiScale())
+        assert 'base_size=None, base_size_repeat=4, stage=dense' in repr(DenseO2OMultiScale())
 
 
 def test_in_mmdets_preprocessor_with_samples_without_ignored_objects():
