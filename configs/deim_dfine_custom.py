@@ -18,7 +18,7 @@ train_images = 'images/train/'
 val_annotations = 'annotations/val.json'
 val_images = 'images/val/'
 
-# Side of the network's input, divisible by 32.
+# Side of the network's input in pixels, divisible by 32; or (height, width).
 image_size = 640
 
 # The recipe follows from these: stages of the augmentation, learning rates, warm-ups and EMA are
@@ -39,7 +39,9 @@ dense_o2o = True
 
 # ------------------------------------------------------------------------------------------------
 
-import os.path as osp  # noqa: E402
+import os.path as osp
+
+from deim_mmdet.engine import set_image_size
 
 model = dict(bbox_head=dict(num_classes=len(classes)))
 if not mal:
@@ -47,7 +49,8 @@ if not mal:
         terms=dict(loss_cls=dict(loss=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0)))
     )
 if not dense_o2o:
-    recipe = dict(stages=(0, 0, _base_.recipe.stages[2]))
+    # The last stage, without augmentation, begins where it does with Dense O2O.
+    recipe = dict(stages=(0, 0, max(_base_.recipe.stages)))
 train_cfg = dict(max_epochs=max_epochs)
 
 training_set = dict(
@@ -64,8 +67,5 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=osp.join(data_root, val_annotations))
 test_evaluator = val_evaluator
 
-_base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2
-_base_.train_dataloader.dataset.pipeline[0].mosaic[0].scale = (image_size, image_size)
-_base_.train_dataloader.dataset.pipeline[2].scale = (image_size, image_size)
-_base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
-_base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
+# The pipelines of the base, their mosaics and multi-scale training get the size.
+set_image_size(_base_, image_size)

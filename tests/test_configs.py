@@ -1,5 +1,6 @@
 """The configs against the published recipes, built as a training builds them."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -17,6 +18,23 @@ from schedules import published_numbers, schedule
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 OWN = sorted(path.name for path in CONFIGS.glob('*.py'))
+
+
+@pytest.mark.parametrize(
+    'path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: str(path.relative_to(CONFIGS))
+)
+def test_no_config_counts_the_parts_of_a_list(path):
+    """A base may come to have one more of them: what is meant has a name or a type."""
+    subscripts = (
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Subscript)
+    )
+    counted = [
+        ast.unparse(subscript)
+        for subscript in subscripts
+        for part in ast.walk(subscript.slice)
+        if isinstance(part, ast.Constant) and isinstance(part.value, int)
+    ]
+    assert counted == []
 
 
 def load(name):

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deim_mmdet.engine.image_size import input_sizes
+
 import numpy as np
 import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmdet_tools import LAUNCHER, TOOLS
+from mmengine.config import Config
 
 
 def run(script, *arguments, cwd=None) -> str:
@@ -96,9 +99,11 @@ def test_inferencer(trained):
 def test_mmdets_own_test_script(trained):
     output = run(
         TOOLS / 'test.py', trained / 'tiny.py', trained / 'epoch_4.pth',
-        '--work-dir', trained / 'test', cwd=trained,
+        '--work-dir', trained / 'test', '--cfg-options', 'image_size=96', cwd=trained,
     )  # fmt: skip
     assert 'coco/bbox_mAP' in output
+    used = Config.fromfile(latest(trained / 'test', 'tiny.py'))
+    assert input_sizes(used).keys() == {(96, 96)}
 
 
 def test_get_flops(trained):

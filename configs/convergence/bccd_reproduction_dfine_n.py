@@ -9,9 +9,8 @@ model = dict(
         decoder=dict(act='ReLU'),
     )
 )
-param_scheduler = [dict(_base_.param_scheduler[0], lr_gamma=1.0)]
+param_scheduler = [dict(_base_.schedule, lr_gamma=1.0)]
 custom_hooks = [
-    _base_.custom_hooks[0],
-    dict(_base_.custom_hooks[1], stages=(0, 0, _base_.t3)),
-    *_base_.custom_hooks[2:],
+    dict(hook, stages=(0, 0, _base_.t3)) if hook.type == 'DenseO2OScheduleHook' else hook
+    for hook in _base_.custom_hooks
 ]

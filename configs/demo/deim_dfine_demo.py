@@ -2,6 +2,8 @@
 # `make demo` trains. tools/demo/make_dataset.py writes the data.
 _base_ = '../deim_dfine_n.py'
 
+from deim_mmdet.engine import set_image_size
+
 data_root = 'work_dirs/demo/data/'
 classes = ('digit_0', 'digit_2', 'digit_3', 'digit_4')
 image_size = 128
@@ -75,5 +77,5 @@ default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=3, max_k
 log_processor = dict(window_size=20)
 randomness = dict(seed=0)
 
-_base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
-_base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
+# The pipelines of validation and test are the base's.
+set_image_size(_base_, image_size)

@@ -7,7 +7,10 @@ model = dict(
         loss_cls=dict(_delete_=True, type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0)
     ),
 )
-train_pipeline = [_base_.dense_o2o, *_base_.train_pipeline[2:]]
+train_pipeline = [
+    _base_.dense_o2o,
+    *[transform for transform in _base_.train_pipeline if transform.type not in _base_.loading],
+]
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,

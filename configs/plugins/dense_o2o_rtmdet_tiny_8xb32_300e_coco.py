@@ -7,7 +7,8 @@ train_pipeline = [
     _base_.dense_o2o,
     *[
         dict(transform, allow_negative_crop=True) if transform.type == 'RandomCrop' else transform
-        for transform in _base_.train_pipeline_stage2[2:]
+        for transform in _base_.train_pipeline_stage2
+        if transform.type not in _base_.loading
     ],
 ]
 train_dataloader = dict(
@@ -20,6 +21,6 @@ train_dataloader = dict(
 )
 # RTMDet's EMA stays; the schedule takes the place of its PipelineSwitchHook.
 custom_hooks = [
-    _base_.custom_hooks[0],
+    *[hook for hook in _base_.custom_hooks if hook.type == 'EMAHook'],
     dict(type='DenseO2OScheduleHook', stages=(0, 280, 300)),
 ]

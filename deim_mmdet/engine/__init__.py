@@ -17,6 +17,7 @@ from .hooks import (
     ResumableEarlyStoppingHook,
     UniqueNameVisualizationHook,
 )
+from .image_size import apply_image_size, set_image_size
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .recipe import PublishedRecipe, Recipe, derive_recipe
 from .runner import DEIMRunner
@@ -46,5 +47,7 @@ __all__ = [
     'RuleOptimWrapperConstructor',
     'RunFault',
     'UniqueNameVisualizationHook',
+    'apply_image_size',
     'derive_recipe',
+    'set_image_size',
 ]

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from .config_variables import set_variables
+from .image_size import apply_image_size, input_sizes, set_image_size
 
 #: What runners and tools read of a config, beside its variables, which only it reads itself.
 RUNNER_OPTIONS = {
@@ -29,10 +30,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config and merge ``--cfg-options`` into it.
 
     A variable of the config file or of its bases (``max_epochs`` of ``deim_dfine_custom.py``,
-    ``data_root``, ``image_size``) takes effect everywhere the files use it. In a config that was
-    dumped, whose values stand for themselves, ``data_root`` and ``image_size`` are carried to
-    folders and annotation files, to the ``Resize`` of all pipelines, ``DenseO2OMosaic`` and, where
-    it has a ``base_size``, ``DenseO2OMultiScale``.
+    ``data_root``) takes effect everywhere the files use it. In a config that was dumped, whose
+    values stand for themselves, ``data_root`` is carried to folders and annotation files. What
+    ``image_size`` says holds wherever the config needs it, see
+    :func:`~deim_mmdet.engine.image_size.set_image_size`.
 
     Args:
         path: The config file.
@@ -41,7 +42,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: There is nothing of an option's name, it would change nothing, or its value is
-            of another kind than the config's; names the option.
+            of another kind than the config's, which names the option; or ``image_size`` can't hold,
+            see there.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -59,6 +61,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     if variables:
         cfg = _with_variables(cfg, path, variables)
     cfg.merge_from_dict(options)
+    apply_image_size(cfg)
     return cfg
 
 
@@ -115,8 +118,8 @@ def _converted(cfg: Config, option: str, value: Any) -> Any:
     if name == 'data_root' and value:
         # Configs put paths behind it.
         return f'{str(value).rstrip("/")}/'
-    if name == 'image_size' and (not isinstance(value, int) or value <= 0 or value % 32):
-        raise ValueError(f'image_size={value} must be a positive multiple of 32')
+    if name == 'image_size':
+        return tuple(value) if isinstance(value, list) else value
     if isinstance(old, list | tuple):
         return type(old)(value if isinstance(value, list | tuple) else [value])
     kinds = {bool: bool, int: (int, float), float: (int, float), str: (str, int, float)}
@@ -136,23 +139,26 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
     Raises:
         ValueError: One of them would change nothing.
     """
-    carriers = dict(data_root=override_data_root, image_size=override_image_size)
-    effective, carried = {}, {}
+    # What is carried to its places where the files don't do it.
+    follows = dict(data_root=True, image_size=bool(input_sizes(cfg)))
+    effective = {}
     for option, value in variables.items():
-        alone = set_variables(path, {option: value})
+        # Files compute with image_size, which only a number can bear.
+        computes = option != 'image_size' or isinstance(value, int)
+        alone = set_variables(path, {option: value}) if computes else None
         if alone is not None and _others(alone, option) != _others(cfg, option):
             effective[option] = value
-        elif option in carriers:
-            carried[option] = value
-        elif cfg.get(option) != value:
+        elif not follows.get(option) and cfg.get(option) != value:
             raise ValueError(
                 f'--cfg-options {option}: {option.split(".")[0]} is a variable from which nothing '
                 'else in the config follows: name the options that it was meant for'
             )
     if effective:
         cfg = set_variables(path, effective)
-    for option, value in carried.items():
-        carriers[option](cfg, value)
+    if 'data_root' in variables.keys() - effective.keys():
+        override_data_root(cfg, variables['data_root'])
+    if 'image_size' in variables:
+        set_image_size(cfg, variables['image_size'])
     return cfg
 
 
@@ -170,22 +176,6 @@ def override_data_root(cfg: Config, root: str) -> None:
             return value
         # The root itself, or a path under it.
         return root + value[len(old) :] if value.startswith(old) else value
-
-    _replace(cfg, replaced)
-
-
-def override_image_size(cfg: Config, size: int) -> None:
-    """Put ``size`` in place of ``cfg.image_size`` in pipelines, mosaic and multi-scale."""
-    old = cfg.image_size
-
-    def replaced(key: str, value: Any) -> Any:
-        if key == 'scale' and isinstance(value, (list, tuple)) and tuple(value) == (old, old):
-            return (size, size)
-        if key in ('image_size', 'base_size') and value == old:
-            return size
-        if key == 'tile_size' and value == old // 2:
-            return size // 2
-        return value
 
     _replace(cfg, replaced)
 

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 from mmdet.registry import OPTIM_WRAPPERS
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -29,6 +30,7 @@ from .faults import (
     unwritten_checkpoint,
 )
 from .hooks import AgreementHook
+from .image_size import apply_image_size
 from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
 from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
 from .resuming import (
@@ -55,6 +57,9 @@ class DEIMRunner(Runner):
     that the config gives itself. A resumed run takes all numbers from its own config, see
     :mod:`~deim_mmdet.engine.resuming`.
 
+    What the config says in ``image_size`` is put wherever the config needs it, see
+    :func:`~deim_mmdet.engine.image_size.set_image_size`.
+
     It refuses, before the first iteration, images with more objects than queries and, by
     :class:`~deim_mmdet.engine.AgreementHook`, classes and evaluators that don't fit the data sets
     and the checkpoint; loads checkpoints of the reference and of transformers as its
@@ -73,6 +78,17 @@ class DEIMRunner(Runner):
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
         check_work_dir(work_dir)
         super().__init__(model, work_dir, *args, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg: Config | dict) -> 'DEIMRunner':
+        """Build a runner as mmengine does, from a config whose parts follow its ``image_size``.
+
+        Raises:
+            ValueError: See :func:`~deim_mmdet.engine.image_size.set_image_size`.
+        """
+        cfg = copy.deepcopy(cfg)
+        apply_image_size(cfg)
+        return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine's own initialisation selects a CUDA device in any case.

@@ -41,22 +41,6 @@ def test_data_root_reaches_data_sets_and_evaluators(root):
     assert cfg.val_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
 
 
-def test_image_size_reaches_pipelines():
-    """And so the batch, whose size multi-scale starts from."""
-    cfg = load_config(CONFIG, {'image_size': 320})
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        resizes = [t for t in loader.dataset.pipeline if t.type == 'Resize']
-        assert [tuple(t.scale) for t in resizes] == [(320, 320)]
-    assert 'base_size' not in cfg.model.data_preprocessor.batch_augments[1]
-    assert cfg.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size == 160
-
-
-@pytest.mark.parametrize('size', [100, 0, -32, 'large'])
-def test_image_size_must_suit_the_network(size):
-    with pytest.raises(ValueError, match=f'image_size={size} must be a positive multiple of 32'):
-        load_config(CONFIG, {'image_size': size})
-
-
 def test_absent_config_names_the_ways_to_give_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'no config .*none\.py.*mim train'):
         load_config(str(tmp_path / 'none.py'))
@@ -170,7 +154,6 @@ def test_dumped_config_carries_root_and_size(tmp_path):
     cfg = load_config(str(path), {'data_root': '/data/mine', 'image_size': 320})
     assert cfg.val_evaluator.ann_file == '/data/mine/annotations/instances_val2017.json'
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (320, 320)
-    assert cfg.model.data_preprocessor.batch_augments[1].base_size == 320
 
 
 @pytest.mark.parametrize('root', ['data/mine', 'data/mine/'])

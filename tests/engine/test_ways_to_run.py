@@ -225,7 +225,7 @@ def test_template_without_workers(folder):
         'max_epochs = 60': 'max_epochs = 4',
         'image_size = 640': 'image_size = 64',
         'batch_size = 8': 'batch_size = 5',
-        'model = dict(\n': 'model = dict(\n    backbone=dict(init_cfg=None),\n',
+        'model = dict(bbox': 'model = dict(backbone=dict(init_cfg=None), bbox',
     }
     for old, new in edits.items():
         assert old in text

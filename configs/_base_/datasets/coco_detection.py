@@ -1,5 +1,9 @@
 data_root = 'data/coco/'
+# Side of the network's input. A config that inherits this one changes it by
+# set_image_size(_base_, 320), or by image_size = 320 where DEIMRunner trains or tests with it.
 image_size = 640
+# What the pipelines below are written for; set_image_size keeps it up to date.
+applied_image_size = image_size
 
 # Dense O2O: what DenseO2O does with a sample depends on the stage (warm-up, dense, flat,
 # no-augmentation), which DenseO2OScheduleHook sets.

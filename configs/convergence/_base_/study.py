@@ -5,6 +5,8 @@
 # Data: BCCD, unless another file says so.
 _base_ = './bccd_from_scratch.py'
 
+from deim_mmdet.engine import set_image_size
+
 image_size = 224
 
 model = dict(
@@ -30,11 +32,7 @@ model = dict(
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 
-_base_.train_dataloader.dataset.pipeline[0].mosaic[0].tile_size = image_size // 2
-_base_.train_dataloader.dataset.pipeline[0].mosaic[0].scale = (image_size, image_size)
-_base_.train_dataloader.dataset.pipeline[2].scale = (image_size, image_size)
-_base_.val_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
-_base_.test_dataloader.dataset.pipeline[1].scale = (image_size, image_size)
+set_image_size(_base_, image_size)
 
 # In place of the stages with Dense O2O.
 without_dense_o2o = dict(stages=(0, 0, 148))

@@ -1,6 +1,7 @@
 # Dense O2O for a detector of MMDetection's: the second base of the configs beside this folder, and
-# of yours. `dense_o2o` takes the place of the two transforms that load image and annotations; what
-# follows them stays the detector's own. Without `single`, only the dense stage changes a sample.
+# of yours. `dense_o2o` takes the place of the transforms that load image and annotations, those of
+# `loading`; all others stay the detector's own. Without `single`, only the dense stage changes a
+# sample.
 custom_imports = dict(imports=['deim_mmdet'], allow_failed_imports=False)
 
 dense_o2o = dict(
@@ -9,3 +10,4 @@ dense_o2o = dict(
     mosaic=[dict(type='DenseO2OMosaic')],
     mosaic_prob=0.5,
 )
+loading = ('LoadImageFromFile', 'LoadAnnotations')

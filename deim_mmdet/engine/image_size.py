@@ -1,0 +1,193 @@
+"""The size of the network's input: said once in a config, put wherever the config needs it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmcv.transforms import RandomChoice, Resize, TestTimeAug
+from mmdet.registry import MODELS, TRANSFORMS
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from ..datasets.transforms import DenseO2OMosaic
+from ..models.data_preprocessors import DenseO2OMultiScale
+from ..utils.components import component_class, is_component
+
+#: Sides of the input are multiples of the stride of the coarsest features.
+SIZE_STEP = 32
+#: The variable that holds the ``image_size`` that a config's pipelines were written for.
+APPLIED = 'applied_image_size'
+# What a run builds. Pipelines elsewhere in a config are variables that these were made from.
+BUILT = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'custom_hooks')
+# Transforms with alternatives, which may have other sizes on purpose.
+CHOICES = (RandomChoice, TestTimeAug)
+
+Size = tuple[int, int]
+
+
+def apply_image_size(cfg: Config | dict) -> None:
+    """Put ``cfg.image_size`` wherever the config needs it, if a file or an option has changed it.
+
+    The base config of the data says in ``applied_image_size`` which one its pipelines were written
+    for. Where both are the same, or a config has no such variable, all sizes stay as written, those
+    too that somebody wrote into the pipelines by hand.
+
+    Args:
+        cfg: A whole config, changed in place.
+
+    Raises:
+        ValueError: As :func:`set_image_size`.
+    """
+    size, applied = cfg.get('image_size'), cfg.get(APPLIED)
+    if applied is None:
+        return
+    if _height_and_width(size) != _height_and_width(applied):
+        if changed := set_image_size(cfg, size):
+            print_log(
+                f'image_size={size}: {changed} parts of the config had another size and follow it',
+                logger='current',
+            )
+    elif by_hand := input_sizes(cfg).keys() - {_height_and_width(size)}:
+        print_log(
+            f'image_size={size} of a base config is not in force where pipelines have sizes of '
+            f'their own (height, width): {sorted(by_hand)}',
+            logger='current',
+        )
+
+
+def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
+    """Put a size of the network's input wherever a config needs it.
+
+    Changed are, by the type of the component:
+
+    - ``Resize`` to a fixed size (``keep_ratio=False``) and ``scale`` of ``DenseO2OMosaic``: the
+      size. Within a data loader they must agree before, which shows that the input's is meant.
+    - ``tile_size`` of ``DenseO2OMosaic``: in proportion; half of the shorter side as published.
+    - ``base_size`` of ``DenseO2OMultiScale``, where it is given: the longer side.
+    - Alternatives (``TestTimeAug``, ``RandomChoice``): in proportion, in steps of 32.
+
+    A text config whose size differs from that of its base calls it last, so that whoever reads the
+    file alone, as mmdet's ``DetInferencer`` does, finds that size too.
+
+    Args:
+        cfg: A config, or the ``_base_`` of one, changed in place; also its ``image_size``.
+        size: Side of a square in pixels, or (height, width); multiples of 32.
+
+    Returns:
+        Number of components that were changed.
+
+    Raises:
+        ValueError: ``size`` isn't of that kind, or a data loader resizes images to several sizes.
+
+    Example:
+        >>> _base_ = './deim_dfine_s.py'
+        >>> from deim_mmdet.engine import set_image_size
+        >>> image_size = 320
+        >>> set_image_size(_base_, image_size)
+    """
+    new = _height_and_width(size)
+    sizes = {name: _fixed_sizes(part, name) for name, part in cfg.items()}
+    for name in BUILT:
+        if len(sizes.get(name, ())) > 1:
+            listed = '; '.join(
+                f'{height} x {width} in {", ".join(places)}'
+                for (height, width), places in sizes[name].items()
+            )
+            raise ValueError(
+                f'image_size={size} can take the place of one size, but {name} resizes images to '
+                f'several (height x width): {listed}. Write image_size there in place of numbers, '
+                'or change the numbers and leave image_size as it is in the base config'
+            )
+    # Of what has no fixed size itself: that of the loaders, if it changes.
+    default = next((old for old in input_sizes(cfg) if old != new), new)
+    # All are computed before one is set: a component may stand in several parts of the config.
+    changes: dict[int, tuple[dict, dict]] = {}
+    for name, part in cfg.items():
+        old = next(iter(sizes[name]), default)
+        # A variable with several sizes isn't known to be about the input.
+        if len(sizes[name]) <= 1:
+            for _, component, _ in _components(part):
+                if changed := _changes(component, old, new):
+                    changes[id(component)] = component, changed
+    for component, changed in changes.values():
+        component.update(changed)
+    cfg['image_size'] = cfg[APPLIED] = size
+    return len(changes)
+
+
+def input_sizes(cfg: Config | dict) -> dict[Size, list[str]]:
+    """The fixed sizes (height, width) that a config's data loaders and hooks resize images to.
+
+    Returns:
+        By size the places, as dotted names. Alternatives don't count.
+    """
+    return _fixed_sizes({name: cfg.get(name) for name in BUILT})
+
+
+def _fixed_sizes(part: Any, name: str = '') -> dict[Size, list[str]]:
+    sizes: dict[Size, list[str]] = {}
+    for place, component, is_choice in _components(part, name):
+        if not is_choice and (size := _fixed_size(component)):
+            sizes.setdefault(size, []).append(place)
+    return sizes
+
+
+def _height_and_width(size: Any) -> Size:
+    sides = [size, size] if isinstance(size, int) else size
+    if (
+        not isinstance(sides, Sequence)
+        or len(sides) != 2
+        or not all(type(side) is int and side > 0 and side % SIZE_STEP == 0 for side in sides)
+    ):
+        raise ValueError(
+            f'image_size={size} must be a positive multiple of {SIZE_STEP}, or two of them, '
+            '(height, width)'
+        )
+    return sides[0], sides[1]
+
+
+def _components(
+    node: Any, name: str = '', is_choice: bool = False
+) -> Iterator[tuple[str, dict, bool]]:
+    """Dotted names and configs of the components under ``node``; whether they are alternatives."""
+    if isinstance(node, Mapping):
+        if 'type' in node:
+            yield name, node, is_choice
+            kind = component_class(TRANSFORMS, node)
+            is_choice = is_choice or (kind is not None and issubclass(kind, CHOICES))
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    else:
+        return
+    for key, child in children:
+        yield from _components(child, f'{name}.{key}' if name else key, is_choice)
+
+
+def _fixed_size(component: Mapping) -> Size | None:
+    """(height, width) that a transform brings images to; None if it isn't the same for all."""
+    scale = component.get('scale')
+    resizes = is_component(TRANSFORMS, component, Resize) and not component.get('keep_ratio')
+    if scale is None or not (resizes or is_component(TRANSFORMS, component, DenseO2OMosaic)):
+        return None
+    width, height = (scale, scale) if isinstance(scale, int) else scale
+    return height, width
+
+
+def _changes(component: Mapping, old: Size, new: Size) -> dict[str, Any]:
+    """Options of a component that follow the input's (height, width), as they become."""
+    changes: dict[str, Any] = {}
+    is_multi_scale = is_component(MODELS, component, DenseO2OMultiScale)
+    if is_multi_scale and component.get('base_size') not in (None, max(new)):
+        changes['base_size'] = max(new)
+    if old == new:
+        return changes
+    if size := _fixed_size(component):
+        height, width = (
+            max(1, round(side * after / before / SIZE_STEP)) * SIZE_STEP
+            for side, before, after in zip(size, old, new, strict=True)
+        )
+        changes['scale'] = (width, height)
+    if is_component(TRANSFORMS, component, DenseO2OMosaic):
+        tile = component.get('tile_size', min(old) // 2)
+        changes['tile_size'] = max(1, tile * min(new) // min(old))
+    return changes
