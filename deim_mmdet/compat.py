@@ -13,6 +13,7 @@
 | the visualizer of mmdet's hook | it can't be given another one |
 | the annotations of mmdet's COCO metric | reading the file again would take as long again |
 | whether a preprocessor exchanges channels | it tells so nowhere else |
+| copying many tensors at once | torch has no public operator for it |
 | linear layers by oneDNN | torch has no public operator for them |
 | devices that an operator has kernels for | torch tells them nowhere else |
 """
@@ -146,6 +147,14 @@ def annotations_of(metric: Any) -> Any:
 def exchanges_channels(preprocessor: Any) -> bool:
     """Whether a data preprocessor exchanges red and blue."""
     return preprocessor._channel_conversion
+
+
+def copy_each(targets: Any, sources: Any) -> None:
+    """Copy a list of tensors into another of the same length, with few kernels on a GPU."""
+    import torch
+
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def has_onednn_linear() -> bool:

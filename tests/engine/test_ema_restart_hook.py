@@ -1,14 +1,20 @@
+import os
 import re
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import DEIMRunner, EMARestartHook, ExpWarmupEMAHook
+from deim_mmdet.engine.hooks import ema_restart_hook
 from deim_mmdet.engine.hooks.ema_restart_hook import RESTART_CHECKPOINT
 
 import pytest
 import torch
 import toy
 from mmdet.registry import HOOKS
-from mmengine.hooks import Hook
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook, Hook
 from states import differences, state_of
 
 # Of 10 epochs the last four make the no-augmentation stage.
@@ -22,6 +28,7 @@ class WitnessHook(Hook):
     priority = 'LOWEST'
     seen = {}
     act = None
+    saves = 0
 
     def before_train_epoch(self, runner):
         (ema,) = (hook for hook in runner.hooks if isinstance(hook, ExpWarmupEMAHook))
@@ -35,6 +42,9 @@ class WitnessHook(Hook):
             iteration=runner.iter,
         )
         WitnessHook.seen[runner.epoch] = clone(snapshot)
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        WitnessHook.saves += 1
 
     def after_train_epoch(self, runner):
         if WitnessHook.act is not None:
@@ -59,7 +69,7 @@ def train(tmp_path, request, plain_config_text):
         options = {**toy.scripted(scores), 'recipe.epochs': 10, **options}
         cfg = toy.in_process(tmp_path, f'{request.node.name}_{count}', **options)
         cfg.custom_hooks += [dict(type='WitnessHook')]
-        WitnessHook.seen, WitnessHook.act = {}, act
+        WitnessHook.seen, WitnessHook.act, WitnessHook.saves = {}, act, 0
         runner = DEIMRunner.from_cfg(cfg)
         runner.train()
         return runner
@@ -138,8 +148,14 @@ def test_given_numbers_win_and_the_decay_ends_at_zero(train):
     assert decays[6:] == pytest.approx([0.8, 0.5, 0.2, 0])
 
 
-def test_best_of_the_run_and_best_augmented_are_both_kept(train, tmp_path):
+@pytest.mark.parametrize('links', [True, False])
+def test_best_of_the_run_and_best_augmented_are_both_kept(train, tmp_path, links, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, 'link', mock.Mock(side_effect=OSError))
     train(STEADY)
+    # Every epoch before and after its evaluation; the best of epochs 1, 2 and 9; of the first two,
+    # which are augmented, the whole state once more.
+    assert WitnessHook.saves == 20 + 3 + (0 if links else 2)
     work = tmp_path / 'work'
     assert [path.name for path in work.glob('best_coco*')] == ['best_coco_bbox_mAP_epoch_9.pth']
     for part in ('state_dict', 'ema_state_dict'):
@@ -214,6 +230,46 @@ def test_ranks_restart_alike(tmp_path):
         launcher=toy.two_processes(),
     )
     assert log.count('restart from the best checkpoint of the augmented stages, of epoch 2') == 3
+
+
+FOLDERS = {
+    'shared': ('here', 'here'),
+    'not there': ('here', 'nowhere'),
+    'another file': ('here', 'there'),
+    'lost': ('nowhere', 'nowhere'),
+}
+
+
+def read_rank(rank: int, folder: Path) -> None:
+    """What each of two ranks reads in each case, and whether it has read it itself."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
+    )
+    found = []
+    for folders in FOLDERS.values():
+        checkpoint_hook = CheckpointHook(out_dir=str(folder / folders[rank]))
+        checkpoint_hook.file_backend = LocalBackend()
+        load = mock.Mock(wraps=ema_restart_hook.load_from_deim_mmdet)
+        with mock.patch.object(ema_restart_hook, 'load_from_deim_mmdet', load):
+            runner = SimpleNamespace(hooks=[checkpoint_hook])
+            checkpoint, problem = EMARestartHook()._read(runner)
+        found.append((checkpoint and checkpoint['number'], problem, load.called))
+    torch.save(found, folder / f'rank_{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_every_rank_reads_the_checkpoint_that_the_main_process_sees(tmp_path):
+    for number, name in enumerate(('here', 'there')):
+        (tmp_path / name).mkdir()
+        torch.save(dict(state_dict={}, number=number), tmp_path / name / RESTART_CHECKPOINT)
+    torch.multiprocessing.start_processes(read_rank, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        found = dict(zip(FOLDERS, torch.load(tmp_path / f'rank_{rank}.pt'), strict=True))
+        number, problem, _ = found.pop('lost')
+        assert number is None
+        assert RESTART_CHECKPOINT in problem
+        itself = dict(shared=True) if rank else dict.fromkeys(found, True)
+        assert found == {case: (0, None, itself.get(case, False)) for case in found}
 
 
 def test_prolonged_run_has_its_last_stage_ahead(train, tmp_path):

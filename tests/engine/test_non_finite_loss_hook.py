@@ -24,6 +24,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, ConstantLR, OptimWrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import get_priority
 from torch import nn
 
 BATCHES = 6
@@ -45,6 +46,8 @@ class Model(BaseModel):
         losses = dict(loss_box=box.square().mean(), loss_cls=[cls.abs().mean(), cls.mean()])
         if fault == 'one term':
             losses['loss_cls'] = [losses['loss_cls'][0], cls.sum() * float('nan')]
+        if fault == 'loss alone':
+            losses['loss_capped'] = cls.sum() * 0 + float('inf')
         if fault == 'gradient':
             # The root of 0 is 0; its derivative is infinite.
             losses['loss_root'] = (self.linear.weight * 0).sum().sqrt()
@@ -109,12 +112,15 @@ class Training:
             # The wrapper takes the kind of clipping out of what it gets.
             **copy.deepcopy(options),
         )
-        self.hooks = [ExpWarmupEMAHook(decay=0.9, warmup_iters=2), NonFiniteLossHook(skip)]
+        self.hooks = [NonFiniteLossHook(skip), ExpWarmupEMAHook(decay=0.9, warmup_iters=2)]
+        # As mmengine orders them.
+        self.hooks.sort(key=lambda hook: get_priority(hook.priority))
         self.message_hub = MessageHub(f'training_{id(self)}')
         self.logger = logging.getLogger('training')
         self.epoch, self.iter, self.max_iters = 2, 40, 100
         for hook in self.hooks:
             hook.before_run(self)
+        for hook in self.hooks:
             hook.before_train(self)
 
     def run(self, batches):
@@ -129,7 +135,7 @@ class Training:
 
     def state(self):
         """Everything that a step changes, by name."""
-        average = self.hooks[0].ema_model.state_dict()
+        average = self.hooks[1].ema_model.state_dict()
         optimizer = self.optim_wrapper.optimizer.state_dict()['state']
         return {
             **{f'model.{name}': value for name, value in self.model.state_dict().items()},
@@ -145,12 +151,13 @@ def assert_same(first, second, but=()):
             assert torch.equal(value, second[name]), name
 
 
+FAULTS = ['nan', 'inf', 'one term', 'loss alone', 'gradient']
 CLIPPING = [None, dict(max_norm=0.1), dict(type='value', clip_value=0.1)]
 
 
 @pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
 @pytest.mark.parametrize('wrapper_type', WRAPPERS.values(), ids=WRAPPERS)
-@pytest.mark.parametrize('fault', ['nan', 'inf', 'one term', 'gradient'])
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_step_left_out_is_as_if_it_had_never_been(fault, wrapper_type, clip_grad, caplog):
     make = functools.partial(Training, wrapper_type, 2, clip_grad=clip_grad)
     bad = {0: fault, 3: fault}
@@ -213,22 +220,26 @@ def test_schedulers_count_steps_of_the_wrapper_that_they_were_made_with(clip_gra
     assert not recwarn
 
 
-@pytest.mark.parametrize('bad', [2, 3], ids=['first', 'last'])
+@pytest.mark.parametrize('bad', [(2,), (3,), (2, 3)], ids=['first', 'last', 'both'])
 @pytest.mark.parametrize('fault', ['nan', 'gradient'])
 def test_a_step_of_two_iterations_is_left_out_as_a_whole(fault, bad):
     make = functools.partial(Training, skip=1, accumulative_counts=2, clip_grad=dict(max_norm=0.1))
-    training = make().run(make_batch(i, fault if i == bad else None) for i in range(BATCHES))
+    training = make().run(make_batch(i, fault if i in bad else None) for i in range(BATCHES))
     truth = make().run(make_batch(i) for i in (0, 1, 4, 5))
-    # Statistics of the good half stay, and reach the average.
+    # Statistics of the iterations before the bad one stay, and reach the average; gradients are
+    # complete in the last.
     assert_same(training.state(), truth.state(), but=('norm', 'average'))
-    good = make().run(make_batch(i) for i in range(BATCHES) if i != (bad if fault == 'nan' else 3))
+    assert all(value.isfinite().all() for value in training.state().values())
+    first = bad[0] if fault == 'nan' else 3
+    good = make().run(make_batch(i) for i in range(BATCHES) if not first <= i <= 3)
     for name in ('running_mean', 'running_var', 'num_batches_tracked'):
         assert torch.equal(getattr(training.model.norm, name), getattr(good.model.norm, name))
     assert training.message_hub.get_info('skipped_steps') == 1
 
 
-def test_the_scaler_of_float16_skips_infinite_gradients_itself():
-    make = functools.partial(Training, ScaledOptimWrapper, clip_grad=dict(max_norm=0.1))
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
+def test_the_scaler_of_float16_skips_infinite_gradients_itself(clip_grad):
+    make = functools.partial(Training, ScaledOptimWrapper, clip_grad=clip_grad)
     training = make().run(make_batch(i, 'gradient' if i == 1 else None) for i in range(3))
     truth = make().run(make_batch(i) for i in (0, 2))
     assert_same(training.state(), truth.state(), but=('norm', 'average'))
@@ -236,18 +247,29 @@ def test_the_scaler_of_float16_skips_infinite_gradients_itself():
     assert training.message_hub.get_info('skipped_steps') is None
 
 
-def test_a_bad_loss_is_left_out_before_it_reaches_the_scaler():
-    make = functools.partial(Training, ScaledOptimWrapper, 1, clip_grad=dict(max_norm=0.1))
-    training = make().run(make_batch(i, 'nan' if i == 1 else None) for i in range(3))
+def test_an_infinite_norm_is_not_logged():
+    training = Training(ScaledOptimWrapper, clip_grad=dict(max_norm=0.1)).run([make_batch(0)])
+    norm = norm_of(training)
+    training.run([make_batch(1, 'gradient')])
+    assert norm_of(training) == norm
+
+
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
+@pytest.mark.parametrize('fault', ['nan', 'loss alone'])
+def test_a_bad_loss_is_left_out_before_it_reaches_the_scaler(fault, clip_grad):
+    make = functools.partial(Training, ScaledOptimWrapper, 1, clip_grad=clip_grad)
+    training = make().run(make_batch(i, fault if i == 1 else None) for i in range(3))
     truth = make().run(make_batch(i) for i in (0, 2))
     assert_same(training.state(), truth.state())
-    assert training.optim_wrapper.loss_scaler.get_scale() == 8
+    scalers = [run.optim_wrapper.loss_scaler.state_dict() for run in (training, truth)]
+    assert scalers[0] == scalers[1]
+    assert training.message_hub.get_info('skipped_steps') == 1
 
 
 def test_only_finite_terms_are_logged():
     training = Training(skip=1).run([make_batch(0, 'one term')])
-    assert training.outputs.keys() == {'loss', 'loss_box'}
-    assert training.outputs['loss'] == training.outputs['loss_box'] > 0
+    assert training.outputs.keys() == {'loss_box'}
+    assert training.outputs['loss_box'] > 0
 
 
 def test_bad_weights_end_the_training_by_name():
@@ -257,13 +279,15 @@ def test_bad_weights_end_the_training_by_name():
         training.run([make_batch(1)])
 
 
-@pytest.mark.parametrize('part', ['state_dict', 'ema_state_dict'])
+@pytest.mark.parametrize('part', ['model', 'average'])
 def test_bad_weights_are_not_saved(part):
     training = Training()
-    checkpoint = {'state_dict': training.model.state_dict(), 'ema_state_dict': {}, part: {}}
-    checkpoint[part] = {'norm.running_var': torch.tensor([1.0, float('inf')])}
-    with pytest.raises(NonFiniteWeightError, match=rf'{part}\.norm\.running_var'):
-        training.hooks[1].before_save_checkpoint(training, checkpoint)
+    average = training.hooks[1].ema_model
+    state = (training.model if part == 'model' else average.module).state_dict()
+    state['norm.running_var'][1] = float('inf')
+    checkpoint = {'state_dict': training.model.state_dict()}
+    with pytest.raises(NonFiniteWeightError, match=rf'{part}\b.*norm\.running_var'):
+        training.hooks[0].before_save_checkpoint(training, checkpoint)
 
 
 def test_evaluation_is_left_alone():
@@ -273,17 +297,61 @@ def test_evaluation_is_left_alone():
     assert sum(training.model(**batch)['loss_cls']).isnan()
 
 
-def test_nothing_is_left_behind():
-    training = Training(clip_grad=dict(max_norm=0.1))
-    wrapper = training.optim_wrapper
-    assert type(wrapper) is not OptimWrapper
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
+def test_nothing_is_left_behind(clip_grad):
+    training = Training(clip_grad=clip_grad)
+    untouched = OptimWrapper(training.optim_wrapper.optimizer, clip_grad=copy.deepcopy(clip_grad))
     training.run([make_batch(0)])
-    training.hooks[1].after_train(training)
-    assert type(training.optim_wrapper) is OptimWrapper
-    assert training.optim_wrapper.inner_count == wrapper.inner_count == 1
+    training.hooks[0].after_train(training)
+    for name in ('clip_func', 'clip_grad_kwargs'):
+        expected = getattr(untouched, name, None)
+        assert getattr(training.optim_wrapper, name) == expected
     assert not training.model._forward_hooks
     training.run([make_batch(0, 'one term')])
     assert training.model.linear.weight.isnan().any()
+
+
+def norm_of(training):
+    """That of the last step, as it was logged."""
+    return training.optim_wrapper.message_hub.get_scalar('train/grad_norm').current()
+
+
+class Reads:
+    """Counts what is read from a tensor by the host, and whether gradients were there by then."""
+
+    def __init__(self, monkeypatch):
+        self.after_backward = []
+        for name in ('item', 'tolist', '__float__', '__int__', '__bool__', '__index__'):
+            monkeypatch.setattr(torch.Tensor, name, self.counted(getattr(torch.Tensor, name)))
+
+    def counted(self, method):
+        def read(tensor):
+            self.after_backward.append(self.wrapper.inner_count > self.count)
+            return method(tensor)
+
+        return read
+
+    def of(self, training):
+        """Reads of the next training step, each as whether it came after the backward pass."""
+        self.wrapper, self.count = training.optim_wrapper, training.optim_wrapper.inner_count
+        self.after_backward.clear()
+        training.model.train_step(make_batch(3), training.optim_wrapper)
+        return list(self.after_backward)
+
+
+@pytest.mark.parametrize('wrapper_type', WRAPPERS.values(), ids=WRAPPERS)
+def test_a_good_step_reads_once_and_after_the_backward_pass(wrapper_type, monkeypatch):
+    """As often as without the hook, where mmengine reads the norm for the log."""
+    training = Training(wrapper_type, clip_grad=dict(max_norm=0.1)).run([make_batch(0)])
+    # The optimiser of the CPU reads numbers of steps that it keeps there.
+    training.optim_wrapper.optimizer.step = lambda: None
+    with monkeypatch.context() as patch:
+        assert Reads(patch).of(training) == [True]
+    norm = norm_of(training)
+    training.hooks[0].after_train(training)
+    with monkeypatch.context() as patch:
+        assert Reads(patch).of(training) == [True]
+    assert norm_of(training) == norm
 
 
 @pytest.mark.parametrize('number', [-1, 1.5, True])

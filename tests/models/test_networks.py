@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+from deim_mmdet import compat
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import reference_name
 from deim_mmdet.deployment.cpu import optimize_for_cpu
@@ -293,12 +294,14 @@ def test_optimized_for_a_cpu_it_computes_the_same(model):
     optimized = optimize_for_cpu(copy.deepcopy(model))
     # Large enough for oneDNN's products.
     images, targets = torch.rand(2, 3, 256, 256), samples([5, 0], (256, 256))
-    results = []
+    results, operators = [], []
     for form in (model, optimized):
         form.train().zero_grad()
         torch.manual_seed(1)
-        losses = form.loss(images, targets)
+        with torch.profiler.profile() as profile:
+            losses = form.loss(images, targets)
         sum(losses.values()).backward()
+        operators.append({event.key for event in profile.key_averages()})
         # Those of the backbone are sums that rounding moves further.
         gradients = [p.grad.flatten() for p in form.bbox_head.parameters() if p.grad is not None]
         results.append((losses, torch.cat(gradients)))
@@ -306,4 +309,9 @@ def test_optimized_for_a_cpu_it_computes_the_same(model):
     for term, value in expected.items():
         assert losses[term].item() == pytest.approx(value.item(), rel=1e-3), term
     assert (gradient - expected_gradient).norm() < 1e-2 * expected_gradient.norm()
-    assert not torch.equal(gradient, expected_gradient)
+    assert [any('mkldnn::_linear' in name for name in names) for names in operators] == [
+        False,
+        compat.has_onednn_linear(),
+    ]
+    convolutions = [m for m in optimized.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)

@@ -1,14 +1,17 @@
 """Restarts training from the best checkpoint of the augmented stages in the last stage."""
 
+import os
+from contextlib import suppress
 from typing import Any
 
 from mmdet.registry import HOOKS
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
 
 from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
+from ...utils.files import link
 from ..checks import check_counts_epochs
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .exp_warmup_ema import ExpWarmupEMAHook
@@ -23,7 +26,8 @@ class EMARestartHook(Hook):
     """Restarts from the best checkpoint of the augmented stages (DEIM and D-FINE's recipes).
 
     1. Where an evaluation of an epoch before the no-augmentation stage is a new best, the whole
-       state is saved as ``best_augmented.pth``, which no later best replaces.
+       state is saved as ``best_augmented.pth``, which no later best replaces. It is a link to the
+       checkpoint of the epoch where there is one.
     2. Before the first epoch of the no-augmentation stage weights, EMA (with its number of updates)
        and optimiser are set to those of that checkpoint, and the EMA's decay to ``restart_decay``.
        Learning rate, epoch and iteration go on by the schedule.
@@ -35,8 +39,9 @@ class EMARestartHook(Hook):
     restart is decided after an evaluation and carried out before the next epoch; until that epoch
     is saved, checkpoints say that it is due. So a run that is resumed at any point restarts where
     the uninterrupted one did. What is known (epoch and score of the checkpoint, decay, restart due)
-    is in the message hub as ``ema_restart``, hence in every checkpoint. The main process reads the
-    file for all ranks.
+    is in the message hub as ``ema_restart``, hence in every checkpoint. Every rank reads the file
+    itself; where one doesn't see that of the main process, in a work directory of its own, the main
+    process sends what it reads.
 
     Without an evaluation before the no-augmentation stage there is no restart; a line is logged. A
     resumed run whose ``best_augmented.pth`` is gone doesn't start; where it goes or can't be read
@@ -149,11 +154,16 @@ class EMARestartHook(Hook):
 
     def _save(self, runner, score: float) -> None:
         self._update(runner, epoch=runner.epoch, score=score)
-        runner.save_checkpoint(
-            self._checkpoint_hook(runner).out_dir,
-            RESTART_CHECKPOINT,
-            meta=dict(epoch=runner.epoch, iter=runner.iter),
-        )
+        hook = self._checkpoint_hook(runner)
+        saved = hook.file_backend.join_path(hook.out_dir, hook.filename_tmpl.format(runner.epoch))
+        complete = hook.by_epoch and hook.save_optimizer
+        if is_main_process() and complete and hook.last_ckpt == saved:
+            # Not every file system has links.
+            with suppress(OSError):
+                link(saved, self._path(runner))
+                return
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        runner.save_checkpoint(hook.out_dir, RESTART_CHECKPOINT, meta=meta)
 
     def _restart(self, runner, state: dict[str, Any]) -> None:
         checkpoint, problem = self._read(runner)
@@ -180,14 +190,16 @@ class EMARestartHook(Hook):
 
     def _read(self, runner) -> tuple[dict | None, str | None]:
         """The checkpoint, or what is wrong with it; the same on all ranks."""
-        result = [None, None]
-        if is_main_process():
+        path, result = self._path(runner), [None, None]
+        shared = len(set(all_gather_object(_identity(path)))) == 1
+        if shared or is_main_process():
             try:
-                result[0] = load_from_deim_mmdet(self._path(runner), 'cpu')
+                result[0] = load_from_deim_mmdet(path, 'cpu')
             except (OSError, RuntimeError) as error:
                 result[1] = str(error)
-        broadcast_object_list(result)
-        return tuple(result)
+        if not shared:
+            broadcast_object_list(result)
+        return result[0], next(filter(None, all_gather_object(result[1])), None)
 
     def _check_file(self, runner) -> None:
         path = self._path(runner)
@@ -263,6 +275,15 @@ def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
     current = optim_wrapper.state_dict()
     schedule = {k: v for k, v in current.items() if k in ('param_groups', 'base_param_settings')}
     optim_wrapper.load_state_dict({**saved, **schedule})
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What differs between one file and another, or an older one of the same name."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _find_hook(runner, kind: type[Hook]) -> Any:

@@ -6,9 +6,10 @@ import torch
 from mmdet.registry import HOOKS, MODELS
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ... import compat
 from .non_finite_loss_hook import NonFiniteLossHook
 
 
@@ -39,6 +40,7 @@ class ExpWarmupEMA(BaseAveragedModel):
         super().__init__(model, update_buffers=True)
         self.decay = decay
         self.warmup_iters = warmup_iters
+        self._paired: tuple[nn.Module, list] | None = None
 
     def decay_at(self, update: int) -> float:
         """Decay of the ``update``-th update, counted from 1."""
@@ -47,23 +49,32 @@ class ExpWarmupEMA(BaseAveragedModel):
     @torch.no_grad()
     def copy_from(self, model: nn.Module) -> None:
         """Set the average to the state of ``model``."""
-        source = model.state_dict()
-        for name, average in self.avg_parameters.items():
-            average.copy_(source[name])
+        for averages, values in self._pairs(model):
+            compat.copy_each(averages, values)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
+        """Add the state of ``model`` to the average.
+
+        Its tensors are looked up once: it may not get others in their place later on.
+        """
         self.steps += 1
-        decay = self.decay_at(int(self.steps))
-        source = model.state_dict()
-        averages, values = [], []
-        for name, average in self.avg_parameters.items():
-            if average.is_floating_point():
+        floats, integers = self._pairs(model)
+        get_ema_multi_avg_fn(self.decay_at(int(self.steps)))(*floats, self.steps)
+        compat.copy_each(*integers)
+
+    def _pairs(self, model: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Tensors of the average and of ``model``: those of floating point, and integer ones."""
+        if self._paired is None or self._paired[0] is not model:
+            source = model.state_dict(keep_vars=True)
+            pairs = [([], []), ([], [])]
+            for name, average in self.avg_parameters.items():
+                averages, values = pairs[not average.is_floating_point()]
                 averages.append(average)
-                values.append(source[name].to(average))
-            else:
-                average.copy_(source[name])
-        get_ema_multi_avg_fn(decay)(averages, values, self.steps)
+                values.append(source[name])
+            # In a tuple, so that the model doesn't become a part of this one.
+            self._paired = (model, pairs)
+        return self._paired[1]
 
 
 @HOOKS.register_module()

@@ -5,15 +5,14 @@ import math
 import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 from ...utils.arguments import check_count
 from ..checks import bare_model, enumerate_names, non_finite_names
 from ..faults import RunFault
-from ..optimizers import guarded
 
 SKIPPED = 'skipped_steps'
 
@@ -38,22 +37,26 @@ class NonFiniteWeightError(NonFiniteError):
 class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
-    It acts between the forward and the backward pass (by a forward hook on the detector) and
-    between the backward pass and the optimiser. Gradients are looked at before they are clipped:
-    clipping by norm would spread one NaN to all of them, and clipping by value would turn an
-    infinity into a usual number. Where they are clipped, the runner therefore has a
-    :func:`~deim_mmdet.engine.optimizers.guarded` optimiser wrapper in the place of its own while it
-    trains. In distributed training all ranks take the same decision, and each
-    names the terms and images of all. Where a ``GradScaler`` looks for infinite gradients and
-    skips their steps itself (``AmpOptimWrapper``), gradients are left to it, unless it is disabled
-    and looks for nothing. A checkpoint with a weight that isn't finite is not written.
+    It acts where mmengine's optimiser wrapper clips: in training it stands in for the wrapper's
+    ``clip_func``, also where nothing is clipped. Losses and the norm of all gradients are read from
+    the device in one transfer, which is that of the norm for the log. Gradients are looked at
+    before they are clipped: clipping by norm would spread one NaN to all of them, and clipping by
+    value would turn an infinity into a usual number. With gradient accumulation the losses of each
+    iteration before the last are read after its backward pass.
+
+    In distributed training all ranks take the same decision, and each names the terms and images
+    of all. Where a ``GradScaler`` looks for infinite gradients and skips their steps itself
+    (``AmpOptimWrapper``), gradients are left to it, unless it is disabled and looks for nothing; a
+    norm that isn't finite is not logged. A checkpoint with a weight that isn't finite is not
+    written.
 
     The first ``skip_non_finite`` bad steps of a run are left out. Such a step changes neither
     weights nor optimiser, nor the average of ``ExpWarmupEMAHook``, nor the running statistics that
-    its forward pass has updated; the learning rate goes on. With gradient accumulation the step
-    is left out for all its iterations; from the bad one on they don't reach the average either.
-    The number of steps left out is kept in the message hub as ``skipped_steps``, and so survives
-    a resume. Weights that aren't finite already end the training in any case.
+    its forward pass has updated, nor the scale of a ``GradScaler``; the learning rate goes on. Its
+    bad terms are not logged. With gradient accumulation the step is left out for all its
+    iterations; from the bad one on they don't reach statistics and average either. The number of
+    steps left out is kept in the message hub as ``skipped_steps``, and so survives a resume.
+    Weights that aren't finite already end the training in any case.
 
     Args:
         skip_non_finite: How many steps of a run may be left out. Default 0: the first ends it.
@@ -65,127 +68,141 @@ class NonFiniteLossHook(Hook):
         ValueError: ``skip_non_finite`` is negative or no integer.
     """
 
-    priority = 'VERY_LOW'
+    # Before the hooks that log losses and average weights.
+    priority = 'HIGHEST'
 
     def __init__(self, skip_non_finite: int = 0) -> None:
         self.skip_non_finite = check_count(self, 'skip_non_finite', skip_non_finite, lowest=0)
         #: Whether the step that the present iteration belongs to is left out.
         self.skipping = False
-        self._undo = False
-        self._checked = False
-        # Paths by iteration, of those that make up the present step.
-        self._images: list[list[str]] = []
+        self._scale: dict | None = None
+        # The loss terms of this iteration, and the samples by iteration of this step.
+        self._losses: dict[str, Tensor | list[Tensor]] = {}
+        self._samples: list[list] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def before_train(self, runner) -> None:
-        self._runner = runner
-        self._model = bare_model(runner.model)
-        self._wrapper = runner.optim_wrapper
-        if not isinstance(self._wrapper, OptimWrapper):
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, OptimWrapper):
             raise TypeError(
                 f'{type(self).__name__} works with one optimiser, but optim_wrapper is a '
-                f'{type(self._wrapper).__name__}'
+                f'{type(wrapper).__name__}'
             )
-        self._parameters = dict(self._model.named_parameters())
-        self._handles = [
-            self._model.register_forward_hook(self._check_losses, with_kwargs=True),
-            self._wrapper.optimizer.register_step_pre_hook(self._before_optimizer_step),
-        ]
-        scaler = getattr(self._wrapper, 'loss_scaler', None)
-        self._scaled = scaler is not None and scaler.is_enabled()
-        if self._wrapper.clip_grad_kwargs and not self._scaled:
-            runner.optim_wrapper = guarded(self._wrapper, self._before_clipping)
+        self._runner, self._wrapper, self._model = runner, wrapper, bare_model(runner.model)
+        self._handle = self._model.register_forward_hook(self._note_losses, with_kwargs=True)
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._clipping = getattr(wrapper, 'clip_func', None), wrapper.clip_grad_kwargs
+        wrapper.clip_func = self._check_and_clip
+        # A wrapper without arguments for it would not call it.
+        wrapper.clip_grad_kwargs = wrapper.clip_grad_kwargs or dict(norm_type=2.0)
 
     def after_train(self, runner) -> None:
-        for handle in self._handles:
-            handle.remove()
-        runner.optim_wrapper = self._wrapper
+        self._handle.remove()
+        self._wrapper.clip_func, self._wrapper.clip_grad_kwargs = self._clipping
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        # That is, the iteration before has completed a step.
+        if self._wrapper.should_update():
+            self.skipping = False
+            self._samples.clear()
         if self.skip_non_finite:
             self._buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._undo:
-            for buffer, before in self._buffers:
-                buffer.copy_(before)
-            self._undo = False
-        if self._wrapper.should_update():
-            self.skipping = False
-            self._images.clear()
+        if not self._wrapper.should_update() and not self.skipping:
+            self._check()
+        if not self.skipping:
+            return
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        if self._scale is not None:
+            self._scaler.load_state_dict(self._scale)
+            self._scale = None
+        for name in [name for name, value in outputs.items() if not math.isfinite(value)]:
+            del outputs[name]
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        parts = ('state_dict', 'ema_state_dict')
-        self._refuse_weights({part: checkpoint.get(part, {}) for part in parts})
+        parts = {'model': checkpoint['state_dict']}
+        # EMAHook puts it into the checkpoint later.
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                parts['average'] = hook.ema_model.module.state_dict()
+        self._refuse_weights(parts)
 
-    def _check_losses(self, model: nn.Module, args: tuple, kwargs: dict, losses):
-        """Forward hook: what it returns replaces the losses."""
-        if not model.training or not isinstance(losses, dict):
-            return None
-        samples = kwargs.get('data_samples') or (args[1] if len(args) > 1 else None) or []
-        self._images.append([str(sample.get('img_path', 'unknown')) for sample in samples])
-        terms = {
+    def _note_losses(self, model: nn.Module, args: tuple, kwargs: dict, losses) -> None:
+        """Forward hook of the detector."""
+        if model.training and isinstance(losses, dict):
+            self._losses = losses
+            samples = kwargs.get('data_samples') or (args[1] if len(args) > 1 else None) or []
+            self._samples.append(samples)
+
+    def _check_and_clip(self, parameters: list[nn.Parameter], **arguments) -> float | None:
+        """What the wrapper calls to clip, once the gradients of a step are complete.
+
+        Args:
+            parameters: Those that have a gradient.
+            arguments: The wrapper's ``clip_grad``.
+
+        Returns:
+            The norm of all gradients for the log, where they are clipped by it.
+        """
+        clip, _ = self._clipping
+        options = {k: v for k, v in arguments.items() if k in ('norm_type', 'foreach')}
+        norm = get_total_norm([parameter.grad for parameter in parameters], **options)
+        figures = None if self.skipping else self._check(norm)
+        if figures is None:
+            # Optimisers pass parameters without gradient over: no decay, no change of state.
+            for parameter in parameters:
+                parameter.grad = None
+            if self.skipping and self._scaler is not None:
+                self._scale = self._scaler.state_dict()
+        elif clip is clip_grad_norm_:
+            clip_grads_with_norm_(parameters, arguments['max_norm'], norm, arguments.get('foreach'))
+            return figures[-1]
+        elif clip is not None:
+            clip(parameters, **arguments)
+        return None
+
+    def _check(self, *norm: Tensor) -> list[float] | None:
+        """Look at the losses of an iteration and the norm of the gradients, in one transfer.
+
+        Args:
+            norm: Of all gradients, once they are complete.
+
+        Returns:
+            Losses and norm; None where one of them keeps this step from the weights.
+        """
+        losses = {
             name: sum(value) if isinstance(value, (list, tuple)) else value
-            for name, value in losses.items()
+            for name, value in self._losses.items()
         }
-        totals = torch.stack([value.detach().float().sum() for value in terms.values()])
-        # The largest over ranks of the number of bad terms: any rank's stops all.
-        bad = (~totals.isfinite()).sum()
-        all_reduce(bad, 'max')
-        # The only transfer from the device where all is well.
-        if not bad.item():
-            return None
-        values = dict(zip(terms, totals.tolist(), strict=True))
-        wrong = [f'{name} = {v}' for name, v in values.items() if not math.isfinite(v)]
-        self._leave_out(NonFiniteLossError, 'loss', wrong, self._images[-1])
-        if not wrong:
-            return None
-        # The other terms as they are for the log, but without their gradients; in place of these
-        # zeros for all parameters, so that backward pass, gradient scaler and the other ranks'
-        # reduction find what they expect.
-        kept = {n: value.detach() for n, value in terms.items() if math.isfinite(values[n])}
-        carrier = next(name for name in (*kept, *terms) if 'loss' in name)
-        zero = sum(p.sum() * 0 for p in self._parameters.values() if p.requires_grad)
-        kept[carrier] = kept.get(carrier, 0) + zero
-        return kept
-
-    def _before_clipping(self) -> None:
-        """Called once the gradients of a step are complete."""
-        self._check_gradients()
-        self._checked = True
-        if self.skipping:
-            self._drop_gradients()
-
-    def _before_optimizer_step(self, optimizer, args: tuple, kwargs: dict) -> None:
-        if not self._checked:
-            self._check_gradients()
-        self._checked = False
-        if self.skipping:
-            self._drop_gradients()
-
-    def _drop_gradients(self) -> None:
-        # Optimisers pass parameters without gradient over: no decay, no change of state.
-        self._wrapper.optimizer.zero_grad(set_to_none=True)
-
-    def _check_gradients(self) -> None:
-        if self._scaled or self.skipping:
-            return
-        gradients = {
-            name: parameter.grad
-            for name, parameter in self._parameters.items()
-            if parameter.grad is not None
-        }
-        if get_total_norm([*gradients.values()]).isfinite():
-            return
-        # Finite norms may still add up to an infinite one.
-        wrong = [name for name, grad in gradients.items() if not grad.norm().isfinite()]
-        if not wrong:
-            return
-        images = [image for batch in self._images for image in batch]
-        self._leave_out(NonFiniteGradientError, 'gradient', [enumerate_names(wrong)], images)
+        self._losses = {}
+        figures = [value.detach().float() for value in (*losses.values(), *norm)]
+        figures = torch.stack([value.sum() if value.dim() else value for value in figures])
+        # NaN or infinite where any figure is, on any rank.
+        joint = figures.sum()
+        all_reduce(joint)
+        *values, joint = torch.hstack([figures, joint]).tolist()
+        if math.isfinite(joint):
+            return values
+        values = zip(losses, values, strict=False)
+        wrong = [f'{name} = {value}' for name, value in values if not math.isfinite(value)]
+        if any(all_gather_object(wrong)):
+            self._leave_out(NonFiniteLossError, 'loss', wrong, self._samples[-1:])
+        elif self._scaler is None:
+            wrong = [
+                name
+                for name, parameter in self._model.named_parameters()
+                if parameter.grad is not None and not parameter.grad.norm().isfinite()
+            ]
+            # Finite norms may add up to an infinite one.
+            wrong = [enumerate_names(wrong or ['the norm of all'])]
+            self._leave_out(NonFiniteGradientError, 'gradient', wrong, self._samples)
+        return None
 
     def _leave_out(
-        self, error: type[NonFiniteError], what: str, wrong: list[str], images: list[str]
+        self, error: type[NonFiniteError], what: str, wrong: list[str], samples: list[list]
     ) -> None:
         """Count a bad step, and log it or raise.
 
@@ -193,14 +210,15 @@ class NonFiniteLossHook(Hook):
             error: What to raise where the run may not go on.
             what: ``'loss'`` or ``'gradient'``.
             wrong: Descriptions of what isn't finite on this rank.
-            images: Paths of the images of this rank that it was computed from.
+            samples: Of this rank that it was computed from, by iteration.
         """
-        self._refuse_weights(self._parameters)
+        self._refuse_weights(dict(self._model.named_parameters()))
+        images = [str(s.get('img_path', 'unknown')) for batch in samples for s in batch]
         ranks = all_gather_object((wrong, images))
         wrong = list(dict.fromkeys(entry for names, _ in ranks for entry in names))
         images = [image for names, paths in ranks if names for image in paths]
         hub = self._runner.message_hub
-        count = hub.get_info(SKIPPED, 0) + (not self.skipping)
+        count = hub.get_info(SKIPPED, 0) + 1
         message = (
             f'non-finite {what} in epoch {self._runner.epoch + 1}, iteration '
             f'{self._runner.iter + 1}: {", ".join(wrong)}. Images of the batch: '
@@ -214,7 +232,7 @@ class NonFiniteLossHook(Hook):
                 '(optim_wrapper.optimizer.lr)'
             )
         hub.update_info(SKIPPED, count)
-        self.skipping = self._undo = True
+        self.skipping = True
         self._runner.logger.warning(
             f'{message}. This step is left out, number {count} of at most {self.skip_non_finite}'
         )
