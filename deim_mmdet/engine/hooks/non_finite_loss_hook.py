@@ -123,19 +123,17 @@ class NonFiniteLossHook(Hook):
             del outputs[name]
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        parts = {'model': checkpoint['state_dict']}
-        # EMAHook puts it into the checkpoint later.
+        self._refuse_weights({'model': checkpoint['state_dict']})
+        # EMAHook puts the average into the checkpoint later.
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                parts['average'] = hook.ema_model.module.state_dict()
-        self._refuse_weights(parts)
+                self._refuse_weights({'average': hook.ema_model.module.state_dict()})
 
     def _note_losses(self, model: nn.Module, args: tuple, kwargs: dict, losses) -> None:
         """Forward hook of the detector."""
         if model.training and isinstance(losses, dict):
             self._losses = losses
-            samples = kwargs.get('data_samples') or (args[1] if len(args) > 1 else None) or []
-            self._samples.append(samples)
+            self._samples.append(kwargs.get('data_samples') or [])
 
     def _check_and_clip(self, parameters: list[nn.Parameter], **arguments) -> float | None:
         """What the wrapper calls to clip, once the gradients of a step are complete.
