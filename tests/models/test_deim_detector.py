@@ -28,6 +28,14 @@ def test_losses_are_those_of_mmdets_detector(names):
     assert log == pytest.approx(expected_log)
 
 
+def test_a_log_may_be_changed():
+    log = LossLog(['loss', 'loss_a', 'loss_b'], torch.tensor([3.0, 1.0, 2.0]))
+    del log['loss_a']
+    log['time'] = 0.5
+    assert dict(log) == dict(loss=3.0, loss_b=2.0, time=0.5)
+    assert log.values_on_device.tolist() == [3.0, 2.0, 0.5]
+
+
 class Reads(torch.Tensor):
     """A tensor that counts how often it, or what is made from it, is read by the host."""
 

@@ -1,6 +1,6 @@
 """mmdet's single-stage detector that reads its losses from the device once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 import torch
 from mmdet.models import SingleStageDetector
@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 
-class LossLog(Mapping):
+class LossLog(MutableMapping):
     """Loss values by name, as numbers; they leave the device when the first is asked for.
 
     Args:
@@ -28,6 +28,16 @@ class LossLog(Mapping):
 
     def __getitem__(self, name: str) -> float:
         return self._read()[name]
+
+    def _hold(self, numbers: dict[str, float]) -> None:
+        self._numbers, self.names = numbers, [*numbers]
+        self.values_on_device = self.values_on_device.new_tensor([*numbers.values()])
+
+    def __setitem__(self, name: str, value: float) -> None:
+        self._hold({**self._read(), name: float(value)})
+
+    def __delitem__(self, name: str) -> None:
+        self._hold({key: value for key, value in self._read().items() if key != name})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
