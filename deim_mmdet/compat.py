@@ -8,6 +8,8 @@
 | what a runner resumes from | it tells its hooks nowhere else |
 | setting a loop's iteration | the public property is for reading |
 | iterations that make one step | an optimiser's wrapper tells them nowhere else |
+| how an optimiser's wrapper clips | schedulers put a ``step`` on the wrapper that is bound |
+| | to it: a wrapper around it, or of a subclass, would be passed over |
 | base class and position of schedulers | mmengine's names of both begin with an underscore |
 | changing a data set's class names | the public property gives a copy |
 | the visualizer of mmdet's hook | it can't be given another one |
@@ -147,6 +149,19 @@ def annotations_of(metric: Any) -> Any:
 def exchanges_channels(preprocessor: Any) -> bool:
     """Whether a data preprocessor exchanges red and blue."""
     return preprocessor._channel_conversion
+
+
+def set_clipping(
+    wrapper: Any, function: Callable | None, arguments: dict | None
+) -> tuple[Callable | None, dict | None]:
+    """Have an optimiser's wrapper clip by ``function(parameters, **arguments)``.
+
+    Returns:
+        Function and arguments that it had before; None each where it doesn't clip.
+    """
+    before = getattr(wrapper, 'clip_func', None), wrapper.clip_grad_kwargs
+    wrapper.clip_func, wrapper.clip_grad_kwargs = function, arguments
+    return before
 
 
 def copy_each(targets: Any, sources: Any) -> None:

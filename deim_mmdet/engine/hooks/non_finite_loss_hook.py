@@ -10,10 +10,10 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
+from ... import compat
 from ...utils.arguments import check_count
 from ..checks import bare_model, enumerate_names, non_finite_names
 from ..faults import RunFault
-from ..optimizers import guarded
 
 SKIPPED = 'skipped_steps'
 
@@ -38,8 +38,8 @@ class NonFiniteWeightError(NonFiniteError):
 class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
-    It acts where mmengine's optimiser wrapper clips, by a :func:`~..optimizers.guarded` wrapper in
-    the place of the runner's own while it trains, also where nothing is clipped. Losses and the norm of all gradients are read from
+    It acts where mmengine's optimiser wrapper clips: in training it stands in for the wrapper's
+    ``clip_func``, also where nothing is clipped. Losses and the norm of all gradients are read from
     the device in one transfer, which is that of the norm for the log. Gradients are looked at
     before they are clipped: clipping by norm would spread one NaN to all of them, and clipping by
     value would turn an infinity into a usual number. With gradient accumulation the losses of each
@@ -93,12 +93,13 @@ class NonFiniteLossHook(Hook):
         self._handle = self._model.register_forward_hook(self._note_losses, with_kwargs=True)
         scaler = getattr(wrapper, 'loss_scaler', None)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._clip = getattr(wrapper, 'clip_func', None)
-        runner.optim_wrapper = guarded(wrapper, self._check_and_clip)
+        # A wrapper without arguments for it would not call it.
+        arguments = wrapper.clip_grad_kwargs or dict(norm_type=2.0)
+        self._clipping = compat.set_clipping(wrapper, self._check_and_clip, arguments)
 
     def after_train(self, runner) -> None:
         self._handle.remove()
-        runner.optim_wrapper = self._wrapper
+        compat.set_clipping(self._wrapper, *self._clipping)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         # That is, the iteration before has completed a step.
@@ -144,6 +145,7 @@ class NonFiniteLossHook(Hook):
         Returns:
             The norm of all gradients for the log, where they are clipped by it.
         """
+        clip, _ = self._clipping
         options = {k: v for k, v in arguments.items() if k in ('norm_type', 'foreach')}
         norm = get_total_norm([parameter.grad for parameter in parameters], **options)
         figures = None if self.skipping else self._check(norm)
@@ -153,11 +155,11 @@ class NonFiniteLossHook(Hook):
                 parameter.grad = None
             if self.skipping and self._scaler is not None:
                 self._scale = self._scaler.state_dict()
-        elif self._clip is clip_grad_norm_:
+        elif clip is clip_grad_norm_:
             clip_grads_with_norm_(parameters, arguments['max_norm'], norm, arguments.get('foreach'))
             return figures[-1]
-        elif self._clip is not None:
-            self._clip(parameters, **arguments)
+        elif clip is not None:
+            clip(parameters, **arguments)
         return None
 
     def _check(self, *norm: Tensor) -> list[float] | None:

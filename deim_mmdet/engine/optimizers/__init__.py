@@ -1,5 +1,4 @@
 from .cpu_amp_optim_wrapper import CpuAmpOptimWrapper
-from .guarded import guarded
 from .rule_optim_wrapper_constructor import RuleOptimWrapperConstructor, parameter_kinds
 
-__all__ = ['CpuAmpOptimWrapper', 'RuleOptimWrapperConstructor', 'guarded', 'parameter_kinds']
+__all__ = ['CpuAmpOptimWrapper', 'RuleOptimWrapperConstructor', 'parameter_kinds']
