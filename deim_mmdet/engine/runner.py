@@ -66,10 +66,10 @@ class DEIMRunner(Runner):
     own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
     leaves no half-written one. Faults of the machine (a full disk, a killed data-loader worker, a
     damaged checkpoint, another process of the run that is lost) end with one message or are got
-    over; see :mod:`~deim_mmdet.engine.faults`. Where mmengine
-    trains on the CPU, having found no accelerator of any kind, this runner trains with
-    ``--launcher`` over gloo, with ``--amp`` in bfloat16, without SyncBN, and with the model in the
-    form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
+    over; see :mod:`~deim_mmdet.engine.faults`. Where mmengine finds no accelerator of any kind, and
+    so trains on the CPU, this runner trains with ``--launcher`` over gloo, with ``--amp`` in
+    bfloat16, without SyncBN, and with the model in the form of
+    :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
     """
 
     #: The numbers in force, from the start of training on; None without a recipe in the config.
