@@ -1,5 +1,5 @@
-# make env | demo | test | lint | ops | clean, each with PYTHON=/path/to/python3.11 where python3 is
-# another, and with STACK=onedl on the maintained fork of OpenMMLab's libraries.
+# make env | demo | test | test-all | lint | ops | clean, each with PYTHON=/path/to/python3.11 where
+# python3 is another, and with STACK=onedl on the maintained fork of OpenMMLab's libraries.
 PYTHON ?= python3
 STACK ?= openmmlab
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
@@ -11,6 +11,7 @@ SETUP := STACK=$(STACK) PYTHON="$(PYTHON)" bash tools/dev/setup_env.sh $(CURDIR)
 # Tests run side by side, each process on one core.
 JOBS ?= 2
 TESTS ?=
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 LINTED := deim_mmdet configs tools benchmarks tests setup.py
 # The lowest supported version of Python: ruff finds newer syntax (pyproject.toml states the version
 # for it), vermin newer parts of the library.
@@ -21,7 +22,7 @@ MADE_FROM := tools/dev/setup_env.sh setup.py $(wildcard deim_mmdet/ops/csrc/*) \
 # Without byte code every start of Python, of which the tests make hundreds, takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env demo test lint ops clean
+.PHONY: env demo test test-all lint ops clean
 
 env: $(READY)
 
@@ -36,8 +37,13 @@ $(DEV): $(MADE_FROM) requirements/dev.txt
 demo: $(READY)
 	@$(BIN)/python tools/demo/run.py
 
+# Networks, losses, operator, transforms, recipe, checkpoints; or those that TESTS names.
 test: $(DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	@$(PYTEST) $(or $(TESTS),-m 'not slow')
+
+# The rest: whole trainings, killed runs, damaged data, tools, export.
+test-all: $(DEV)
+	@$(PYTEST) -m slow
 
 lint: $(DEV)
 	@$(BIN)/ruff check $(LINTED)
