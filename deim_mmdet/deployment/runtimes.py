@@ -92,8 +92,10 @@ def export_openvino(onnx_path: str | Path, path: str | Path) -> Path:
     require('openvino')
     import openvino
 
+    # Not by convert_model, which sends statistics of its use to its makers.
+    model = openvino.Core().read_model(str(onnx_path))
     # Weights stay in single precision; by default they would be stored in half.
-    openvino.save_model(openvino.convert_model(str(onnx_path)), str(path), compress_to_fp16=False)
+    openvino.save_model(model, str(path), compress_to_fp16=False)
     return Path(path)
 
 
