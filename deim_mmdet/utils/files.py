@@ -40,16 +40,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def link(source: str | Path, path: str | Path) -> None:
-    """Replace the file at ``path`` by a hard link to a whole one.
-
-    Raises:
-        OSError: The file system has no links, or one of the paths is on another.
-    """
-    with replaced_when_complete(path) as temporary:
-        os.link(source, temporary)
-
-
 def remove_unfinished(folder: str | Path) -> list[str]:
     """Remove what killed processes left half written in a folder; returns the names."""
     paths = sorted(Path(folder).glob(f'{UNFINISHED}*'))

@@ -1,7 +1,6 @@
 """Restarts training from the best checkpoint of the augmented stages in the last stage."""
 
 import os
-from contextlib import suppress
 from typing import Any
 
 from mmdet.registry import HOOKS
@@ -11,7 +10,6 @@ from mmengine.optim import OptimWrapper
 
 from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
-from ...utils.files import link
 from ..checks import check_counts_epochs
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .exp_warmup_ema import ExpWarmupEMAHook
@@ -26,8 +24,7 @@ class EMARestartHook(Hook):
     """Restarts from the best checkpoint of the augmented stages (DEIM and D-FINE's recipes).
 
     1. Where an evaluation of an epoch before the no-augmentation stage is a new best, the whole
-       state is saved as ``best_augmented.pth``, which no later best replaces. It is a link to the
-       checkpoint of the epoch where there is one.
+       state is saved as ``best_augmented.pth``, which no later best replaces.
     2. Before the first epoch of the no-augmentation stage weights, EMA (with its number of updates)
        and optimiser are set to those of that checkpoint, and the EMA's decay to ``restart_decay``.
        Learning rate, epoch and iteration go on by the schedule.
@@ -154,16 +151,11 @@ class EMARestartHook(Hook):
 
     def _save(self, runner, score: float) -> None:
         self._update(runner, epoch=runner.epoch, score=score)
-        hook = self._checkpoint_hook(runner)
-        saved = hook.file_backend.join_path(hook.out_dir, hook.filename_tmpl.format(runner.epoch))
-        complete = hook.by_epoch and hook.save_optimizer
-        if is_main_process() and complete and hook.last_ckpt == saved:
-            # Not every file system has links.
-            with suppress(OSError):
-                link(saved, self._path(runner))
-                return
-        meta = dict(epoch=runner.epoch, iter=runner.iter)
-        runner.save_checkpoint(hook.out_dir, RESTART_CHECKPOINT, meta=meta)
+        runner.save_checkpoint(
+            self._checkpoint_hook(runner).out_dir,
+            RESTART_CHECKPOINT,
+            meta=dict(epoch=runner.epoch, iter=runner.iter),
+        )
 
     def _restart(self, runner, state: dict[str, Any]) -> None:
         checkpoint, problem = self._read(runner)
