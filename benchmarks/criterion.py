@@ -62,12 +62,13 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
                 scores.requires_grad_(), (references + offsets).clamp(0.005, 0.995).requires_grad_()
             )
         logits = torch.randn(LAYERS, BATCH, count, 4 * (REG_MAX + 1)).requires_grad_()
-        table = weighting_function(REG_MAX, UP, REG_SCALE)
-        layer_boxes = distances_to_boxes(references, expected_distances(logits, table), REG_SCALE)
+        bin_distances = weighting_function(REG_MAX, UP, REG_SCALE)
+        distances = expected_distances(logits, bin_distances)
+        layer_boxes = distances_to_boxes(references, distances, REG_SCALE)
         return Predictions(
             scores.requires_grad_(), layer_boxes, logits, references[None],
             scores[:1].detach().requires_grad_(), references[None].clone().requires_grad_(),
-            table, REG_SCALE,
+            bin_distances, REG_SCALE,
         )  # fmt: skip
 
     noised = boxes.repeat(1, groups * 2, 1)

@@ -1,20 +1,20 @@
-"""Self-attention with the parameters of torch's, by scaled dot-product attention."""
+"""Self-attention by scaled dot-product attention, with the parameters of torch's module."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Multi-head attention of tokens among themselves, positions added to queries and keys.
+    """Multi-head attention among tokens; positions are added to queries and keys only.
 
-    Parameters are those of :class:`torch.nn.MultiheadAttention`.
+    Its parameters are those of :class:`torch.nn.MultiheadAttention`.
 
     Args:
         embed_dims: Width of the tokens.
         num_heads: Attention heads.
     """
 
-    #: What projects; a subclass may take its products from elsewhere.
+    #: The function that projects. A subclass may replace it.
     linear = staticmethod(F.linear)
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
@@ -23,12 +23,15 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(
         self, positioned: Tensor, tokens: Tensor, attn_mask: Tensor | None = None
     ) -> Tensor:
-        """Tokens with positions and without, (B, N, D) each, to (B, N, D).
+        """Attend among N tokens of width D in each of B images.
 
         Args:
-            positioned: Of them, queries and keys are made.
-            tokens: Of them, values are made.
-            attn_mask: (N, N) bool, true where self-attention is forbidden.
+            positioned: (B, N, D) tokens with their positions added; they give queries and keys.
+            tokens: (B, N, D) the same tokens without positions; they give the values.
+            attn_mask: (N, N) bool, true where attention is forbidden.
+
+        Returns:
+            (B, N, D).
         """
         dims = self.embed_dim
         weights = self.in_proj_weight.split([2 * dims, dims])
@@ -46,10 +49,14 @@ def attend(
     num_heads: int,
     attn_mask: Tensor | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention of several heads, all (B, N, D).
+    """Scaled dot-product attention of several heads.
 
     Args:
-        attn_mask: (N, N) bool, true where it is forbidden.
+        queries: (B, N, D), as the result.
+        keys: (B, N, D).
+        values: (B, N, D).
+        num_heads: Number of attention heads.
+        attn_mask: (N, N) bool, true where attention is forbidden.
     """
     queries, keys, values = (
         split_last(tokens, num_heads).transpose(1, 2) for tokens in (queries, keys, values)
@@ -59,16 +66,16 @@ def attend(
         keys,
         values,
         attn_mask=None if attn_mask is None else ~attn_mask,
-        # Given as a number, it is a constant to an exporter that traces.
+        # An exporter that traces takes a plain number as a constant.
         scale=int(queries.shape[-1]) ** -0.5,
     )
     return attended.transpose(1, 2).flatten(2)
 
 
 def split_last(tensor: Tensor, parts: int) -> Tensor:
-    """(B, …, n) to (B, …, parts, n / parts).
+    """Split the last axis: (B, ..., n) to (B, ..., parts, n / parts).
 
-    As ``unflatten``, but to an exporter that traces, B stays open and the others are constants.
+    Unlike with ``unflatten``, an exporter that traces leaves B open; other sizes are constants.
     """
     *inner, last = (int(size) for size in tensor.shape[1:])
     return tensor.reshape(-1, *inner, parts, last // parts)

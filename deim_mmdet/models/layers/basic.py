@@ -12,10 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with fixed statistics and affine, all of them buffers.
+    """Batch normalisation whose statistics, scale and shift are fixed.
 
-    The D-FINE L and X recipes keep the norms of the backbone as pretrained. As buffers they are
-    neither trained, nor decayed, nor counted as parameters.
+    D-FINE L and X keep the pretrained norms of the backbone. All numbers are buffers: they are not
+    trained, decayed or counted as parameters.
+
+    Args:
+        num_features: Number of channels.
+        eps: Added to the variance.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -29,11 +33,11 @@ class FrozenBatchNorm2d(nn.Module):
 
     @staticmethod
     def _drop_counter(norm: nn.Module, state_dict: dict, prefix: str, *args) -> None:
-        """Before loading: a trainable norm's weights have a counter that a frozen one lacks."""
+        """Before loading, drop the counter that a trainable norm has and a frozen one lacks."""
         state_dict.pop(f'{prefix}num_batches_tracked', None)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift (C,) that the norm comes down to."""
+        """Scale and shift that do the same as the norm, (C,) each for C channels."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -43,7 +47,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Replace every batch norm inside ``module`` by a frozen one, not yet loaded."""
+    """Replace every batch norm inside ``module`` by a frozen one, before weights are loaded."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
@@ -54,24 +58,24 @@ def freeze_norms(module: nn.Module) -> None:
 def convolve_and_norm(
     conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor], with_cp: bool = False
 ) -> Tensor:
-    """Convolution of concatenated features, and its norm, with little memory traffic.
+    """Convolve concatenated features and normalise the result, with little memory traffic.
 
-    A frozen norm is part of the convolution's parameters for this call.
+    A frozen norm becomes part of the convolution's weights for this call.
 
     Args:
         conv: The convolution.
         norm: The norm after it.
-        features: (B, C_i, H, W), the C_i adding up to the convolution's input channels.
-        with_cp: Don't keep the concatenation, a second copy of what other layers keep, for the
-            backward pass, but form it again there.
+        features: (B, C_i, H, W) each. Their channels C_i add up to the convolution's input.
+        with_cp: Whether the backward pass forms the concatenation again. Otherwise it is kept: a
+            second copy of what other layers keep.
 
     Returns:
-        (B, C, H', W').
+        (B, C, H', W') with the C channels of the convolution's output.
     """
     frozen = isinstance(norm, FrozenBatchNorm2d)
     weight, bias = conv.weight, conv.bias
     if frozen:
-        # Its convolutions have no bias of their own.
+        # A convolution before a norm has no bias of its own.
         scale, bias = norm.affine()
         weight = weight * scale[:, None, None, None]
 
@@ -89,14 +93,19 @@ def convolve_and_norm(
 class ConvNorm(nn.Module):
     """Convolution, batch norm and an optional activation; 'same' padding for odd kernels.
 
-    mmcv's ``ConvModule`` computes the same but re-initialises its convolution (Kaiming, fan-out),
-    while the reference models are trained from torch's default initialisation.
+    mmcv's ``ConvModule`` does the same, but initialises its convolution otherwise (Kaiming,
+    fan-out). The reference models start from torch's default initialisation.
 
     Args:
-        act: Type of the activation in the registry of mmcv, or ``None``.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel in pixels.
+        stride: Stride in pixels.
+        groups: Groups of channels that are convolved apart.
+        act: Type of the activation in mmcv's registry, or ``None``.
 
     Attributes:
-        with_cp: Form concatenated inputs again in the backward pass; see :func:`set_with_cp`.
+        with_cp: Whether the backward pass forms concatenated inputs again; see :func:`set_with_cp`.
     """
 
     with_cp = False
@@ -124,9 +133,9 @@ class ConvNorm(nn.Module):
 
 
 def set_with_cp(model: nn.Module, with_cp: bool) -> None:
-    """Switch gradient checkpointing of concatenated inputs, in every layer that has it.
+    """Switch gradient checkpointing of concatenated inputs in every layer that has it.
 
-    It saves memory, and on a CPU time; on a GPU it costs time.
+    Checkpointing saves memory. It saves time on a CPU and costs time on a GPU.
     """
     for module in model.modules():
         if hasattr(type(module), 'with_cp'):
@@ -137,7 +146,7 @@ def build_activation(act: str) -> nn.Module:
     """Activation layer of the given type in mmcv's registry, e.g. ``'SiLU'``."""
     cfg = dict(type=act)
     if act == 'ReLU':
-        # Its gradient needs the output only. That of SiLU needs the input, which would be copied.
+        # In place, as its gradient needs the output only. The gradient of SiLU needs the input.
         cfg['inplace'] = True
     return build_activation_layer(cfg)
 
@@ -174,16 +183,16 @@ def init_scores(linear: nn.Linear) -> nn.Linear:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of ``x`` in [0, 1]; both ``x`` and ``1 - x`` are clamped to at least ``eps``."""
+    """Logit of ``x`` in [0, 1]; ``x`` and ``1 - x`` are raised to at least ``eps``."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
-    """(B, D, H, W) as tokens (B, H · W, D).
+    """Turn a feature map (B, D, H, W) into tokens (B, H · W, D).
 
-    The gradient of a single image that comes back along this way, a part of that of all levels'
-    tokens, has strides for which torch's batch norm on the CPU (2.13) computes wrong gradients.
+    The gradient that comes back is a slice of the gradient of all levels' tokens. For a single
+    image, its strides make torch 2.13's batch norm compute wrong gradients on a CPU: it is copied.
     """
     if len(feature_map) == 1 and feature_map.requires_grad:
         feature_map.register_hook(Tensor.contiguous)

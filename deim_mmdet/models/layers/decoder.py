@@ -18,8 +18,8 @@ class DeformableCrossAttention(nn.Module):
         embed_dims: Width of queries and tokens.
         num_heads: Attention heads.
         num_points: Sampling points on each level.
-        method: 'default' (bilinear) or 'discrete' sampling; see :func:`deformable_attention`. The
-            offsets of the latter get no gradient and stay as they are loaded.
+        method: 'default' (bilinear) or 'discrete' sampling; see :func:`deformable_attention`. With
+            'discrete', offsets get no gradient and stay as they are loaded.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class DeformableCrossAttention(nn.Module):
         total = num_heads * sum(num_points)
         self.sampling_offsets = nn.Linear(embed_dims, total * 2)
         self.attention_weights = nn.Linear(embed_dims, total)
-        # The offsets n_l of a level's n_l points span half the reference box.
+        # On a level with n points, an offset of n is half the side of the reference box.
         scales = torch.tensor([0.5 / n for n in num_points for _ in range(n)])
         self.register_buffer('point_scale', scales[:, None], persistent=False)
         self._init_rays()
@@ -44,7 +44,7 @@ class DeformableCrossAttention(nn.Module):
             self.sampling_offsets.requires_grad_(False)
 
     def _init_rays(self) -> None:
-        """Head k starts with points on the ray at the angle 2πk / heads, one step apart."""
+        """Put the points of head k on a ray at the angle 2πk / ``num_heads``, one step apart."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
         rays = rays / rays.abs().amax(-1, keepdim=True)
@@ -62,7 +62,17 @@ class DeformableCrossAttention(nn.Module):
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Query (B, Q, D) at boxes (B, Q, 4), memory (B, Σ H_l W_l, D) to (B, Q, D)."""
+        """Sample tokens around each query's reference box, and sum them with weights.
+
+        Args:
+            query: (B, Q, D) Q queries of width D for each of B images.
+            references: (B, Q, 4) reference boxes (cx, cy, w, h) in [0, 1].
+            memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
+            spatial_shapes: (H_l, W_l) of each level l.
+
+        Returns:
+            (B, Q, D).
+        """
         shape = (*query.shape[:2], self.num_heads, len(self.point_scale))
         offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(shape)
@@ -79,16 +89,16 @@ class DeformableCrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, deformable cross-attention, FFN; all post-norm.
+    """Self-attention, deformable cross-attention and a feed-forward network, each then normalised.
 
-    What cross-attention brings is joined to the query by :meth:`join`, which subclasses define.
+    Subclasses define :meth:`join`, which joins the output of cross-attention to the query.
 
     Args:
         embed_dims: Width of the queries.
         num_heads: Attention heads.
         ffn_channels: Width of the feed-forward network (FFN).
-        act: Its activation.
-        cross_attn: The cross-attention.
+        act: Activation of the FFN.
+        cross_attn: Module of the cross-attention.
     """
 
     def __init__(
@@ -106,7 +116,7 @@ class DecoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def join(self, query: Tensor, update: Tensor) -> Tensor:
-        """Query and the output of cross-attention, (B, Q, D) each, to (B, Q, D)."""
+        """Join the ``update`` by cross-attention to the query; all are (B, Q, D)."""
         raise NotImplementedError
 
     def forward(
@@ -122,17 +132,17 @@ class DecoderLayer(nn.Module):
         update = self.cross_attn(query + position, references, memory, spatial_shapes)
         query = self.join(query, update)
         update = self.linear2(self.act(self.linear1(query)))
-        # Half precision overflows beyond this bound.
+        # float16 overflows beyond this bound.
         return self.norm3((query + update).clamp(-65504, 65504))
 
 
 def check_sizes(
     decoder: nn.Module, embed_dims: int, num_heads: int, num_points: Sequence[int], num_levels: int
 ) -> None:
-    """Look whether a decoder's sizes fit each other and the levels of features.
+    """Check that a decoder's sizes fit each other and the feature levels.
 
     Raises:
-        ValueError: They don't.
+        ValueError: They don't fit.
     """
     name = type(decoder).__name__
     if len(num_points) != num_levels:

@@ -1,4 +1,4 @@
-"""Contrastive denoising queries (DN-DETR, DINO arXiv 2203.03605; as RT-DETR uses them)."""
+"""Contrastive denoising queries of DINO (arXiv 2203.03605), as RT-DETR uses them."""
 
 from dataclasses import dataclass
 
@@ -15,27 +15,29 @@ from .basic import inverse_sigmoid
 class DenoisingQueries:
     """Noised objects that enter the decoder beside the matching queries.
 
-    A group holds, each padded to the largest number m of objects in an image of the batch, m
-    positives and m negatives: query ``g · 2m + j`` is the positive of object j in group g.
+    A denoising group holds each object twice: as a positive with little noise and as a negative
+    with more. It has m positives, then m negatives, padded; m is the largest number of objects in
+    an image of the batch. Query ``g · 2m + j`` is the positive of object j in group g.
 
     Attributes:
-        content: (B, N, D) class embeddings.
+        content: (B, N, D) embeddings of labels, of width D, for N = ``num_groups`` · 2m queries in
+            each of B images.
         reference_logits: (B, N, 4) noised boxes (cx, cy, w, h) before the sigmoid.
-        num_groups: G; N = G · 2m.
-        max_objects: m.
+        num_groups: Number of denoising groups.
+        max_count: The largest number m of objects in an image.
     """
 
     content: Tensor
     reference_logits: Tensor
     num_groups: int
-    max_objects: int
+    max_count: int
 
     def attention_mask(self, num_queries: int) -> Tensor:
-        """(N + Q, N + Q) bool, true where attention is forbidden.
+        """Mask (N + Q, N + Q) of N denoising and Q matching queries; true forbids attention.
 
-        Matching queries don't see denoising queries, and groups don't see each other.
+        Matching queries don't see denoising queries. Groups don't see each other.
         """
-        size = 2 * self.max_objects
+        size = 2 * self.max_count
         count = self.num_groups * size
         group = torch.arange(count + num_queries, device=self.content.device) // size
         is_denoising = torch.arange(count + num_queries, device=self.content.device) < count
@@ -49,10 +51,10 @@ class DenoisingQueryGenerator(nn.Module):
     Args:
         num_classes: Number of categories; one more embedding stands for no object.
         embed_dims: Width of the decoder.
-        num_queries: Upper bound of objects per image summed over groups.
-        label_noise: Half of it is the probability that a label is replaced by a random one.
-        box_noise: Corners of positives move by up to this share of half the box's size, those of
-            negatives by one to two times as much.
+        num_queries: Most positives of an image, over all groups; one group is always made.
+        label_noise: Twice the probability that a random label replaces a label.
+        box_noise: A positive's corners move by up to this share of half the box's width and height.
+            A negative's corners move by one to two times as much.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class DenoisingQueryGenerator(nn.Module):
 
     @torch.no_grad()
     def _noised(self, labels: Tensor, boxes: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (B, G, 2, m) and box logits (B, G, 2, m, 4); index 1 tells the negatives."""
+        """Noised labels (B, G, 2, m) and boxes before the sigmoid (B, G, 2, m, 4), in G groups.
+
+        Index 0 of the third axis has the positives, index 1 the negatives.
+        """
         flip = torch.rand(labels.shape, device=labels.device) < self.label_noise * 0.5
         random_labels = torch.randint_like(labels, self.num_classes)
         labels = torch.where(flip & real, random_labels, labels)
@@ -84,15 +89,15 @@ class DenoisingQueryGenerator(nn.Module):
         part[:, :, 1] += 1
         corners = (corners + sign * part * reach).clamp(0, 1)
         noised = bbox_xyxy_to_cxcywh(corners)
-        # Noise may swap opposite sides; a width is positive all the same.
+        # Noise may swap opposite sides. Widths and heights stay positive.
         return labels, inverse_sigmoid(noised.abs())
 
     def forward(self, targets: Targets) -> DenoisingQueries | None:
-        """Denoising queries for the objects of a batch; ``None`` where no image holds one."""
-        max_objects = targets.max_count
-        if max_objects == 0:
+        """Denoising queries for the objects of a batch; ``None`` where no image holds an object."""
+        max_count = targets.max_count
+        if max_count == 0:
             return None
-        num_groups = max(1, self.num_queries // max_objects)
+        num_groups = max(1, self.num_queries // max_count)
         shape = (-1, num_groups, 2, -1)
         real = targets.labels >= 0
         labels = targets.labels.masked_fill(~real, self.num_classes)
@@ -103,5 +108,5 @@ class DenoisingQueryGenerator(nn.Module):
             content=self.embedding(noised_labels.flatten(1)),
             reference_logits=logits.flatten(1, 3),
             num_groups=num_groups,
-            max_objects=max_objects,
+            max_count=max_count,
         )

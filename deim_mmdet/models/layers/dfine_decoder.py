@@ -13,7 +13,7 @@ from .predictions import Predictions
 
 
 class Gateway(nn.Module):
-    """Gated sum of the query and what cross-attention brings, normed (D-FINE)."""
+    """Gated sum of the query and the output of cross-attention, then a norm (D-FINE)."""
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()
@@ -48,12 +48,14 @@ class DFINEDecoderLayer(DecoderLayer):
 
 
 class LocationQualityEstimator(nn.Module):
-    """Adds to the class scores what the sides' distributions tell about the box (LQE).
+    """Corrects class scores by the shape of the sides' distributions (LQE of D-FINE).
+
+    A sharp distribution tells of a well placed side.
 
     Args:
-        top_k: Largest probabilities of each side that are looked at, with their mean.
+        act: Activation of the MLP.
+        top_k: How many of a side's largest probabilities the MLP sees, beside their mean.
         hidden_dims: Width of the MLP.
-        act: Its activation.
     """
 
     def __init__(self, act: str, top_k: int = 4, hidden_dims: int = 64) -> None:
@@ -62,7 +64,7 @@ class LocationQualityEstimator(nn.Module):
         self.mlp = MLP([4 * (top_k + 1), hidden_dims, 1], act).zero_last()
 
     def forward(self, scores: Tensor, distributions: Tensor) -> Tensor:
-        """Scores (B, Q, C) and distribution logits (B, Q, 4 · bins) to scores (B, Q, C)."""
+        """Class logits (B, Q, C), corrected by the distributions' logits (B, Q, 4 · bins)."""
         probabilities = distributions.reshape(*distributions.shape[:-1], 4, -1).softmax(-1)
         top = probabilities.topk(self.top_k, dim=-1).values
         statistics = torch.cat([top, top.mean(-1, keepdim=True)], dim=-1)
@@ -78,13 +80,13 @@ class DFINEDecoder(nn.Module):
     Args:
         num_classes: Number of categories, without background.
         embed_dims: Width of queries and tokens, divisible by 4 · ``num_heads``.
-        num_levels: Levels of features.
+        num_levels: Number of feature levels.
         num_points: Sampling points of the cross-attention on each level.
         num_layers: Decoder layers.
         num_heads: Attention heads.
         ffn_channels: Width of the feed-forward networks (FFNs).
-        reg_max: Bins of a side's distribution less one; an even number.
-        reg_scale: Steepness of the bins' distances; larger reaches farther.
+        reg_max: Number of intervals between the bins of a side's distribution; even.
+        reg_scale: Steepness of the bins' distances; a larger one reaches farther.
         act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in D-FINE.
 
     Raises:
@@ -127,13 +129,13 @@ class DFINEDecoder(nn.Module):
         # Part of the checkpoints, but never trained.
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
-        # W(n) of a model whose two numbers above don't change any more.
+        # The table of a fused model, where the two numbers above don't change any more.
         self.register_buffer('fixed_bin_distances', None, persistent=False)
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
 
     def bin_distances(self) -> Tensor:
-        """W(n), (reg_max + 1,)."""
+        """Table (reg_max + 1,) of the distance W(n) that each bin n stands for."""
         if self.fixed_bin_distances is not None:
             return self.fixed_bin_distances
         return weighting_function(self.reg_max, self.up, self.reg_scale)
@@ -147,20 +149,20 @@ class DFINEDecoder(nn.Module):
         attn_mask: Tensor | None = None,
         all_layers: bool = False,
     ) -> Predictions:
-        """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
+        """Decode queries that start at reference boxes.
 
         Args:
-            content: (B, Q, D).
-            reference_logits: (B, Q, 4).
-            memory: (B, Σ H_l W_l, D).
-            spatial_shapes: (H_l, W_l) of each level.
+            content: (B, Q, D) Q queries of width D for each of B images.
+            reference_logits: (B, Q, 4) reference boxes (cx, cy, w, h) before the sigmoid.
+            memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
+            spatial_shapes: (H_l, W_l) of each level l.
             attn_mask: (Q, Q) bool, true where self-attention is forbidden.
-            all_layers: Whether to predict with all layers, as losses need it.
+            all_layers: Whether all layers predict, as losses need it.
 
         Returns:
-            The predictions of all layers, or (L = 1) of the last.
+            Predictions of all layers, or of the last.
         """
-        bins = self.bin_distances()
+        bin_distances = self.bin_distances()
         references = reference_logits.sigmoid()
         query, previous_query, distributions = content, 0, 0
         initial_scores = None
@@ -176,9 +178,8 @@ class DFINEDecoder(nn.Module):
                     initial_scores = self.score_heads[0](query)
                 initial_references = initial_boxes.detach()
             distributions = self.distribution_heads[i](query + previous_query) + distributions
-            layer_boxes = distances_to_boxes(
-                initial_references, expected_distances(distributions, bins), self.reg_scale
-            )
+            distances = expected_distances(distributions, bin_distances)
+            layer_boxes = distances_to_boxes(initial_references, distances, self.reg_scale)
             if all_layers or i == len(self.layers) - 1:
                 layer_scores = self.score_heads[i](query)
                 scores.append(self.quality_estimators[i](layer_scores, distributions))
@@ -192,6 +193,6 @@ class DFINEDecoder(nn.Module):
             references=initial_references[None],
             initial_scores=None if initial_scores is None else initial_scores[None],
             initial_boxes=initial_boxes[None],
-            bin_distances=bins,
+            bin_distances=bin_distances,
             reg_scale=self.reg_scale,
         )

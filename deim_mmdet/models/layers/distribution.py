@@ -1,8 +1,9 @@
 """Boxes as distributions over distances: the fine-grained distribution refinement of D-FINE.
 
-D-FINE (arXiv 2410.13842), section 4.1. Every side of a box is a distribution over ``reg_max + 1``
-bins; bin n stands for the distance W(n) of the side from that of a reference box, in units of the
-reference box's width or height over ``reg_scale``.
+See D-FINE (arXiv 2410.13842), section 4.1. Each side of a box has a distribution over
+``reg_max + 1`` bins. Bin n stands for a distance W(n) from the same side of a reference box. The
+unit is the width or height of the reference box over ``reg_scale``. ``bin_distances`` is the table
+of all W(n).
 """
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 
 
 def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
-    """Distances W(n) of the bins, (reg_max + 1,), increasing and odd about the middle bin.
+    """The table ``bin_distances`` (reg_max + 1,), increasing and odd about the middle bin.
 
-    The inner bins lie on an exponential, fine about 0; the two outermost ones at ±2 up·reg_scale.
+    The inner bins lie on an exponential, which is fine about 0. The two outermost bins lie at
+    ±2 · up · reg_scale.
 
     Args:
-        reg_max: Even number of intervals between bins.
-        up: (1,) upper bound of the exponential in units of the reference box.
-        reg_scale: (1,) its steepness.
+        reg_max: Number of intervals between bins; even.
+        up: (1,) upper bound of the exponential, in sides of the reference box.
+        reg_scale: (1,) steepness of the exponential.
     """
     bound = (up * reg_scale).abs()
     half = reg_max // 2
@@ -27,11 +29,16 @@ def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
     return torch.cat([-positive[1:].flip(0), positive])
 
 
-def expected_distances(logits: Tensor, weights: Tensor) -> Tensor:
-    """Mean distance of each side: logits (..., 4 · bins) and W (bins,) to (..., 4)."""
-    probabilities = logits.reshape(*logits.shape[:-1], 4, len(weights)).softmax(-1)
-    # A product and sum rather than a matrix product, which autocast would run in half precision.
-    return (probabilities * weights).sum(-1)
+def expected_distances(logits: Tensor, bin_distances: Tensor) -> Tensor:
+    """Mean distance (..., 4) of each side of a box.
+
+    Args:
+        logits: (..., 4 · bins) of the four distributions.
+        bin_distances: (bins,) table W(n).
+    """
+    probabilities = logits.reshape(*logits.shape[:-1], 4, len(bin_distances)).softmax(-1)
+    # Not a matrix product, which autocast would run in half precision.
+    return (probabilities * bin_distances).sum(-1)
 
 
 def distances_to_boxes(references: Tensor, distances: Tensor, reg_scale: Tensor) -> Tensor:
@@ -40,7 +47,7 @@ def distances_to_boxes(references: Tensor, distances: Tensor, reg_scale: Tensor)
     Args:
         references: (..., 4) as (cx, cy, w, h).
         distances: (..., 4) of the left, top, right and bottom side, positive outwards.
-        reg_scale: (1,).
+        reg_scale: (1,) number of units in a side of the reference box.
 
     Returns:
         (..., 4) as (cx, cy, w, h).
@@ -54,18 +61,18 @@ def distances_to_boxes(references: Tensor, distances: Tensor, reg_scale: Tensor)
 
 
 def boxes_to_bins(
-    references: Tensor, boxes: Tensor, weights: Tensor, reg_scale: Tensor
+    references: Tensor, boxes: Tensor, bin_distances: Tensor, reg_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two bins between which each side of a box lies, seen from a reference box.
 
     Args:
         references: (N, 4) as (cx, cy, w, h).
         boxes: (N, 4) as (x1, y1, x2, y2), in the same unit.
-        weights: W (bins,).
-        reg_scale: (1,).
+        bin_distances: (bins,) table W(n).
+        reg_scale: (1,) number of units in a side of the reference box.
 
     Returns:
-        The lower bin (N, 4), int64 in [0, bins - 2], and the weight of the upper one (N, 4) in
+        The lower bin (N, 4), int64 in [0, bins - 2], and the weight of the upper bin (N, 4) in
         [0, 1]. Distances beyond the table get the outermost bin.
     """
     scale = reg_scale.abs()
@@ -74,6 +81,7 @@ def boxes_to_bins(
     low = (centres - boxes[..., :2]) / unit - 0.5 * scale
     high = (boxes[..., 2:] - centres) / unit - 0.5 * scale
     distances = torch.cat([low, high], dim=-1)
-    lower = (torch.searchsorted(weights, distances, right=True) - 1).clamp(0, len(weights) - 2)
-    left, right = weights[lower], weights[lower + 1]
+    lower = torch.searchsorted(bin_distances, distances, right=True) - 1
+    lower = lower.clamp(0, len(bin_distances) - 2)
+    left, right = bin_distances[lower], bin_distances[lower + 1]
     return lower, ((distances - left) / (right - left)).clamp(0, 1)

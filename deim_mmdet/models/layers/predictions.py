@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32, unless it is of a type with more digits."""
+    """``tensor`` in float32, or in its own type where that has more digits."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -15,18 +15,19 @@ def full_precision(tensor: Tensor) -> Tensor:
 class Predictions:
     """What L decoder layers predict for the Q queries of B images.
 
-    The first dimension is the layers', or 1 where a field is not of a layer; the third is always
-    the queries'. A decoder without distributions (RT-DETR) leaves the optional fields out, as a
-    decoder in evaluation leaves out what only losses read.
+    The first axis is that of the layers; it is 1 where a field belongs to no layer. The third axis
+    is that of the queries. A decoder without distributions (RT-DETR) has no optional fields.
+    Evaluation leaves out what only losses read.
 
     Attributes:
-        scores: (L, B, Q, C) class logits.
+        scores: (L, B, Q, C) logits of C categories.
         boxes: (L, B, Q, 4) as (cx, cy, w, h) in [0, 1].
-        distributions: (L, B, Q, 4 · bins) logits of the distributions of a box's sides.
+        distributions: (L, B, Q, 4 · bins) logits of the distributions of a box's four sides.
         references: (1, B, Q, 4) reference boxes of all distributions, without gradient.
-        initial_scores: (1, B, Q, C) class logits of the traditional head of the first layer.
+        initial_scores: (1, B, Q, C) class logits of the traditional head: the one of the first
+            layer that predicts boxes without distributions (D-FINE).
         initial_boxes: (1, B, Q, 4) boxes of that head.
-        bin_distances: (bins,) distance W(n) that each bin stands for.
+        bin_distances: (bins,) table W(n): the distance that each bin n stands for.
         reg_scale: (1,) steepness of these distances.
     """
 
@@ -40,19 +41,19 @@ class Predictions:
     reg_scale: Tensor | None = None
 
     def _of_queries(self) -> dict[str, Tensor]:
-        """The fields that are there and have a query axis, by name."""
+        """Fields with a query axis that are present, by name."""
         names = ('scores', 'boxes', 'distributions', 'references', 'initial_scores')
         fields = {name: getattr(self, name) for name in (*names, 'initial_boxes')}
         return {name: field for name, field in fields.items() if field is not None}
 
     def split(self, num_first: int) -> 'tuple[Predictions, Predictions]':
-        """Those of the first ``num_first`` queries, and those of the others."""
+        """Predictions for the first ``num_first`` queries, and for the others."""
         sizes = [num_first, self.scores.shape[2] - num_first]
         parts = {name: field.split(sizes, dim=2) for name, field in self._of_queries().items()}
         first, others = ({name: part[i] for name, part in parts.items()} for i in range(2))
         return replace(self, **first), replace(self, **others)
 
     def in_full_precision(self) -> 'Predictions':
-        """The same in float32 at least, as losses need them under mixed precision."""
+        """The same in float32 at least, which losses need under mixed precision."""
         fields = self._of_queries()
         return replace(self, **{name: full_precision(field) for name, field in fields.items()})

@@ -1,4 +1,4 @@
-"""Query selection: the encoder's tokens that most look like objects become decoder queries."""
+"""Query selection: the tokens of the encoder with the best scores become decoder queries."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from .basic import MLP, init_scores
 
 
 class SelectedQueries(NamedTuple):
-    """The K selected tokens of each image.
+    """The K selected tokens of each of B images; all fields have a gradient.
 
     Attributes:
-        content: (B, K, D), with gradient.
-        scores: (B, K, C) class logits, with gradient.
-        box_logits: (B, K, 4) (cx, cy, w, h) before the sigmoid, with gradient.
+        content: (B, K, D) tokens of width D.
+        scores: (B, K, C) logits of C categories.
+        box_logits: (B, K, 4) boxes (cx, cy, w, h) before the sigmoid.
     """
 
     content: Tensor
@@ -27,10 +27,10 @@ class SelectedQueries(NamedTuple):
 def make_anchors(
     spatial_shapes: Sequence[tuple[int, int]], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Anchors of all tokens before the sigmoid (N, 4), and which are valid (N, 1).
+    """Anchor boxes of N tokens before the sigmoid (N, 4), and which are valid (N, 1).
 
-    A token's anchor is centred on its cell, with w = h = 0.05 · 2^l on level l. One with a
-    coordinate outside (0.01, 0.99) is invalid and +∞.
+    A token's anchor is centred on its cell, with w = h = 0.05 · 2^l on level l. An anchor with a
+    coordinate outside (0.01, 0.99) is invalid; its logits are +∞.
     """
     anchors = []
     for level, (height, width) in enumerate(spatial_shapes):
@@ -78,16 +78,16 @@ class QuerySelection(nn.Module):
         return self._anchors[key]
 
     def forward(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> SelectedQueries:
-        """Select from the tokens (B, Σ H_l W_l, D) of levels with the given (H_l, W_l)."""
+        """Select from the tokens (B, Σ H_l · W_l, D) of levels l with the shapes (H_l, W_l)."""
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
         valid = valid.to(memory.dtype)
-        # Not under no_grad, of which autocast keeps copies of the weights without a gradient in
-        # older versions of torch.
+        # Not under no_grad: older torch (the package takes 2.6 on) lets autocast keep copies of the
+        # weights that have no gradient.
         tokens, scores = self._judge(valid * memory.detach())
         count = min(self.num_queries, len(anchors))
         chosen = scores.detach().amax(-1).topk(count, dim=-1).indices[..., None]
         if torch.is_grad_enabled():
-            # Tokens that aren't chosen have no gradient: a backward pass of the others is enough.
+            # Only chosen tokens have a gradient: a graph of them alone is enough.
             content, scores = self._judge(valid[chosen[..., 0]] * _rows(memory, chosen))
         else:
             content, scores = _rows(tokens, chosen), _rows(scores, chosen)

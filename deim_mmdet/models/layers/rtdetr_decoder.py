@@ -13,7 +13,7 @@ from .predictions import Predictions
 
 
 class ProjectedCrossAttention(DeformableCrossAttention):
-    """Deformable attention with a projection of values and output (Deformable DETR)."""
+    """Deformable attention that projects its values and its output (Deformable DETR)."""
 
     def __init__(
         self, embed_dims: int, num_heads: int, num_points: Sequence[int], method: str
@@ -37,7 +37,7 @@ class ProjectedCrossAttention(DeformableCrossAttention):
 
 
 class RTDETRDecoderLayer(DecoderLayer):
-    """Decoder layer that adds what cross-attention brings, and norms."""
+    """Decoder layer that adds the output of cross-attention to the query, then normalises."""
 
     def __init__(
         self,
@@ -65,20 +65,20 @@ class RTDETRDecoder(nn.Module):
     Args:
         num_classes: Number of categories, without background.
         embed_dims: Width of queries and tokens, divisible by 4 · ``num_heads``.
-        num_levels: Levels of features.
+        num_levels: Number of feature levels.
         num_points: Sampling points of the cross-attention on each level.
-        num_layers: Layers that are trained.
-        num_eval_layers: The first layers that are used in evaluation. Default: all.
+        num_layers: Decoder layers that are trained.
+        num_eval_layers: Number of layers, from the first, that evaluation uses. Default: all.
         num_heads: Attention heads.
         ffn_channels: Width of the feed-forward networks (FFNs).
         query_position_channels: Hidden widths of the MLP that makes a query's position of its box:
             two of ``embed_dims`` in DEIM, one of twice that in RT-DETR.
-        sampling: 'default' (bilinear) or 'discrete' (nearest pixel, the offsets frozen), which
-            RT-DETRv2 fine-tunes for devices without ``grid_sample``.
+        sampling: 'default' (bilinear) or 'discrete' (nearest pixel, with frozen offsets). RT-DETRv2
+            fine-tunes with 'discrete' for devices without ``grid_sample``.
         act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in RT-DETR.
 
     Raises:
-        ValueError: Levels, widths or numbers of layers don't agree, or there is no such sampling.
+        ValueError: Levels, widths or numbers of layers don't agree, or ``sampling`` is unknown.
     """
 
     def __init__(
@@ -131,18 +131,18 @@ class RTDETRDecoder(nn.Module):
         attn_mask: Tensor | None = None,
         all_layers: bool = False,
     ) -> Predictions:
-        """Decode queries (B, Q, D) that start at boxes (B, Q, 4) before the sigmoid.
+        """Decode queries that start at reference boxes.
 
         Args:
-            content: (B, Q, D).
-            reference_logits: (B, Q, 4).
-            memory: (B, Σ H_l W_l, D).
-            spatial_shapes: (H_l, W_l) of each level.
+            content: (B, Q, D) Q queries of width D for each of B images.
+            reference_logits: (B, Q, 4) reference boxes (cx, cy, w, h) before the sigmoid.
+            memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
+            spatial_shapes: (H_l, W_l) of each level l.
             attn_mask: (Q, Q) bool, true where self-attention is forbidden.
-            all_layers: Whether to predict with all layers, as losses need it.
+            all_layers: Whether all layers predict, as losses need it.
 
         Returns:
-            The predictions of all layers, or (L = 1) of the last one used in evaluation.
+            Predictions of all layers, or of the last one that evaluation uses.
         """
         used = len(self.layers) if all_layers else self.num_eval_layers
         query, references = content, reference_logits.sigmoid()
@@ -154,7 +154,7 @@ class RTDETRDecoder(nn.Module):
             offsets = self.box_heads[i](query)
             layer_boxes = (offsets + inverse_sigmoid(references)).sigmoid()
             if all_layers or i == used - 1:
-                # The same box, but its loss also reaches the layer that it refines ("look forward
+                # The box is the same, but its loss also reaches the layer before ("look forward
                 # twice", DINO, arXiv 2203.03605).
                 boxes.append((offsets + inverse_sigmoid(previous_boxes)).sigmoid())
                 scores.append(self.score_heads[i](query))

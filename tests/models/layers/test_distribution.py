@@ -12,19 +12,19 @@ UP, SCALE = torch.tensor([0.5]), torch.tensor([4.0])
 
 
 def test_bin_distances_follow_the_formula():
-    table = weighting_function(32, UP, SCALE)
+    bin_distances = weighting_function(32, UP, SCALE)
     a = 0.5 * 4
     t = (a + 1) ** (2 / 30)
     positive = [t**n - 1 for n in range(1, 16)]
     expected = [-2 * a, *(-p for p in reversed(positive)), 0, *positive, 2 * a]
-    torch.testing.assert_close(table, torch.tensor(expected))
+    torch.testing.assert_close(bin_distances, torch.tensor(expected))
 
 
 def test_uniform_distribution_gives_the_reference_box():
     """W is odd, so the mean of a uniform distribution is 0 and the sides stay."""
     references = torch.tensor([[0.4, 0.5, 0.2, 0.3]])
-    table = weighting_function(32, UP, SCALE)
-    distances = expected_distances(torch.zeros(1, 4 * 33), table)
+    bin_distances = weighting_function(32, UP, SCALE)
+    distances = expected_distances(torch.zeros(1, 4 * 33), bin_distances)
     torch.testing.assert_close(distances_to_boxes(references, distances, SCALE), references)
 
 
@@ -34,9 +34,10 @@ def test_boxes_to_bins_inverts_distances_to_boxes():
     references = torch.rand(200, 4) * 0.3 + 0.3
     boxes = references + (torch.rand(200, 4) - 0.5) * 0.2
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], -1)
-    table = weighting_function(32, UP, SCALE)
-    lower, upper_weight = boxes_to_bins(references, corners, table, SCALE)
-    distances = table[lower] * (1 - upper_weight) + table[lower + 1] * upper_weight
+    bin_distances = weighting_function(32, UP, SCALE)
+    lower, upper_weight = boxes_to_bins(references, corners, bin_distances, SCALE)
+    below, above = bin_distances[lower], bin_distances[lower + 1]
+    distances = below * (1 - upper_weight) + above * upper_weight
     torch.testing.assert_close(
         distances_to_boxes(references, distances, SCALE), boxes, atol=1e-5, rtol=1e-4
     )
@@ -47,8 +48,9 @@ def test_boxes_to_bins_inverts_distances_to_boxes():
 )
 def test_targets_beyond_the_table_get_its_ends(box, lower, weight):
     # Sides of the point box lie 2 units inside the reference box, which scale 0.4 makes -20.
-    table = weighting_function(32, UP, SCALE) * 0.1
+    bin_distances = weighting_function(32, UP, SCALE) * 0.1
     references = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
-    bins, upper = boxes_to_bins(references, torch.tensor([box]).float(), table, SCALE)
+    boxes = torch.tensor([box]).float()
+    bins, upper = boxes_to_bins(references, boxes, bin_distances, SCALE)
     assert bins.tolist() == [[lower] * 4]
     assert upper.tolist() == [[weight] * 4]

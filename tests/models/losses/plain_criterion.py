@@ -120,15 +120,17 @@ class PlainCriterion:
 
     def fgl(self, logits, boxes, references, indices, targets, count) -> Tensor:
         place, _, target_boxes = self.gather(indices, targets)
-        table, scale = self.bins
+        bin_distances, scale = self.bins
         reference, target = references[place], corners(target_boxes)
         unit = reference[:, 2:] / scale
         low = (reference[:, :2] - target[:, :2]) / unit - scale / 2
         high = (target[:, 2:] - reference[:, :2]) / unit - scale / 2
-        distance = torch.cat([low, high], 1).flatten().clamp(table[0], table[-1])
-        left = (distance[:, None] >= table).sum(1).clamp(1, len(table) - 1) - 1
-        right_weight = (distance - table[left]) / (table[left + 1] - table[left])
-        logits = logits[place].reshape(-1, len(table))
+        distance = torch.cat([low, high], 1).flatten()
+        distance = distance.clamp(bin_distances[0], bin_distances[-1])
+        left = (distance[:, None] >= bin_distances).sum(1).clamp(1, len(bin_distances) - 1) - 1
+        below, above = bin_distances[left], bin_distances[left + 1]
+        right_weight = (distance - below) / (above - below)
+        logits = logits[place].reshape(-1, len(bin_distances))
         loss = F.cross_entropy(logits, left, reduction='none') * (1 - right_weight)
         loss = loss + F.cross_entropy(logits, left + 1, reduction='none') * right_weight
         iou = self.paired_overlaps(boxes[place], target_boxes)[0].detach()

@@ -14,7 +14,7 @@ import torch
 from plain_criterion import PlainCriterion
 
 REG_MAX, UP, REG_SCALE = 32, torch.tensor([0.5]).double(), torch.tensor([4.0]).double()
-TABLE = weighting_function(REG_MAX, UP, REG_SCALE)
+BIN_DISTANCES = weighting_function(REG_MAX, UP, REG_SCALE)
 LOSSES = dict(
     mal=dict(type='MatchabilityAwareLoss', gamma=1.5),
     vfl=dict(type='VarifocalQualityLoss', alpha=0.75, gamma=2.0),
@@ -41,10 +41,11 @@ def random_predictions(dfine: bool, layers: int, batch: int, queries: int, class
     references = random_boxes(1, batch, queries)
     leaves = [scores, distributions, scores[:1] + 1, random_boxes(1, batch, queries)]
     scores, distributions, initial_scores, initial_boxes = (x.requires_grad_() for x in leaves)
-    boxes = distances_to_boxes(references, expected_distances(distributions, TABLE), REG_SCALE)
+    distances = expected_distances(distributions, BIN_DISTANCES)
+    boxes = distances_to_boxes(references, distances, REG_SCALE)
     leaves = [scores, distributions, initial_scores, initial_boxes]
     fields = scores, boxes, distributions, references, initial_scores, initial_boxes
-    return Predictions(*fields, bin_distances=TABLE, reg_scale=REG_SCALE), leaves
+    return Predictions(*fields, bin_distances=BIN_DISTANCES, reg_scale=REG_SCALE), leaves
 
 
 def with_negative_sizes(boxes: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,7 @@ def test_values_and_gradients(dfine, loss, counts, groups, seed):
         num_groups=groups,
         targets=Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets]),
     )
-    plain = PlainCriterion(loss, (TABLE, float(REG_SCALE)) if dfine else None)(
+    plain = PlainCriterion(loss, (BIN_DISTANCES, float(REG_SCALE)) if dfine else None)(
         matching, encoder, denoising, groups, targets
     )
     assert ours.keys() == plain.keys()
