@@ -13,7 +13,7 @@ from ..layers.basic import convolve_and_norm, freeze_norms, set_with_cp
 
 
 class StageSpec(NamedTuple):
-    """One stage: channels, number of blocks, kind and size of its layers."""
+    """One stage: its channels, blocks and layers; ``light`` ones are :class:`LightConvBNAct`."""
 
     in_channels: int
     mid_channels: int
@@ -44,7 +44,7 @@ def _arch(stem: tuple[int, int], num_layers: int, *stages: tuple[int, int, int, 
     )  # fmt: skip
 
 
-# Of each stage: in, mid and out channels, blocks.
+# Of each stage: channels of the input, inside and of the output; number of blocks.
 # fmt: off
 ARCHS = {
     'B0': _arch((16, 16), 3,
@@ -78,10 +78,10 @@ class LearnableAffine(nn.Module):
 
 
 class ConvBNAct(nn.Module):
-    """Convolution, batch norm, ReLU and, where ``lab`` is on, a learnable affine after the ReLU.
+    """Convolution, batch norm, ReLU and, with ``lab``, a :class:`LearnableAffine`.
 
     Attributes:
-        with_cp: As of :class:`~deim_mmdet.models.layers.basic.ConvNorm`.
+        with_cp: See :class:`~deim_mmdet.models.layers.basic.ConvNorm`.
     """
 
     with_cp = False
@@ -126,7 +126,7 @@ class LightConvBNAct(nn.Module):
 
 
 class Stem(nn.Module):
-    """Image (B, 3, H, W) to (B, C, H/4, W/4)."""
+    """The first layers: images (B, 3, H, W) to features (B, C, H/4, W/4)."""
 
     def __init__(self, mid_channels: int, out_channels: int, lab: bool) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ class Stem(nn.Module):
         return self.stem4(self.stem3(*self.branches(x)))
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of an image, the pooled features and the convolved ones: (B, C_mid, H/2, W/2) each."""
-        # The even kernels keep the resolution by one more column at the right and row below.
+        """Pooled and convolved features of images, (B, ``mid_channels``, H/2, W/2) each."""
+        # With one more column at the right and row below, even kernels keep the resolution.
         x = F.pad(self.stem1(x), (0, 1, 0, 1))
         convs = self.stem2b(F.pad(self.stem2a(x), (0, 1, 0, 1)))
         return F.max_pool2d(x, kernel_size=2, stride=1), convs
@@ -178,7 +178,7 @@ class Block(nn.Module):
 
 
 class HGStage(nn.Module):
-    """An optional depthwise 3×3/2 downsample, then blocks; all but the first are residual."""
+    """Depthwise 3×3 convolution of stride 2 (optional), then blocks, residual after the first."""
 
     def __init__(self, spec: StageSpec, lab: bool) -> None:
         super().__init__()
@@ -204,12 +204,12 @@ class HGNetv2(BaseModule):
     """HGNetv2 backbone.
 
     Args:
-        arch: ``'B0'`` … ``'B6'``.
+        arch: Size, ``'B0'`` to ``'B6'``.
         out_indices: Stages (0-based) whose feature maps are returned; stage i has stride
             ``4 · 2^i``.
-        use_lab: Add a learnable affine after each activation (B0 … B2 of D-FINE).
+        use_lab: Add a learnable affine after each activation (B0 to B2 of D-FINE).
         frozen_stem: Don't train the stem.
-        norm_frozen: Keep statistics and affine of all norms as loaded.
+        norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         with_cp: Keep less for the backward pass; see
             :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
@@ -246,7 +246,7 @@ class HGNetv2(BaseModule):
             self.stem.requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) to feature maps (B, C_i, H / s_i, W / s_i)."""
+        """Images (B, 3, H, W) to maps (B, C_i, H / s_i, W / s_i) of stages i with stride s_i."""
         x = self.stem(x)
         outputs = []
         for i, stage in enumerate(self.stages):

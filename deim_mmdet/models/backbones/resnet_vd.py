@@ -21,7 +21,7 @@ PUBLISHED_NAMES = [
         for theirs, ours in (
             *((f'branch2{"abc"[k]}.conv', f'conv{k + 1}') for k in range(3)),
             *((f'branch2{"abc"[k]}.norm', f'bn{k + 1}') for k in range(3)),
-            # Behind an average pool, from the second stage on, the shortcut is one level deeper.
+            # From the second stage on the shortcut has an average pool and is a level deeper.
             (f'short{".conv" * (s > 0)}.conv', 'downsample.1'),
             (f'short{".conv" * (s > 0)}.norm', 'downsample.2'),
         )
@@ -34,18 +34,18 @@ _rename = NameTable(PUBLISHED_NAMES)
 class ResNetVd(ResNetV1d):
     """ResNet-vd as RT-DETR has it ("Bag of Tricks", arXiv 1812.01187).
 
-    It computes what :class:`mmdet.models.ResNetV1d` does, but for one convolution: in the nets of
-    basic blocks (18 and 34 layers) the first block of the first stage has a 1×1 convolution in its
-    shortcut as well. Weights by the names of the published files (``ResNet18_vd_pretrained_…``,
-    ``ResNet50_vd_ssld_v2_…``) are renamed while they are loaded.
+    It differs from :class:`mmdet.models.ResNetV1d` in one convolution. In networks of basic blocks
+    (18 and 34 layers) the first block of the first stage, too, has a 1×1 convolution in its
+    shortcut. Loading renames the weights of the published files (``ResNet18_vd_pretrained_…``,
+    ``ResNet50_vd_ssld_v2_…``).
 
     Args:
         depth: Number of layers: 18, 34, 50, 101 or 152.
         out_indices: Stages, from 0, whose features are returned.
         frozen_stem: Don't train the stem.
-        norm_frozen: Keep statistics and affine of all norms as loaded.
+        norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         init_cfg: See :class:`mmengine.model.BaseModule`.
-        kwargs: Arguments of :class:`mmdet.models.ResNetV1d`, such as ``with_cp``.
+        kwargs: Further arguments of :class:`mmdet.models.ResNetV1d`, such as ``with_cp``.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class ResNetVd(ResNetV1d):
         self.register_load_state_dict_pre_hook(_rename_published_weights)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
-        """A stage; see the class for what differs from mmdet's."""
+        """Make a stage; the class says what differs from mmdet's."""
         layer = super().make_res_layer(**kwargs)
         first = layer[0]
         if isinstance(first, BasicBlock) and first.downsample is None:
             channels = kwargs['planes']
             first.downsample = nn.Sequential(
-                # In the place of the average pool that the other stages have.
+                # Other stages have an average pool here.
                 nn.Identity(),
                 nn.Conv2d(kwargs['inplanes'], channels, 1, bias=False),
                 build_norm_layer(kwargs['norm_cfg'], channels)[1],
@@ -88,8 +88,8 @@ def rename_resnet_vd(name: str) -> str:
     """Name inside :class:`ResNetVd` of a parameter of the published ResNet-vd files.
 
     Args:
-        name: E.g. ``res_layers.0.blocks.0.branch2a.conv.weight``; any other name is returned as
-            it is, for instance one of this package. HGNetv2's files need no renaming.
+        name: E.g. ``res_layers.0.blocks.0.branch2a.conv.weight``. Any other name, for instance one
+            of this package, is returned as it is.
     """
     try:
         return _rename(name)

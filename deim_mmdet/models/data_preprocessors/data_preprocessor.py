@@ -21,27 +21,26 @@ from .staged_batch_augment import StagedBatchAugment
 class DenseO2ODataPreprocessor(DetDataPreprocessor):
     """mmdet's ``DetDataPreprocessor``: the same batch, with less work for host and device.
 
-    The data loader stacks the images (``stack_images``), or else they are stacked here. They are
-    copied to the device once, as uint8, and batch augments that only pick pixels
-    (``DenseO2OMultiScale``) act on them in that form. Then they become floats, normalised in one
-    pass, and are mixed in place. Picking pixels commutes with everything that treats all pixels
-    alike, so the order makes no difference to the batch. A channels-last batch stays channels-last.
+    The data loader stacks the images (``stack_images``); otherwise they are stacked here. One copy
+    brings them to the device, as uint8. Batch augments that only pick pixels
+    (``DenseO2OMultiScale``) act on these. One pass then normalises the images to floats, and mixup
+    mixes them in place. The order makes no difference to the batch, as the other steps treat all
+    pixels alike. A channels-last batch stays channels-last.
 
-    Data samples stay on the host meanwhile, as copies of those that are given: there the batch
-    augments change boxes without launching a kernel for each. Augments of other packages get them
-    there too.
+    Meanwhile copies of the data samples stay on the host. There batch augments, also those of other
+    packages, change boxes without launching a kernel for each.
 
-    What does not fit that, e.g. images of different sizes or batch augments of other packages,
-    takes mmdet's way.
+    Other cases, e.g. images of different sizes or batch augments of other packages, take mmdet's
+    way.
 
-    Where the model takes three channels (three means, or an exchange of channels), arrays that are
-    given to mmdet's ``DetInferencer`` become what a picture file is loaded as: of grey ones, the
-    channel is repeated; alpha, a second or fourth channel, is dropped; of 16 bits the upper 8 stay.
+    Where the model takes three channels (three means, or an exchange of channels), an array that
+    mmdet's ``DetInferencer`` gets becomes what a picture file is loaded as. A grey channel is
+    repeated; alpha, a second or fourth channel, is dropped; of 16 bits the upper 8 stay.
 
     Args:
-        mean: Mean of each channel, or one for all, in the order of channels of the model. Default
-            None: images are not normalised.
-        std: Standard deviations likewise.
+        mean: Mean of each channel, or one for all, in the model's order of channels. Default None:
+            images are not normalised.
+        std: Standard deviation of each channel, or one for all, in the same order.
         args: Further arguments of ``DetDataPreprocessor``.
         samples_on_host: Whether the data samples stay on the host, for detectors that make their
             targets there, such as this package's. Default False: they go to the device after the
@@ -64,21 +63,21 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         non_blocking: bool = True,
         **kwargs,
     ) -> None:
-        # mmengine would keep integers as such, which a device would have to convert each time.
+        # mmengine 0.10.7 would keep integers, which a device would convert each time.
         mean, std = (
             None if values is None else [float(value) for value in values] for values in (mean, std)
         )
         super().__init__(mean, std, *args, non_blocking=non_blocking, **kwargs)
         self.samples_on_host = samples_on_host
-        # Not read from the buffer: on a device that would wait for it.
+        # Read here: later the host would wait for the device.
         self._subtracts = mean is not None and any(mean)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Make a batch of samples.
 
         Args:
-            data: ``inputs``, B images (3, H, W) uint8 or a stack of them, or others as named above,
-                and ``data_samples``, B samples or None.
+            data: ``inputs`` are B images (3, H, W) uint8, a stack of them, or other cases as named
+                above; ``data_samples`` are B samples or None.
             training: Whether to apply the batch augments.
 
         Returns:
@@ -99,7 +98,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         return {'inputs': inputs, 'data_samples': samples}
 
     def cast_data(self, data):
-        """Images, or whatever contains them, on the device; copies of data samples on the host."""
+        """Put images, or what contains them, on the device; copy data samples on the host."""
         if isinstance(data, BaseDataElement):
             return data.to('cpu')
         return super().cast_data(data)
@@ -129,7 +128,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         return getattr(self, 'mean', None) is not None
 
     def _as_loaded(self, images: list[Tensor] | Tensor) -> list[Tensor] | Tensor:
-        """Images (C, H, W), or a stack of them, as picture files are loaded."""
+        """Images (C, H, W), or a stack of them, in the form of loaded picture files."""
         if not (compat.exchanges_channels(self) or (self._normalises() and len(self.mean) == 3)):
             return images
         if isinstance(images, Tensor):
@@ -145,7 +144,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
                 f'got {channels}: choose three of them in the pipeline'
             )
         if images.dtype == torch.uint16:
-            # torch has no shift of this type.
+            # torch 2.13 has no shift for this type.
             images = (images.to(torch.int32) >> 8).to(torch.uint8)
         if channels < 3:
             images = images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
@@ -154,7 +153,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
     def _stacks_as_bytes(
         self, images: list[Tensor] | Tensor, augments: list, training: bool
     ) -> bool:
-        """Whether the images need no padding and no augment cares for the order."""
+        """Whether the images need no padding and the augments allow another order."""
         if not self._normalises() or not (isinstance(images, Tensor) or are_alike(images)):
             return False
         channels, *sides = images[0].shape
@@ -167,12 +166,12 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         )
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 as normalised floats in the order of channels of the model."""
+        """Images (B, 3, H, W) uint8 as normalised floats, in the model's order of channels."""
         on_cpu = images.device.type == 'cpu'
         return self._by_rows(images) if on_cpu else self._by_batch(images)
 
     def _by_batch(self, images: Tensor) -> Tensor:
-        """The whole batch at once, in a kernel for each operation."""
+        """Normalise the whole batch at once, with a kernel for each operation."""
         if compat.exchanges_channels(self):
             images = images.flip(1)
         if self._subtracts:
@@ -180,16 +179,16 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         return torch.div(images, self.std.float())
 
     def _by_rows(self, images: Tensor) -> Tensor:
-        """On a CPU, which this takes less time: nothing as large as the batch comes in between."""
+        """Normalise on a CPU, without anything in between that is as large as the batch."""
         channels_last = not images.is_contiguous()
         memory = (images.permute(0, 2, 3, 1) if channels_last else images).numpy()
         mean, std = (value.float().flatten().expand(3).numpy() for value in (self.mean, self.std))
         if channels_last:
-            # For a row of pixels: over three numbers at a time, numpy would be slow.
+            # For a whole row of pixels: numpy is slow on three numbers at a time.
             mean, std = (np.tile(value, memory.shape[2]) for value in (mean, std))
         else:
             mean, std = mean[:, None], std[:, None]
-        # numpy asks the system for huge pages: getting the memory of a batch in small ones takes
+        # numpy asks the system for huge pages. In small pages, getting the memory of a batch takes
         # longer than filling it.
         batch = np.empty(memory.shape, dtype=np.float32)
         for image, floats in zip(memory, batch, strict=True):

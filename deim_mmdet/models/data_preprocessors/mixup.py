@@ -18,14 +18,14 @@ from .staged_batch_augment import StagedBatchAugment, padded, refusal
 
 @MODELS.register_module()
 class DenseO2OMixUp(StagedBatchAugment):
-    """Blend every image of a batch with the one before it; objects of both (DEIM, section 3.1).
+    """Blend every image of a batch with the one before it; it gets the objects of both.
 
-    Acts in the dense stage. Unlike mixup for classification the objects keep their full weight.
-    Objects may have masks and key points. A batch of one image stays as it is.
+    It acts in the dense stage (DEIM, section 3.1). Unlike in mixup for classification, objects keep
+    their full weight. They may have masks and key points. A batch of one image stays as it is.
 
     Args:
         prob: Probability for a batch. Default 0.5.
-        ratio: Range of the share of the image itself, uniform. Default (0.45, 0.55).
+        ratio: Range of the image's own share, drawn uniformly. Default (0.45, 0.55).
 
     Raises:
         ValueError: Samples have what two images cannot share, such as a semantic map.
@@ -54,7 +54,7 @@ class DenseO2OMixUp(StagedBatchAugment):
         Returns:
             New images and the samples, changed in place.
         """
-        # In any stage: a training should not end where the dense stage begins.
+        # In any stage, so that training fails at its start, not where the dense stage begins.
         for sample in data_samples:
             self._check(sample)
         if self.stage is not Stage.DENSE or len(inputs) < 2 or np.random.rand() >= self.prob:
@@ -82,7 +82,7 @@ class DenseO2OMixUp(StagedBatchAugment):
         return inputs, data_samples
 
     def _check(self, sample: DetDataSample) -> None:
-        """Refuse a sample with more than sets of objects, or with masks of an unknown kind."""
+        """Refuse a sample that holds more than objects, or masks of an unknown kind."""
         for name, value in sample.items():
             if not isinstance(value, InstanceData):
                 raise refusal(self, 'mix', name, value)
@@ -98,8 +98,8 @@ def _blend_with_previous(images: Tensor, share: float) -> None:
     if images.device.type != 'cpu':
         images.lerp_(torch.cat([images[-1:], images[:-1]]), share)
         return
-    # From the last one on, so that each finds the one before it unchanged: a second batch in memory
-    # would cost more time than the arithmetic.
+    # From the last to the first, so that each finds the one before it unchanged. A second batch in
+    # memory would take more time than the arithmetic.
     last = images[-1].clone()
     for index in range(len(images) - 1, 0, -1):
         images[index].lerp_(images[index - 1], share)

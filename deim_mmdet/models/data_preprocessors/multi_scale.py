@@ -24,13 +24,13 @@ SIZE_STEP = 32
 class DenseO2OMultiScale(StagedBatchAugment):
     """Resize a whole batch to a random size, in all stages but the one without augmentation.
 
-    Sizes go from 0.75 to 1.25 times the base size in steps of 32 (for 640: 480, 512, ..., 800),
-    the base size entering the draw ``base_size_repeat`` times. Each side of the input is scaled by
-    size / ``base_size`` and rounded to a multiple of 32, so that inputs need not be square.
+    Sizes go from 0.75 to 1.25 times the base size in steps of 32 (for 640: 480, 512, ..., 800). The
+    base size is ``base_size_repeat`` times in the draw. Each side of the input is scaled by size /
+    ``base_size`` and rounded to a multiple of 32; inputs need not be square.
 
-    All processes of a training draw the same size in the same step, as the slowest one keeps the
-    others waiting. ``DerivedSeedHook`` sets the seed of each step; without it the processes agree
-    on one seed when they draw for the first time.
+    All processes of a training draw the same size in a step, as they wait for the slowest.
+    ``DerivedSeedHook`` sets the seed of each step. Without it the processes agree on one seed at
+    their first draw.
 
     Boxes, masks, key points and semantic maps are resized too.
 
@@ -63,15 +63,15 @@ class DenseO2OMultiScale(StagedBatchAugment):
         self._generator: np.random.Generator | None = None
 
     def set_step_seed(self, seed: int) -> None:
-        """Let the next draws follow from ``seed``, which all processes have to be given alike."""
+        """Let the next draws follow from ``seed``, the same in all processes."""
         self._generator = np.random.default_rng(seed)
 
     def draw_size(self, base_size: int) -> int:
-        """A size for a batch whose size is ``base_size``, in pixels; the same in all processes."""
+        """Draw a size in pixels, given the base size; the same in all processes."""
         if self._generator is None:
             self.set_step_seed(sync_random_seed())
         sizes = training_sizes(base_size, self.base_size_repeat)
-        # A share rather than an index: the numbers of sizes differ where the base sizes do.
+        # Not an index: processes whose base sizes differ have another number of sizes.
         return sizes[int(self._generator.random() * len(sizes))]
 
     def forward(
@@ -116,7 +116,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
     def _resize_objects(
         self, name: str, objects: InstanceData, old: tuple[int, int], new: tuple[int, int]
     ) -> None:
-        """Put the fields of ``objects`` at their new size in place of the old ones.
+        """Resize the fields of ``objects``, in place.
 
         Args:
             name: Name of the objects in the sample, for messages.
@@ -130,12 +130,12 @@ class DenseO2OMultiScale(StagedBatchAugment):
             if isinstance(value, BaseBoxes):
                 value.rescale_(scale)
             elif isinstance(value, BaseInstanceMasks):
-                # At the size of the batch first: the scale of a part, rounded, would be another.
+                # Padded first: rounding the size of a part would change the scale.
                 objects.set_field(padded(value, old).resize(new), field)
             elif field == 'bboxes' and last == 4:
                 objects.bboxes = _scaled(value.unflatten(-1, (2, 2)), scale).flatten(-2)
             elif field == 'keypoints' and last in (2, 3):
-                # A third number is the visibility.
+                # The third number of a key point is its visibility.
                 objects.keypoints = _scaled(value, scale)
             elif not _is_sizeless(field, value):
                 raise refusal(self, 'resize', f'{name}.{field}', value)
@@ -143,12 +143,12 @@ class DenseO2OMultiScale(StagedBatchAugment):
     def _resized_maps(
         self, name: str, maps: PixelData, old: tuple[int, int], new: tuple[int, int]
     ) -> PixelData:
-        """Maps at their new size, by the nearest pixel; arguments as of :meth:`_resize_objects`."""
+        """Resize maps by the nearest pixel; arguments as of :meth:`_resize_objects`."""
         resized = PixelData(metainfo=maps.metainfo)
         for field, value in maps.items():
             if not isinstance(value, Tensor):
                 raise refusal(self, 'resize', f'{name}.{field}', value)
-            # Maps need not be padded to the size of the batch.
+            # A map may be smaller than the batch.
             rows, columns = (
                 (
                     torch.arange(round(side * (after / before)), device=value.device)
@@ -180,11 +180,11 @@ def training_sizes(base_size: int, base_size_repeat: int | None) -> list[int]:
 
 
 def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, C, H, W) at ``size`` (height, width), by the nearest pixel as published."""
+    """Resize images (B, C, H, W) to ``size`` (height, width), by the nearest pixel as published."""
     if images.dtype != torch.uint8 or images.device.type != 'cpu':
         return F.interpolate(images, size=size, mode='nearest')
-    # The same pixels in a third of the time, but for rounding errors of torch's. OpenCV takes
-    # planes, or pixels of all channels.
+    # OpenCV gives the same pixels, but for rounding errors of torch, in a third of the time. It
+    # takes planes, or pixels with all their channels.
     by_plane = images.is_contiguous()
     sources = images.flatten(0, 1) if by_plane else images.permute(0, 2, 3, 1)
     resized = torch.empty((len(sources), *size, *sources.shape[3:]), dtype=torch.uint8)
@@ -196,7 +196,7 @@ def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _scaled(points: Tensor, scale: tuple[float, float]) -> Tensor:
-    """Points (..., n) with x and y, the first two numbers, times ``scale``, as floats."""
+    """Points (..., n) as floats, their first two numbers, x and y, times ``scale``."""
     scaled = points.clone() if points.is_floating_point() else points.float()
     for axis, factor in enumerate(scale):
         scaled[..., axis] *= factor
@@ -206,7 +206,7 @@ def _scaled(points: Tensor, scale: tuple[float, float]) -> Tensor:
 def _is_sizeless(field: str, value: object) -> bool:
     """Whether a field of objects stays as it is at another size of the image.
 
-    A single value an object, such as its label, does; an area doesn't.
+    A single value of each object, such as its label, does. An area doesn't.
     """
     return field == 'keypoints_visible' or (
         isinstance(value, Tensor) and value.ndim == 1 and 'area' not in field

@@ -1,4 +1,4 @@
-"""What Dense O2O's batch augments, ``batch_augments`` of mmdet's preprocessor, have in common."""
+"""What the batch augments of Dense O2O have in common."""
 
 from deim_mmdet.utils.stage import Stage
 
@@ -9,9 +9,9 @@ from torch import nn
 class StagedBatchAugment(nn.Module):
     """A batch augment that acts in some stages only; dense until :meth:`set_stage` is called.
 
-    One that only picks pixels, whatever their values, says so by ``picks_pixels``: it may act
-    before the images are normalised, and on any type. The others treat all pixels alike, and may
-    write over the images where they are called with ``overwrite=True``.
+    ``picks_pixels`` is true for an augment that picks pixels, whatever their values. It may act
+    before normalisation and on any type. Other augments treat all pixels alike. Called with
+    ``overwrite=True``, they may write over the images.
     """
 
     picks_pixels = False
@@ -26,7 +26,7 @@ class StagedBatchAugment(nn.Module):
 
 
 def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueError:
-    """What to raise where ``augment`` cannot change a ``field`` of a sample with its image."""
+    """Error for an ``augment`` that cannot change a ``field`` of a sample with its image."""
     name, kind = type(augment).__name__, type(value).__name__
     return ValueError(
         f'{name} cannot {verb} {field} ({kind}): take {name} out of batch_augments of the '
@@ -36,5 +36,5 @@ def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueEr
 
 
 def padded(masks: BaseInstanceMasks, size: tuple[int, int]) -> BaseInstanceMasks:
-    """Masks at ``size`` (height, width)."""
+    """Masks padded to ``size`` (height, width)."""
     return masks if (masks.height, masks.width) == size else masks.pad(size)

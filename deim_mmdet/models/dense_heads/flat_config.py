@@ -53,7 +53,7 @@ def composed(parts: Mapping[str, Any], flat: Mapping[str, Any]) -> tuple[dict, s
 
 
 def setting(head: Mapping[str, Any], name: str) -> Any:
-    """A setting in the config of a head, flat or of a part; None where it isn't given."""
+    """A setting of a head's config, flat or in its part; None where it isn't given."""
     part, key = PLACES[name][0].split('.')
     return head.get(name, (head.get(part) or {}).get(key))
 

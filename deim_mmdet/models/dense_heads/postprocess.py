@@ -10,7 +10,7 @@ class TopKPostprocess(nn.Module):
     """The best (query, class) pairs of each image; a query may give several.
 
     Args:
-        max_per_img: Detections kept of an image, if there are as many pairs.
+        max_per_img: Most detections of an image.
     """
 
     def __init__(self, max_per_img: int = 300) -> None:
@@ -23,17 +23,17 @@ class TopKPostprocess(nn.Module):
         Args:
             logits: (B, Q, C) class logits.
             boxes: (B, Q, 4) as (cx, cy, w, h) in [0, 1].
-            sizes: (B, 2) width and height of the images in the pixels that boxes are wanted in.
+            sizes: (B, 2) width and height of each image, in whose pixels boxes are returned.
 
         Returns:
             Labels (B, N) int64, boxes (B, N, 4) as (x1, y1, x2, y2) in pixels and scores (B, N) in
             [0, 1], best first.
         """
-        # A plain number, so that it is a constant to exporters that trace.
+        # Exporters that trace take plain numbers as constants.
         num_queries, num_classes = (int(size) for size in logits.shape[1:])
         count = min(self.max_per_img, num_queries * num_classes)
         top, index = logits.flatten(1).topk(count, dim=1)
-        # A truncating division: indices aren't negative, and runtimes have it for integers.
+        # Truncated, which runtimes can do for integers; indices aren't negative.
         query = torch.div(index, num_classes, rounding_mode='trunc')
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         centres, extents = boxes.split(2, dim=-1)

@@ -1,4 +1,4 @@
-"""What the heads of D-FINE and RT-DETR share: they are composed of registered parts."""
+"""What the heads of D-FINE and RT-DETR share: both are composed of registered parts."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ from .flat_config import composed
 class QuerySelectionHead(BaseModule):
     """Head of a DETR whose queries are the encoder tokens with the largest scores.
 
-    Features become tokens; ``query_selection`` picks queries from them; ``denoising`` adds noised
-    objects in training; ``decoder`` refines all of them; ``criterion`` has the losses;
-    ``postprocess`` makes detections. Each part is a config of a component registered in ``MODELS``.
-    Settings of a part stand in its config; the type may be left out where it is the default. The
-    head hands down what parts share: ``num_classes``, ``embed_dims`` and ``num_levels``.
+    Features become tokens. ``query_selection`` picks queries from them. ``denoising`` adds noised
+    objects in training. ``decoder`` refines both, ``criterion`` computes the losses, and
+    ``postprocess`` makes detections. Each part is the config of a component in ``MODELS`` and holds
+    all settings of the part. The default type may be left out. The head hands down what parts
+    share: ``num_classes``, ``embed_dims`` and ``num_levels``.
 
-    Settings of version 0.1, which stood in the head itself (``num_queries``, ``num_layers``,
-    ``loss_cls``, ...), are still taken, with a warning that says where they are today.
+    In version 0.1 settings stood in the head itself (``num_queries``, ``num_layers``, ``loss_cls``,
+    ...). The head still takes them, with a warning that says where they are today.
 
     Args:
         num_classes: Number of categories, without background.
-        in_channels: Channels of the levels of features, finest first.
+        in_channels: Channels of each feature level, finest first.
         embed_dims: Width of tokens and queries; levels of another width are projected to it.
         query_selection: See :class:`~deim_mmdet.models.layers.query_selection.QuerySelection`.
         denoising: See :class:`~deim_mmdet.models.layers.denoising.DenoisingQueryGenerator`;
@@ -48,17 +48,17 @@ class QuerySelectionHead(BaseModule):
         flat: Settings of version 0.1.
 
     Raises:
-        TypeError: There is no setting of a name.
-        ValueError: A part is given what the head hands down, or settings don't fit.
+        TypeError: A setting is unknown.
+        ValueError: A part's config has what the head hands down, or settings don't fit.
     """
 
-    #: Types of parts whose config names none.
+    #: Type of each part whose config names none.
     default_types: Mapping[str, str] = dict(
         query_selection='QuerySelection',
         denoising='DenoisingQueryGenerator',
         postprocess='TopKPostprocess',
     )
-    #: Whether levels that have the width of the decoder already are projected, too.
+    #: Whether to project levels, too, that already have the width of the decoder.
     project_all = False
 
     def __init__(
@@ -110,7 +110,7 @@ class QuerySelectionHead(BaseModule):
         self.register_load_state_dict_pre_hook(self._refuse_other_classes)
 
     def _built(self, part: str, configs: Mapping[str, dict | None], **shared) -> nn.Module | None:
-        """A part, given what the head hands down; None where its config is."""
+        """Build a part with what the head hands down; None where its config is None."""
         config = configs[part]
         if config is None:
             return None
@@ -131,12 +131,13 @@ class QuerySelectionHead(BaseModule):
     def _refuse_other_classes(
         head: 'QuerySelectionHead', state_dict: dict, prefix: str, *args
     ) -> None:
-        """Look, before parameters are loaded, whether the class layers are for as many classes.
+        """Before loading, check that a checkpoint has the head's number of classes.
 
-        mmengine's loader, which ``DetInferencer`` uses, goes on without parameters of other shapes.
+        The loader of mmengine 0.10.7, which ``DetInferencer`` uses, skips parameters of another
+        shape.
 
         Raises:
-            ValueError: The parameters are those of another number of classes.
+            ValueError: The checkpoint has another number of classes.
         """
         scores = state_dict.get(f'{prefix}query_selection.score.bias')
         if scores is not None and len(scores) != head.num_classes:
@@ -152,9 +153,9 @@ class QuerySelectionHead(BaseModule):
         denoising: DenoisingQueries | None = None,
         all_layers: bool = False,
     ) -> tuple[SelectedQueries, Predictions]:
-        """Selected queries, and the predictions for denoising (first) and matching queries.
+        """Select queries and decode them, after the denoising queries if there are any.
 
-        Predictions are those of all decoder layers, or of the last one used in evaluation.
+        All decoder layers predict, or the last one that evaluation uses.
         """
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         spatial_shapes = [(int(feat.shape[2]), int(feat.shape[3])) for feat in feats]
@@ -175,7 +176,7 @@ class QuerySelectionHead(BaseModule):
         return predictions.scores[-1], predictions.boxes[-1]
 
     def loss(self, feats: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms of a batch of levels (B, C_l, H_l, W_l); see :class:`SetCriterion`."""
+        """Loss terms of a batch, of levels (B, C_l, H_l, W_l); see :class:`SetCriterion`."""
         targets = Targets.from_samples(batch_data_samples, feats[0].device)
         queries = None if self.denoising is None else self.denoising(targets)
         selected, predictions = self._decode(feats, queries, all_layers=True)
@@ -195,7 +196,7 @@ class QuerySelectionHead(BaseModule):
                 targets=targets,
             )
         if self.denoising is not None and queries is None:
-            # Every parameter takes part in the gradient exchange, objects or not.
+            # The gradient exchange between ranks needs every parameter, objects or not.
             name = next(iter(losses))
             losses[name] = losses[name] + self.denoising.embedding.weight.sum() * 0
         return losses
@@ -208,10 +209,10 @@ class QuerySelectionHead(BaseModule):
         Args:
             feats: Levels (B, C_l, H_l, W_l).
             batch_data_samples: Their data samples.
-            rescale: Give boxes in pixels of the original image rather than of the input.
+            rescale: Whether boxes are in pixels of the original image, not of the input.
 
         Returns:
-            Of each image ``bboxes`` (N, 4) as (x1, y1, x2, y2) in pixels, ``scores`` (N,) and
+            For each image ``bboxes`` (N, 4) as (x1, y1, x2, y2) in pixels, ``scores`` (N,) and
             ``labels`` (N,), best first.
         """
         logits, boxes = (full_precision(part) for part in self(feats))

@@ -9,8 +9,8 @@ from .query_selection_head import QuerySelectionHead
 class RTDETRHead(QuerySelectionHead):
     """Head of RT-DETRv2 (arXiv 2407.17140), with MAL of DEIM (arXiv 2412.04234) by default.
 
-    RT-DETR (arXiv 2304.08069) is the case of as many points on every level. All levels are
-    projected. Arguments are those of :class:`QuerySelectionHead`.
+    With the same number of points on every level it is the head of RT-DETR (arXiv 2304.08069). It
+    projects all levels. Arguments are those of :class:`QuerySelectionHead`.
 
     Example:
         >>> bbox_head = dict(

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class LossLog(MutableMapping):
-    """Loss values by name, as numbers; they leave the device when the first is asked for.
+    """Loss values by name. They leave the device together, when the first is read.
 
     Args:
         names: Names of the values.
-        values: (len(names),) the values, on any device.
+        values: (len(names),) values on any device.
     """
 
     def __init__(self, names: list[str], values: Tensor) -> None:
@@ -50,8 +50,8 @@ class LossLog(MutableMapping):
 class DEIMDetector(SingleStageDetector):
     """Detector of a backbone, a neck and one of this package's heads.
 
-    It is mmdet's ``SingleStageDetector``, whose losses are summed, and read for the log, as one
-    tensor instead of one after another. Arguments are those of ``SingleStageDetector``.
+    It sums its losses in one tensor, and the log reads them as one. mmdet's
+    ``SingleStageDetector``, whose arguments it takes, does so one by one.
     """
 
     def parse_losses(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, LossLog]:
@@ -61,7 +61,7 @@ class DEIMDetector(SingleStageDetector):
             losses: Loss terms, () each; those without ``loss`` in their name are only logged.
 
         Returns:
-            The loss (), and its value with those of all terms.
+            Their sum (), and its value with those of all terms.
         """
         terms = torch.stack([*losses.values()])
         summed = [term for name, term in losses.items() if 'loss' in name]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 class DecoupledDistillationFocalLoss(nn.Module):
     """Distils the last layer's distributions into earlier ones (D-FINE, arXiv 2410.13842, eq. 7).
 
-    KL divergence of tempered distributions, times T². Matched and unmatched queries are averaged
-    apart and combined in proportion to the square roots of their numbers, so that the many
-    unmatched ones don't drown the others.
+    It is the KL divergence of distributions softened by a temperature T, times T². Matched and
+    unmatched queries are averaged apart. The square roots of their numbers weight the two means, so
+    that the many unmatched queries don't drown the others.
 
     Args:
-        temperature: T.
-        loss_weight: Factor of the whole.
+        temperature: The temperature T; a higher one softens more.
+        loss_weight: Factor of the loss.
     """
 
     def __init__(self, temperature: float = 5.0, loss_weight: float = 1.5) -> None:
@@ -33,21 +33,21 @@ class DecoupledDistillationFocalLoss(nn.Module):
         matched: Tensor | None = None,
         balance: Tensor | None = None,
     ) -> Tensor:
-        """Loss of each of the leading dimensions, e.g. decoder layers.
+        """Loss for each place in the leading axes ``*``, e.g. for each decoder layer.
 
         Args:
-            pred: (*, N, bins) logits of the students.
+            pred: (*, N, bins) logits of the students, N distributions each.
             soft_label: (N, bins) logits of the teacher; no gradient flows into them.
             weight: (*, N): IoU for matched predictions, the teacher's confidence for others.
-            avg_factor: Divisor of the sum where ``matched`` is ``None``; N by default. Else the
-                divisors (2,) of the matched and of the unmatched part; by default their numbers.
-            matched: (N,) bool. ``None`` takes all predictions for matched, as mmdet's
-                distillation heads do, which hand over the positive ones only.
-            balance: (2,) numbers of matched and unmatched predictions whose square roots weight
-                the two parts; counted from ``matched`` if ``None``.
+            avg_factor: Without ``matched``, the divisor of the sum; default: N. With it, divisors
+                (2,) of the matched and the unmatched part; default: their numbers.
+            matched: (N,) bool, which predictions are matched. Default: all, as mmdet's distillation
+                heads hand over the positive ones only.
+            balance: (2,) numbers of matched and unmatched predictions, whose square roots weight
+                the two parts. Default: counted from ``matched``.
 
         Returns:
-            (*).
+            (*) losses.
         """
         t = self.temperature
         teacher = F.log_softmax(soft_label.detach() / t, dim=-1)
@@ -58,7 +58,7 @@ class DecoupledDistillationFocalLoss(nn.Module):
             return self.loss_weight * divergence.sum(-1) / (avg_factor or divergence.shape[-1])
         masks = torch.stack([matched, ~matched]).to(divergence.dtype)
         counts = masks.sum(-1)
-        # Of a part without members the sum is 0, whatever it is divided by.
+        # A part without members has the sum 0, whatever the divisor.
         divisors = (counts if avg_factor is None else avg_factor).clamp(min=1e-6)
         means = (divergence[..., None, :] * masks).sum(-1) / divisors
         weights = (counts if balance is None else balance).sqrt()

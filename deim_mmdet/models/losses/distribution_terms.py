@@ -14,7 +14,7 @@ def _logits(matched: MatchedSets) -> Tensor:
     """Logits (L, B, Q, 4, bins) of the distributions of each layer.
 
     Raises:
-        ValueError: Pairs differ from set to set: layers are compared query by query.
+        ValueError: Pairs differ from set to set, but these terms compare layers query by query.
     """
     if matched.pairs.sets is not None:
         raise ValueError("a term on distributions needs pairs='union' in its config")
@@ -23,17 +23,17 @@ def _logits(matched: MatchedSets) -> Tensor:
 
 @MODELS.register_module()
 class DistributionTerm(LossTerm):
-    """Loss on the distributions of each layer and the target's place among the bins (FGL).
+    """Loss between each layer's distributions and the target's place among the bins (FGL).
 
     The IoU of a pair weights its loss.
     """
 
     def prefixes(self, matched: MatchedSets) -> list[str]:
-        """Those of the decoder layers."""
+        """Prefixes of the decoder layers."""
         return matched.sets.prefixes[: matched.sets.num_layers]
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """(L,)."""
+        """Loss (L,) of each of L layers."""
         logits, pairs, layers = _logits(matched), matched.pairs, matched.sets.layers
         if len(pairs) == 0:
             return no_pairs(logits)
@@ -57,16 +57,16 @@ class DistributionTerm(LossTerm):
 class DistillationTerm(LossTerm):
     """Distillation of the last layer's distributions into those of earlier layers (DDF).
 
-    The IoU of a pair weights its loss; that of other queries is weighted by the last layer's
-    confidence.
+    The IoU weights the loss of a pair. The best score of the last layer weights that of another
+    query.
     """
 
     def prefixes(self, matched: MatchedSets) -> list[str]:
-        """Those of the decoder layers but the last."""
+        """Prefixes of all decoder layers but the last."""
         return matched.sets.prefixes[: matched.sets.num_layers - 1]
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """(L - 1,)."""
+        """Loss (L - 1,) of each layer but the last."""
         logits, pairs = _logits(matched), matched.pairs
         num_layers, batch, num_queries = logits.shape[:3]
         paired = torch.zeros(batch, num_queries, dtype=torch.bool, device=logits.device)

@@ -10,12 +10,12 @@ def fine_grained_localization_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy with the two bins around a target (D-FINE, arXiv 2410.13842, eq. 6).
 
     Args:
-        pred: (N, bins) logits.
-        target: (N,) position in [0, bins - 1]: the lower bin plus the share of the distance to
-            the next one, so that the bins may be unevenly spaced.
+        pred: (N, bins) logits of N distributions.
+        target: (N,) position in [0, bins - 1]: the lower bin, plus the share of the way to the
+            next one. The bins may be unevenly spaced.
 
     Returns:
-        (N,).
+        (N,) losses.
     """
     lower = target.floor().clamp(0, pred.shape[1] - 2)
     upper_weight = (target - lower).clamp(0, 1)
@@ -30,12 +30,12 @@ def fine_grained_localization_loss(pred: Tensor, target: Tensor) -> Tensor:
 class FineGrainedLocalizationLoss(nn.Module):
     """Module of :func:`fine_grained_localization_loss`.
 
-    It takes what mmdet's ``DistributionFocalLoss`` takes, and also allows a target on the last
-    bin; ``weight`` carries the IoU of the pair.
+    It is called as mmdet's ``DistributionFocalLoss``, but a target may lie on the last bin, too.
+    ``weight`` is the IoU of the pair.
 
     Args:
         reduction: ``'none'``, ``'mean'`` or ``'sum'``.
-        loss_weight: Factor of the whole.
+        loss_weight: Factor of the loss.
     """
 
     def __init__(self, reduction: str = 'mean', loss_weight: float = 0.15) -> None:

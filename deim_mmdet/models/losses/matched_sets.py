@@ -1,11 +1,11 @@
 """Sets of predictions and their pairs with objects, which every loss term reads.
 
 The predictions of L decoder layers are L *sets* of Q scores and boxes. The selected encoder queries
-are one more set, and so is the traditional head of D-FINE's first layer: L + 1 sets of RT-DETR,
-L + 2 of D-FINE. They are stacked, so that one operation does the same for all sets. Each set is
-matched with the objects on its own (*own* pairs). D-FINE trains boxes on the *union* of these
-matchings, the same pairs for all sets. Denoising queries are paired with the objects that they were
-made from; to them own and union are the same.
+are one more set. So is the traditional head of D-FINE's first layer, whose boxes need no
+distributions: RT-DETR has L + 1 sets, D-FINE L + 2. They are stacked, so that one operation does
+the same for all sets. Each set is matched with the objects on its own (*own* pairs). D-FINE trains
+boxes on the *union* of these matchings, the same pairs for all sets. Denoising queries are paired
+with the objects that they were made from. For them own and union are the same.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class PredictionSets:
     """S sets of predictions, stacked: those of L decoder layers first.
 
     Attributes:
-        prefixes: Of each set, what precedes the names of its loss terms, as mmdet has it: ``d<i>.``
-            of earlier layers, nothing of the last, ``pre.`` of the traditional head, ``enc.`` of
-            the encoder; ``dn.`` before these of denoising queries.
-        scores: (S, B, Q, C) class logits.
+        prefixes: What stands before the names of each set's loss terms, as in mmdet: ``d<i>.`` for
+            layer i, nothing for the last layer, ``pre.`` for the traditional head, ``enc.`` for the
+            encoder. For denoising queries ``dn.`` comes before these.
+        scores: (S, B, Q, C) logits of C categories, for Q queries of B images.
         boxes: (S, B, Q, 4) as (cx, cy, w, h) in [0, 1].
-        layers: What the L layers predict beside that.
+        layers: All that the L layers predict.
     """
 
     prefixes: list[str]
@@ -67,7 +67,7 @@ class PredictionSets:
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of decoder layers."""
         return len(self.layers.scores)
 
 
@@ -79,10 +79,10 @@ class MatchedSets:
         sets: The predictions.
         pairs: Own pairs of each set, or pairs that hold for all sets.
         targets: The objects.
-        normaliser: () what a sum of losses is divided by; the mean over the ranks.
-        counts: (2,) number of paired and of other queries of a set; the mean over the ranks.
-        balance: (2,) numbers whose square roots weight the distillation of paired and of other
-            queries: the matching queries' counts, also for denoising queries.
+        normaliser: () divisor of a sum of losses; the mean over the ranks.
+        counts: (2,) numbers of paired and of other queries of a set; the mean over the ranks.
+        balance: (2,) numbers of paired and of other matching queries, also for denoising queries.
+            Their square roots weight the two parts of the distillation.
     """
 
     sets: PredictionSets
@@ -94,7 +94,7 @@ class MatchedSets:
 
     @cached_property
     def boxes(self) -> Tensor:
-        """Boxes of the paired queries: (P, 4) of own pairs, (S, P, 4) of pairs of all sets."""
+        """Boxes of the P paired queries: (P, 4) for own pairs, (S, P, 4) for pairs of all sets."""
         return self.sets.boxes[self.pairs.place]
 
     @cached_property
@@ -120,7 +120,7 @@ class MatchedSets:
         return iou.view(self.boxes.shape[:-1])
 
     def sum_by_set(self, losses: Tensor) -> Tensor:
-        """Losses of the pairs, flat and pair by pair, summed to (S,), over the normaliser."""
+        """Sum (S,) of each set's losses over the normaliser; ``losses`` is flat, pair by pair."""
         num_sets = len(self.sets.scores)
         if self.pairs.sets is None:
             sums = losses.view(num_sets, -1).sum(1)

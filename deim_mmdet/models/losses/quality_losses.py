@@ -22,14 +22,14 @@ def matchability_aware_loss(
     down.
 
     Args:
-        pred: (N, C) logits.
+        pred: (N, C) logits of N predictions for C categories.
         labels: (N,) int64 in [0, C]; C is the background.
         quality: (N,) IoU of the matched pair in [0, 1]; ignored where the label is background.
-        gamma: γ.
-        alpha: Factor of the other classes' part; ``None`` is 1.
+        gamma: Exponent γ of quality and probability.
+        alpha: Factor of the part of the other classes; ``None`` is 1.
 
     Returns:
-        (N,) summed over classes.
+        (N,) losses, summed over classes.
     """
     matched = _power(quality.to(pred.dtype), gamma)
     return _matched_and_other_classes(
@@ -42,18 +42,19 @@ def varifocal_quality_loss(
 ) -> Tensor:
     """Varifocal loss (arXiv 2008.13367) as RT-DETR and D-FINE train with it.
 
-    BCE(p, q) weighted by q for the matched class, and -α p^γ log(1 - p) for all others. Unlike
-    mmdet's ``VarifocalLoss``, a matched pair with quality 0 isn't treated as background.
+    With p = σ(pred) and q the quality: the binary cross-entropy BCE(p, q) weighted by q for the
+    matched class, -α p^γ log(1 - p) for all others. Unlike in mmdet's ``VarifocalLoss``, a matched
+    pair with quality 0 isn't treated as background.
 
     Args:
-        pred: (N, C) logits.
+        pred: (N, C) logits of N predictions for C categories.
         labels: (N,) int64 in [0, C]; C is the background.
         quality: (N,) IoU of the matched pair in [0, 1].
-        gamma: γ.
-        alpha: α.
+        gamma: Exponent γ of the probability.
+        alpha: Factor α of the part of the other classes.
 
     Returns:
-        (N,) summed over classes.
+        (N,) losses, summed over classes.
     """
     quality = quality.to(pred.dtype)
     return _matched_and_other_classes(pred, labels, quality, quality, gamma, alpha)
@@ -64,8 +65,8 @@ def _matched_and_other_classes(
 ) -> Tensor:
     """weight · BCE(p, target) for the matched class, -α p^γ log(1 - p) for the others, summed.
 
-    Nearly all of the (N, C) scores belong to other classes: that part is computed for all of them,
-    and replaced for the matched ones.
+    Nearly all of the (N, C) scores belong to other classes. That part is computed for all scores,
+    then replaced for the matched ones.
     """
 
     def of_others(logits: Tensor) -> Tensor:
@@ -79,15 +80,15 @@ def _matched_and_other_classes(
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
-    """``base ** exponent``; of the default 1.5 by a square root, several times faster."""
+    """``base ** exponent``. For 1.5, the default, a square root is several times faster."""
     return base * base.sqrt() if exponent == 1.5 else base**exponent
 
 
 class _QualityLoss(QualityFocalLoss):
     """A loss of (labels, quality) targets, called as mmdet calls its ``QualityFocalLoss``.
 
-    mmdet's DETR heads hand labels and IoUs to any loss of that type, so that it is enough to name
-    a subclass in the config.
+    mmdet's DETR heads hand labels and IoUs to any loss of that type. To use a subclass, it is
+    enough to name it in the config.
     """
 
     def __init__(
@@ -121,10 +122,10 @@ class _QualityLoss(QualityFocalLoss):
         """Weighted and reduced loss.
 
         Args:
-            pred: (N, C) logits.
-            target: labels (N,) in [0, C] with C the background, and quality (N,) in [0, 1].
+            pred: (N, C) logits of N predictions for C categories.
+            target: Labels (N,) in [0, C] with C the background, and qualities (N,) in [0, 1].
             weight: (N,) weight of each prediction.
-            avg_factor: Divisor of the sum; with ``None`` the mean over N is taken.
+            avg_factor: Divisor of the sum. Default: N.
             reduction_override: ``'none'``, ``'mean'`` or ``'sum'`` instead of ``reduction``.
 
         Returns:
@@ -152,9 +153,9 @@ class MatchabilityAwareLoss(_QualityLoss):
         gamma: Exponent γ of quality and probability.
         alpha: Factor of the part of unmatched classes; ``None`` is 1.
         reduction: ``'none'``, ``'mean'`` or ``'sum'``.
-        loss_weight: Factor of the whole.
-        use_sigmoid: Only True. mmdet's anchor heads (GFL, RTMDet) read it from the config, where
-            it has to be written for them.
+        loss_weight: Factor of the loss.
+        use_sigmoid: Must be True. For mmdet's anchor heads (GFL, RTMDet) it has to stand in the
+            config, where they read it.
 
     Raises:
         ValueError: ``use_sigmoid`` is False.
@@ -182,9 +183,9 @@ class VarifocalQualityLoss(_QualityLoss):
         gamma: Exponent γ of the probability.
         alpha: Factor α of the part of unmatched classes.
         reduction: ``'none'``, ``'mean'`` or ``'sum'``.
-        loss_weight: Factor of the whole.
-        use_sigmoid: Only True. mmdet's anchor heads (GFL, RTMDet) read it from the config, where
-            it has to be written for them.
+        loss_weight: Factor of the loss.
+        use_sigmoid: Must be True. For mmdet's anchor heads (GFL, RTMDet) it has to stand in the
+            config, where they read it.
 
     Raises:
         ValueError: ``use_sigmoid`` is False.

@@ -1,4 +1,4 @@
-"""Training losses of DETRs with query selection: a list of terms on stacked predictions."""
+"""The training losses: a list of terms on stacked predictions."""
 
 from collections.abc import Mapping
 
@@ -15,14 +15,14 @@ from .matched_sets import MatchedSets, PredictionSets
 
 @MODELS.register_module()
 class SetCriterion(nn.Module):
-    """Matching and loss terms of decoder layers, encoder and denoising, as RT-DETR has them.
+    """Matching and loss terms of decoder layers, encoder and denoising, as in RT-DETR.
 
     See :mod:`~deim_mmdet.models.losses.matched_sets` for sets and pairs.
 
     Args:
-        matcher: Config of the matcher, which gives the own pairs of each set.
-        terms: Config of each :class:`LossTerm` by name, merged into :attr:`default_terms`; None for
-            one that is not wanted.
+        matcher: Config of the matcher, which pairs each set with the objects.
+        terms: Config of each :class:`LossTerm` by name, merged into :attr:`default_terms`. None
+            removes a term.
 
     Example:
         >>> criterion = dict(
@@ -60,24 +60,24 @@ class SetCriterion(nn.Module):
         """Loss terms, times their weights.
 
         Args:
-            matching: Predictions of L layers for the Q matching queries.
-            encoder: Scores (B, Q, C) and boxes (B, Q, 4) of the selected encoder queries.
+            matching: Predictions for the Q matching queries of B images.
+            encoder: Class logits (B, Q, C) and boxes (B, Q, 4) of the selected encoder queries.
             denoising: Predictions for the denoising queries; ``None`` if no image holds an
                 object.
-            num_groups: Denoising groups.
+            num_groups: Number of denoising groups.
             targets: The objects.
 
         Returns:
-            Every term of every set that it is for, () each, named by the set's prefix and the term:
-            ``loss_cls`` of the last layer, ``d0.loss_cls`` of the first, ``dn.d0.loss_cls`` of its
-            denoising queries.
+            Each term of each of its sets, (). The set's prefix and the term make the name:
+            ``loss_cls`` is that of the last layer, ``d0.loss_cls`` that of the first,
+            ``dn.d0.loss_cls`` that of the first for denoising queries.
         """
         sets = PredictionSets.stack(matching, encoder)
         own = self.matcher.match(sets.scores, sets.boxes, targets)
         union = union_set(own, sets.scores.shape[2])
         noised = denoising_pairs(targets, num_groups)
-        # Of all images: objects, and other queries of a denoising group; queries of the union, and
-        # others.
+        # Over all images: objects, and the other queries of one denoising group; queries of the
+        # union set, and the other matching queries.
         numbers = [targets.total, len(targets.counts) * 2 * targets.max_count - targets.total]
         numbers += [len(union), sets.scores[0, ..., 0].numel() - len(union)]
         (own, union, noised), counts = to_device((own, union, noised), numbers, sets.scores.device)
@@ -96,7 +96,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def _terms(self, **matched: MatchedSets) -> dict[str, Tensor]:
-        """Values of all terms by name, given the sets with each kind of pairs.
+        """Values of all terms by name, for sets with each kind of pairs.
 
         Raises:
             ValueError: A term has another number of values than it has sets.
@@ -119,8 +119,8 @@ class SetCriterion(nn.Module):
 class DFINECriterion(SetCriterion):
     """:class:`SetCriterion` with the terms of D-FINE (arXiv 2410.13842).
 
-    Boxes and distributions are trained on the union set. ``loss_fgl`` is of every layer,
-    ``loss_ddf`` of all but the last.
+    The union set trains boxes and distributions. All layers have ``loss_fgl``; all but the last
+    have ``loss_ddf``.
     """
 
     default_terms = merged(
@@ -145,7 +145,7 @@ class DFINECriterion(SetCriterion):
 def mean_over_ranks(counts: Tensor) -> Tensor:
     """Mean of each count over the ranks.
 
-    DDP averages the gradients of the ranks. Sums divided by the mean count therefore add up to what
-    one process computes of the joint batch.
+    Distributed training averages the gradients of the ranks. With sums over a rank divided by the
+    mean count, the average is the gradient of the joint batch.
     """
     return reduce_mean(counts)

@@ -1,4 +1,4 @@
-"""Loss terms on scores and boxes; the base class of all terms."""
+"""The base class of loss terms, and the terms on scores and boxes."""
 
 import torch
 from mmdet.registry import MODELS
@@ -15,12 +15,11 @@ class LossTerm(nn.Module):
     the config: ``criterion=dict(terms=dict(loss_mine=dict(type='MyTerm', loss=dict(...))))``.
 
     Args:
-        loss: Config of the loss, which mustn't reduce: the criterion asks it for the loss of each
-            pair.
-        pairs: ``'own'``, the matching of each set, or ``'union'``, that of all sets together.
+        loss: Config of the loss, which must take ``reduction_override='none'``.
+        pairs: ``'own'`` for the matching of each set, ``'union'`` for the union set.
 
     Raises:
-        ValueError: There are no such pairs.
+        ValueError: ``pairs`` is neither.
     """
 
     def __init__(self, loss: dict, pairs: str = 'own') -> None:
@@ -33,11 +32,11 @@ class LossTerm(nn.Module):
         self.loss = MODELS.build(loss)
 
     def prefixes(self, matched: MatchedSets) -> list[str]:
-        """Prefixes of the sets that the term is for, in the order of its values; here all."""
+        """Prefixes of the sets that have the term, in the order of its values. Here: all."""
         return matched.sets.prefixes
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss of each of the sets that :meth:`prefixes` names, normalised."""
+        """Normalised loss (S,) of each of the S sets that :meth:`prefixes` names."""
         raise NotImplementedError
 
 
@@ -46,7 +45,7 @@ class ClassificationTerm(LossTerm):
     """Loss with (labels, quality) targets, such as MAL; the quality of a pair is its IoU."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """(S,)."""
+        """Loss (S,) of each of S sets."""
         scores = matched.sets.scores
         labels = torch.full_like(scores[..., 0], scores.shape[-1], dtype=torch.int64)
         quality = torch.zeros_like(scores[..., 0])
@@ -60,10 +59,10 @@ class ClassificationTerm(LossTerm):
 
 @MODELS.register_module()
 class DistanceTerm(LossTerm):
-    """Loss on paired boxes (cx, cy, w, h), normalised by the input's size, such as L1."""
+    """Loss on paired boxes (cx, cy, w, h) in [0, 1], such as L1."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """(S,)."""
+        """Loss (S,) of each of S sets."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
         loss = self.loss(
@@ -79,11 +78,11 @@ class OverlapTerm(LossTerm):
     """Loss on paired boxes (x1, y1, x2, y2), such as GIoU."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """(S,)."""
+        """Loss (S,) of each of S sets."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
-        # D-FINE's distances can turn a box inside out. It counts as empty: with negative sizes its
-        # GIoU may exceed 1, and training would seek such boxes.
+        # D-FINE's distances can turn a box inside out. Such a box counts as empty. With negative
+        # sizes its GIoU could exceed 1, and training would seek such boxes.
         centres, sizes = matched.boxes.split(2, dim=-1)
         proper = torch.cat([centres, sizes.clamp(min=0)], dim=-1)
         loss = self.loss(
@@ -95,8 +94,8 @@ class OverlapTerm(LossTerm):
 
 
 def no_pairs(predictions: Tensor) -> Tensor:
-    """(S,) zeros for S sets of predictions.
+    """(S,) zeros that depend on the predictions of S sets.
 
-    All parameters take part in the gradient exchange between ranks, with pairs or without.
+    The gradient exchange between ranks needs all parameters, with pairs or without.
     """
     return predictions.flatten(1).sum(1) * 0

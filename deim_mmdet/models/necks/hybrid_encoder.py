@@ -26,14 +26,14 @@ class RepVGGBlock(nn.Module):
 
 
 class RepCSPLayer(nn.Module):
-    """Two 1×1 paths, one of them through ``num_blocks`` RepVGG-like blocks, summed.
+    """Sum of two 1×1 convolutions, one of which goes on through RepVGG blocks.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        num_blocks: Blocks of the one path.
-        hidden_channels: Width of the paths; a 1×1 convolution follows the sum where it isn't that
-            of the output. Default: ``out_channels``.
+        num_blocks: Number of RepVGG blocks.
+        hidden_channels: Width of both paths. Default: ``out_channels``. With another width, a 1×1
+            convolution follows the sum.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class RepCSPLayer(nn.Module):
 class RepCSPELANBlock(nn.Module):
     """CSP-ELAN fusion block of D-FINE.
 
-    A 1×1 convolution to twice the output width is split in halves; from the second half two
-    chained branches follow; halves and branches are concatenated and reduced.
+    A 1×1 convolution gives twice the output's width, split in halves. The second half goes through
+    two branches, one after the other. Another 1×1 convolution reduces halves and branches.
 
     Args:
         in_channels: Channels of the concatenated input.
-        out_channels: Channels D of the output.
+        out_channels: Channels of the output.
         branch_channels: Width of the two branches.
-        num_blocks: RepVGG-like blocks a branch.
+        num_blocks: Number of RepVGG blocks of each branch.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RepCSPELANBlock(nn.Module):
         )
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Features (B, C_i, H, W), concatenated along the channels, to (B, D, H, W)."""
+        """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H, W)."""
         halves = self.cv1(*features).chunk(2, dim=1)
         branch1 = self.cv2(halves[1])
         branch2 = self.cv3(branch1)
@@ -109,7 +109,7 @@ class TransformerEncoderLayer(nn.Module):
                 nn.init.xavier_uniform_(p)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Tokens (B, N, D) with positions (1, N, D) to (B, N, D)."""
+        """N tokens of width D (B, N, D), with positions (1, N, D), to (B, N, D)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, tokens))
         return self.norm2(tokens + self.linear2(F.gelu(self.linear1(tokens))))
 
@@ -118,8 +118,8 @@ def sine_cosine_position(height: int, width: int, channels: int) -> Tensor:
     """2-D sine-cosine positions (1, height * width, channels), rows first, in float64 on the host.
 
     Channels are [sin(y ω), cos(y ω), sin(x ω), cos(x ω)], ω_i = 10000^(-i / (channels / 4)). The
-    reference's table is transposed against its tokens, so that on its square inputs the vertical
-    coordinate comes first; this is that order, carried over to inputs of any shape.
+    reference implementation transposes its table against its tokens, so that on its square inputs
+    the vertical coordinate comes first. Here it comes first on inputs of any shape.
     """
     quarter = channels // 4
     omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -158,12 +158,12 @@ class HybridEncoder(BaseModule):
     Args:
         in_channels: Channels of the backbone's levels, finest first.
         feat_strides: Strides of those levels in pixels.
-        out_channels: Channels D of all outputs.
+        out_channels: Channels of all outputs.
         ffn_channels: Width of the FFN of the transformer layer.
         num_heads: Attention heads.
-        expansion: Width of the fusion blocks' branches: relative to D / 2 in D-FINE's kind, to D
-            in RT-DETR's.
-        depth: Multiplier of the 3 blocks of each branch.
+        expansion: Width of the fusion blocks' branches: relative to half of ``out_channels`` in
+            'dfine', to all of them in 'rtdetr'.
+        depth: Factor of the 3 RepVGG blocks of each branch.
         kind: 'dfine' fuses by CSP-ELAN blocks and downsamples by a 1×1 and a depthwise
             convolution; 'rtdetr' fuses by one CSP layer and downsamples by a 3×3 convolution.
         with_cp: Keep less for the backward pass; see
@@ -171,7 +171,7 @@ class HybridEncoder(BaseModule):
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: There is no such kind, or not one stride a level.
+        ValueError: ``kind`` is unknown, or there isn't one stride for each level.
     """
 
     def __init__(
@@ -214,11 +214,11 @@ class HybridEncoder(BaseModule):
         self._positions: dict[tuple, Tensor] = {}
 
     def _position(self, feature: Tensor) -> Tensor:
-        # Plain numbers, so that the table is a constant to exporters that trace.
+        # Exporters that trace take plain numbers, and so the table, as constants.
         height, width = int(feature.shape[-2]), int(feature.shape[-1])
         key = (height, width, feature.device, feature.dtype)
         if key not in self._positions:
-            # Not every device has numbers of 64 bits.
+            # Not every device has 64-bit numbers.
             table = sine_cosine_position(height, width, feature.shape[1]).to(feature.dtype)
             self._positions[key] = table.to(feature.device)
         return self._positions[key]
@@ -237,7 +237,7 @@ class HybridEncoder(BaseModule):
                 )
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Levels (B, C_l, H_l, W_l), finest first, to as many (B, D, H_l, W_l).
+        """Levels l (B, C_l, H_l, W_l), finest first, to (B, ``out_channels``, H_l, W_l) each.
 
         Raises:
             ValueError: The image size is not divisible by the largest stride.

@@ -14,15 +14,15 @@ from .targets import Targets
 class HungarianMatcher:
     """Matching by a focal classification cost, the L1 distance and the GIoU of the boxes.
 
-    mmdet's ``HungarianAssigner`` takes one image and one decoder layer; here the costs of all
-    layers and images are computed together and reach the host in one transfer.
+    mmdet's ``HungarianAssigner`` takes one image and one decoder layer. Here a GPU computes the
+    costs of all layers and images together and sends them to the host in one transfer.
 
     Args:
         cost_class: Weight of the focal cost.
         cost_bbox: Weight of the L1 distance of normalised boxes.
         cost_iou: Weight of -GIoU.
-        alpha: α of the focal cost.
-        gamma: γ of the focal cost.
+        alpha: Weight α of the object's class in the focal cost; 1 - α is that of the background.
+        gamma: Exponent γ of the focal cost.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def costs(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """Cost of each query and object (S, B, Q, m) from (S, B, Q, C) logits and (S, B, Q, 4)."""
+        """Cost (S, B, Q, m) of each query with each of m objects; arguments as of :meth:`match`."""
         scores, boxes = scores.float(), boxes.float()
         labels = targets.labels.clamp(min=0)[None, :, None]
         labels = labels.expand(len(scores), -1, scores.shape[2], -1)
@@ -65,16 +65,16 @@ class HungarianMatcher:
         return positive.sub_(negative).mul_(self.cost_class)
 
     def match(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Pairs:
-        """Cheapest pairs of each set and image, each query and each object once.
+        """Find the cheapest pairs of each set and image; none shares a query or an object.
 
         Args:
-            scores: (S, B, Q, C) class logits of S sets.
+            scores: (S, B, Q, C) class logits of S sets of Q queries for B images.
             boxes: (S, B, Q, 4) as (cx, cy, w, h).
             targets: The objects.
 
         Returns:
-            Pairs on the host, set after set. Where an image has more objects than queries, the
-            objects left over have none.
+            Pairs on the host, set after set. Where an image has more objects than queries, some
+            objects have no pair.
         """
         matched = np.full((len(scores), len(targets.counts), targets.max_count), -1)
         # A GPU takes all images at once; a CPU one after another, so that the costs stay in cache.
@@ -96,7 +96,7 @@ def _pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
     """GIoU of (cx, cy, w, h) boxes (..., 4), broadcast against each other, in [-1, 1].
 
     A negative size counts as 0, see :class:`~deim_mmdet.models.losses.OverlapTerm`.
-    mmdet's ``bbox_overlaps`` computes the same on stacked corners, with thrice the memory traffic.
+    mmdet's ``bbox_overlaps`` does the same on stacked corners, with three times the memory traffic.
     """
     sizes = boxes[..., 2:].clamp(min=0), others[..., 2:]
     low, high = (

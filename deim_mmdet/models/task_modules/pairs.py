@@ -11,9 +11,9 @@ from .targets import Targets
 
 @dataclass
 class Pairs:
-    """Pairs of queries and objects; all (P,) int64.
+    """P pairs of queries and objects; all fields are (P,) int64.
 
-    An object may have any number of queries, a query one object at most within a set.
+    An object may have any number of queries. A query has at most one object in a set.
 
     Attributes:
         images: Index of the image in the batch.
@@ -32,14 +32,14 @@ class Pairs:
 
     @property
     def place(self) -> tuple[Tensor | slice, Tensor, Tensor]:
-        """Index of the paired queries in a stack (S, B, Q, ...) of sets."""
+        """Index of the paired queries in stacked sets (S, B, Q, ...)."""
         return slice(None) if self.sets is None else self.sets, self.images, self.queries
 
 
 def union_set(pairs: Pairs, num_queries: int) -> Pairs:
-    """Union of the matchings of all sets, a query keeping its most frequent object.
+    """Union of the matchings of all sets (GO-LSD of D-FINE, arXiv 2410.13842).
 
-    D-FINE (arXiv 2410.13842), GO-LSD. Of equally frequent objects the lowest index is kept.
+    A query keeps its most frequent object. Among equals it keeps the one with the lowest index.
 
     Args:
         pairs: Pairs of every set, on the host.
@@ -51,7 +51,7 @@ def union_set(pairs: Pairs, num_queries: int) -> Pairs:
     if len(pairs) == 0:
         return Pairs(*(pairs.images.new_zeros(0) for _ in range(3)))
     place = pairs.images * num_queries + pairs.queries
-    # Each query that has a pair, and how often it has which object.
+    # The queries that have a pair, and how often each has which object.
     paired, row = place.unique(return_inverse=True)
     counts = torch.zeros(len(paired), int(pairs.objects.max()) + 1, dtype=torch.int64)
     counts.index_put_((row, pairs.objects), torch.ones_like(row), accumulate=True)
@@ -80,8 +80,8 @@ def to_device(
 
     Args:
         pairs: Pairs on the host.
-        counts: Further numbers.
-        device: Where they are wanted.
+        counts: Numbers that go with them.
+        device: The device of the model.
 
     Returns:
         The same pairs, and the counts (len(counts),) in float32.

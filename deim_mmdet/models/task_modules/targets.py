@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 class Targets:
     """Objects of B images, padded to the largest number m of objects.
 
-    A batch makes them once, on the host. Denoising, matching and every loss term read them.
+    They are made once for a batch, on the host. Denoising, matching and every loss term read them.
 
     Attributes:
         labels: (B, m) int64, padded with -1.
@@ -28,7 +28,7 @@ class Targets:
 
     @classmethod
     def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> 'Targets':
-        """From labels (n_b,) and boxes (n_b, 4) of each image."""
+        """Make targets of the labels (n,) and boxes (n, 4) of each image's n objects."""
         return cls(
             pad_sequence(list(labels), batch_first=True, padding_value=-1),
             pad_sequence(list(boxes), batch_first=True),
@@ -37,7 +37,7 @@ class Targets:
 
     @classmethod
     def from_samples(cls, samples: Sequence[DetDataSample], device: torch.device) -> 'Targets':
-        """Those of data samples, on ``device``.
+        """Make targets of data samples, on ``device``.
 
         Args:
             samples: Samples with ``gt_instances``; fastest where these are on the host.
@@ -53,7 +53,7 @@ class Targets:
         """The same on another device, by one copy that the host doesn't wait for."""
         if self.labels.device == device:
             return self
-        # Labels are whole numbers far below those that floats can't tell apart.
+        # Labels are far below 2^24, up to which float32 holds all whole numbers.
         packed = torch.cat([self.boxes, self.labels[..., None].to(self.boxes.dtype)], dim=-1)
         if device.type == 'cuda':
             packed = packed.pin_memory()
@@ -61,7 +61,7 @@ class Targets:
         return Targets(packed[..., 4].long(), packed[..., :4], self.counts)
 
     def of_images(self, images: slice) -> 'Targets':
-        """Those of some images, padded to the largest number among these."""
+        """Targets of some images, padded to the largest number of objects among these."""
         counts = self.counts[images]
         most = max(counts, default=0)
         return Targets(self.labels[images, :most], self.boxes[images, :most], counts)
@@ -73,7 +73,7 @@ class Targets:
 
     @property
     def max_count(self) -> int:
-        """m."""
+        """The largest number of objects in an image."""
         return self.labels.shape[1]
 
 
