@@ -9,7 +9,7 @@ from .. import compat
 from . import library
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# What the kernels have room for: see kMaxLevels and kThreads in csrc/.
+# Limits of the kernels: see kMaxLevels and kThreads in csrc/.
 MAX_LEVELS = 8
 MAX_CUDA_CHANNELS = 128
 NAME = 'deim_mmdet::deformable_attention'
@@ -24,7 +24,7 @@ DEVICES = [
 
 
 def reason_against(value: Tensor, num_levels: int) -> str:
-    """Why the compiled operator can't take a value (B, tokens, heads, C); empty where it can."""
+    """Why the compiled operator can't take a value (B, N, heads, C); empty where it can."""
     if MISSING:
         return MISSING
     if value.device.type not in DEVICES:
@@ -46,10 +46,10 @@ def compiled_deformable_attention(
     num_points: Sequence[int],
     nearest: bool,
 ) -> Tensor:
-    """As :func:`deformable_attention`, for arguments that it has checked.
+    """Compute :func:`deformable_attention`, which has checked the arguments.
 
-    Samples are computed and summed in float32, or float64 where one of the tensors is; a value of
-    half precision is read as it is.
+    Samples are computed and summed in float32, or in float64 where one of the tensors is. A value
+    in half precision is read as it is.
     """
     result = torch.promote_types(
         torch.promote_types(value.dtype, sampling_locations.dtype), attention_weights.dtype

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention with a number of points of its own on every level."""
+"""Multi-scale deformable attention; each level has its own number of points."""
 
 import functools
 import warnings
@@ -17,10 +17,10 @@ _only_pytorch = False
 
 @contextmanager
 def pure_pytorch() -> Iterator[None]:
-    """Within it, :func:`deformable_attention` is made of PyTorch's own operators.
+    """Context in which :func:`deformable_attention` takes PyTorch's own operators, in all threads.
 
-    For exporters and programs that don't know the compiled operator, for second derivatives and
-    for comparison; an export to ONNX takes this form by itself. It holds for all threads.
+    Exporters and programs without the compiled operator need it, and so do second derivatives. An
+    export to ONNX takes this form by itself.
     """
     global _only_pytorch
     before, _only_pytorch = _only_pytorch, True
@@ -40,20 +40,22 @@ def deformable_attention(
 ) -> Tensor:
     """Sample every level at given points and sum with given weights.
 
-    Deformable DETR (arXiv 2010.04159), eq. 3, with n_l points on level l (D-FINE, RT-DETRv2).
-    The 'default' method samples bilinearly: samples outside a level are zero; a location of 0 or 1
-    is the border of the outermost pixel. The 'discrete' one of RT-DETRv2 (arXiv 2407.17140) takes
-    the pixel floor(x · W + 0.5), clamped to the level, which needs no ``grid_sample``; locations
-    get no gradient.
+    See Deformable DETR (arXiv 2010.04159), eq. 3; level l has n_l points (D-FINE, RT-DETRv2). The
+    'default' method samples bilinearly. Samples outside a level are zero; a location of 0 or 1 is
+    the border of the level. The 'discrete' method of RT-DETRv2 (arXiv 2407.17140) takes the pixel
+    floor(x · W + 0.5), clamped to the level. It needs no ``grid_sample``, and locations get no
+    gradient.
 
-    Runs as a compiled operator (docs/operators.md), or in PyTorch where there is none.
+    It runs as a compiled operator (docs/operators.md), or in PyTorch where there is none.
 
     Args:
-        value: (B, Σ H_l W_l, heads, C), levels one after another, rows first.
-        spatial_shapes: (H_l, W_l) of each level.
-        sampling_locations: (B, Q, heads, Σ n_l, 2) as (x, y), the level spanning [0, 1].
-        attention_weights: (B, Q, heads, Σ n_l).
-        num_points: n_l of each level.
+        value: (B, Σ H_l · W_l, heads, C) tokens of B images, with C channels a head; one level
+            after another, rows first.
+        spatial_shapes: (H_l, W_l) of each level l.
+        sampling_locations: (B, Q, heads, Σ n_l, 2) points (x, y) of Q queries; a level spans
+            [0, 1].
+        attention_weights: (B, Q, heads, Σ n_l) weights of these points.
+        num_points: Number n_l of points on each level.
         method: 'default' or 'discrete'.
 
     Returns:
@@ -87,7 +89,7 @@ def deformable_attention(
 
 @functools.cache
 def _warn_of_pure_form(reason: str) -> None:
-    """Said once for each reason."""
+    """Warn once for each reason."""
     warnings.warn(
         'Deformable attention runs in pure PyTorch, which is slower and takes more memory: the '
         f'compiled operators cannot be used, since {reason}. docs/operators.md tells how to get '
@@ -110,7 +112,7 @@ def _pure_deformable_attention(
     sample = _sample_bilinearly if method == 'default' else _sample_nearest
     # Half precision has too few digits for a place in a large level.
     value = value.to(torch.promote_types(value.dtype, sampling_locations.dtype))
-    # One image a (sample, head), and the points of each level.
+    # Each head of each image becomes an image of its own.
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split(sizes, dim=-1)
     points = sampling_locations.transpose(1, 2).flatten(0, 1).split(list(num_points), dim=2)
     sampled = [
@@ -134,7 +136,7 @@ def _sample_bilinearly(level: Tensor, locations: Tensor) -> Tensor:
 
 
 def _sample_nearest(level: Tensor, locations: Tensor) -> Tensor:
-    """As :func:`_sample_bilinearly`, but of the pixel at floor(x · W + 0.5)."""
+    """Like :func:`_sample_bilinearly`, but take the pixel floor(x · W + 0.5)."""
     height, width = level.shape[-2:]
     x, y = (locations.detach() * locations.new_tensor([width, height]) + 0.5).floor().unbind(-1)
     index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()

@@ -1,6 +1,6 @@
 """Where the compiled operators lie, what they are made of, and whether they may be loaded.
 
-``setup.py`` runs this file by itself to build them: it imports nothing of the package.
+It imports nothing of the package, as ``setup.py`` runs it alone to build them.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ MARK = b'deim_mmdet operators '
 
 
 def build_tag(torch_version: str) -> str:
-    """What a library compiled from these sources for a version of torch is known by.
+    """Tag of a library that is compiled from these sources for a version of torch.
 
-    A C++ library fits only the torch that it was compiled for: with another one it may crash the
+    A C++ library fits only the torch that it was compiled for. With another one it may crash the
     process that loads it.
     """
     digest = hashlib.sha256(torch_version.encode())

@@ -13,7 +13,7 @@ from .deformable_attention import deformable_attention
 class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
     """MMCV's module with the same parameters and results, sampling by our operator.
 
-    Under mixed precision, locations and sums keep float32, where MMCV's GPU operator takes all in
+    Under mixed precision, locations and sums stay in float32; MMCV 2.1's GPU operator has them in
     the value's type. Arguments are those of :class:`mmcv.ops.MultiScaleDeformableAttention`.
     """
 
@@ -45,12 +45,13 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
         """Attend to the value around reference points.
 
         Args:
-            query: (Q, B, D), with ``batch_first`` (B, Q, D); and so for value, identity, query_pos.
+            query: (Q, B, D) Q queries of width D for each of B images. With ``batch_first``, here
+                and in value, identity and query_pos, B comes first.
             key: Not used, as in MMCV.
-            value: (Σ H_l W_l, B, D); the query, where None.
-            identity: What the result is added to; the query, where None.
-            query_pos: Added to the query.
-            key_padding_mask: (B, Σ H_l W_l) bool, true where the value counts as zero.
+            value: (Σ H_l · W_l, B, D) tokens of all levels l. Default: the query.
+            identity: What the result is added to. Default: the query.
+            query_pos: Positions, which are added to the query.
+            key_padding_mask: (B, Σ H_l · W_l) bool, true where the value counts as zero.
             reference_points: (B, Q, levels, 2) as (x, y) or (B, Q, levels, 4) as (cx, cy, w, h),
                 levels spanning [0, 1].
             spatial_shapes: (levels, 2) as (H_l, W_l).
@@ -58,7 +59,7 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
             **kwargs: Not used; what MMDetection hands to all kinds of attention.
 
         Returns:
-            As the query.
+            In the shape of the query.
         """
         value = query if value is None else value
         identity = query if identity is None else identity
@@ -99,17 +100,17 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
 
 
 def use_fast_deformable_attention(model: nn.Module) -> int:
-    """Let all of a model's multi-scale deformable attention run on our operator.
+    """Let all multi-scale deformable attention of a model run on our operator.
 
-    MMDetection's transformer layers build MMCV's class whatever the config says. A
-    :class:`FastMultiScaleDeformableAttention` takes the place of each such module, with its
-    parameters themselves, names, hooks and state dict: optimisers and checkpoints notice nothing.
+    MMDetection's transformer layers build MMCV's class whatever the config says. Here
+    :class:`FastMultiScaleDeformableAttention` replaces each such module. It takes over parameters,
+    names, hooks and state dict: optimisers and checkpoints notice nothing.
 
     Args:
         model: A model that contains such modules; it can't be one itself.
 
     Returns:
-        How many of its modules run on it now.
+        How many modules of the model run on our operator now.
     """
     fast: dict[nn.Module, FastMultiScaleDeformableAttention] = {}
     # A module may have several names.
@@ -125,8 +126,8 @@ def use_fast_deformable_attention(model: nn.Module) -> int:
 class FastDeformableAttentionHook(Hook):
     """Calls :func:`use_fast_deformable_attention` before training, validation or testing starts.
 
-    First of all hooks, so that those that copy the model, such as EMA, copy what it has become.
-    It keeps no state.
+    It comes before other hooks, so that those that copy the model, such as EMA, copy the new
+    modules. It keeps no state.
 
     Raises:
         ValueError: The model has no such attention.
