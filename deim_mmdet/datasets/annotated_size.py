@@ -1,4 +1,4 @@
-"""Images of another size than their annotation file says: boxes are those of the file's size."""
+"""Images of another size than their annotation file says; boxes belong to the file's size."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def is_turned(annotated: Size, read: Size) -> bool:
 def box_factors(annotated: Size, read: Size) -> tuple[float, float]:
     """Factors (x, y) from pixels of the annotation file to pixels of the image as it was read.
 
-    Both are 1 where the image is turned: its boxes would fit in none of the two sizes.
+    Both are 1 where the image is turned, as its boxes would fit in neither size.
     """
     if is_turned(annotated, read):
         return 1.0, 1.0
@@ -31,7 +31,7 @@ def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float)
         y_factor: Factor of vertical coordinates.
 
     Raises:
-        ValueError: A mask is run-length encoded, which has the size of the image in it.
+        ValueError: A mask is run-length encoded: the code depends on the size of the image.
     """
     for instance in instances:
         x1, y1, x2, y2 = instance['bbox']

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mmengine import fileio
 
 FORMAT = 'COCO format is {"images": [...], "annotations": [...], "categories": [...]}.'
-# Integers up to here are exact as floating-point numbers, and sums of them still are finite.
+# Integers up to here are exact as floating-point numbers; sums of them are finite.
 LARGEST = 2**53
 
 # Fields that refer to entries.
@@ -19,7 +19,7 @@ TOO_LARGE = (
     'makes of ids, cannot tell integers apart. Number the entries anew, from 1.'
 )
 
-# Values may be of any length and depth, which repr is not made for.
+# Values may be too long and too deep for repr.
 _short = reprlib.Repr()
 _short.maxdict, _short.maxstring, _short.maxother = 8, 80, 80
 
@@ -92,12 +92,12 @@ OPTIONAL = {'area': (_is_number, 'a number of square pixels'), 'iscrowd': FLAG}
 def read_annotation_file(path: str, evaluation: bool, backend_args: dict | None = None) -> dict:
     """Read a COCO annotation file of which every entry has COCO's form.
 
-    What training can do without is filled in: ``area`` and, for ``evaluation``, as files of test
-    images have none, ``annotations``.
+    It fills in what may be missing: ``area`` for training, and ``annotations`` for evaluation, as
+    files of test images have none.
 
     Args:
         path: The file.
-        evaluation: Whether COCO's evaluation will read it too, which needs more.
+        evaluation: Whether COCO's evaluation, which needs more, will read it too.
         backend_args: Storage backend, see :func:`mmengine.fileio.get`.
 
     Raises:
@@ -120,7 +120,7 @@ def _read(path: str, backend_args: dict | None) -> object:
             'Check data_root and ann_file of the dataset in the config.'
         ) from error
     try:
-        # In the one encoding that COCO's evaluation reads too.
+        # The one encoding that COCO's evaluation reads, too.
         return json.loads(text.decode('utf-8'), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(
@@ -130,7 +130,7 @@ def _read(path: str, backend_args: dict | None) -> object:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object; Python's own reading keeps the last of two equal names without a word."""
+    """A JSON object. Python's own reading silently keeps the last of two equal names."""
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
@@ -140,7 +140,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _fault_of_form(content: object, evaluation: bool) -> str | None:
-    """The first thing in which the content is not COCO's format; fills in what may be missing."""
+    """What first differs from COCO's format, if anything; fills in what may be missing."""
     if not isinstance(content, dict):
         return f'holds a {type(content).__name__}, not an object. {FORMAT}'
     if evaluation:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 class Problem(NamedTuple):
     """A kind of fault.
 
-    ``title`` reads on from a count; ``training`` says what training does with such data; ``remedy``
-    is what the user can do. ``breaks`` is True for what training refuses or stops at,
-    'training' or 'evaluation' where only sets for that are refused.
+    ``title`` follows a count. ``training`` says what training does with such data, ``remedy`` what
+    the user can do. ``breaks`` is True where training and evaluation refuse the data, 'training' or
+    'evaluation' where only that one does.
     """
 
     title: str
@@ -85,8 +85,8 @@ DROPPED = tuple(name for name, problem in PROBLEMS.items() if problem.training =
 class Finding(NamedTuple):
     """A fault at its place.
 
-    ``image`` is the file name of the image concerned, ``bbox`` the box (x, y, w, h) in pixels as in
-    the file; None or empty where it is about something else. ``says`` names the place in words.
+    ``says`` names the place in words. ``image`` is the file name of the image concerned, ``bbox``
+    its box (x, y, w, h) in pixels as in the file; None or empty where there is none.
     """
 
     problem: str

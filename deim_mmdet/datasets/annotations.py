@@ -55,11 +55,11 @@ def check_annotations(
     classes: Sequence[str] | None = None,
     evaluation: bool = False,
 ) -> CheckedAnnotations:
-    """Sort out what can be used of an annotation file, and name everything that is unusual.
+    """Find what can be used of an annotation file, and name everything that is unusual.
 
     Args:
-        content: Of the file, as :func:`~.annotation_file.read_annotation_file` gives it.
-        classes: Names of the classes to train on; None: all categories of the file.
+        content: Content of the file, as :func:`~.annotation_file.read_annotation_file` gives it.
+        classes: Names of the classes to train on. Default: all categories of the file.
         evaluation: Whether COCO's evaluation will read the file too.
     """
     checked = CheckedAnnotations(content['images'], [], len(content['annotations']))

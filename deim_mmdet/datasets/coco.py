@@ -17,21 +17,21 @@ from .annotations import check_annotations
 class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset`` that checks its annotation file and says what it drops.
 
-    Class names come from ``metainfo=dict(classes=...)``, or from the file's categories where none
-    are given. Classes are numbered in the order of these names; categories of the file are told by
-    their names and may have any order and ids. mmdet's ``CocoDataset`` numbers given classes in
-    the order of the file, and :class:`~deim_mmdet.evaluation.CheckedCocoMetric`, not mmdet's
-    ``CocoMetric``, turns numbers back by name.
+    ``metainfo=dict(classes=...)`` gives the class names, or else the file's categories do. Their
+    order gives the classes' numbers; order and ids in the file may differ. mmdet 3.3.0's
+    ``CocoDataset`` numbers given classes in the order of the file. Evaluate with
+    :class:`~deim_mmdet.evaluation.CheckedCocoMetric`, which turns numbers back by name; mmdet's
+    ``CocoMetric`` doesn't.
 
-    Dropped, counted and reported in one warning: boxes with a coordinate that is no finite number,
-    without area, wholly outside the image, thinner than one pixel, marked "ignore", or of an image
-    or category that the file lacks. Images without objects are kept unless
+    A box is dropped if a coordinate is not a finite number, if it has no area, lies wholly outside
+    the image, is thinner than one pixel or marked "ignore", or if the file lacks its image or
+    category. One warning counts the dropped boxes. Images without objects are kept unless
     ``filter_cfg=dict(filter_empty_gt=True)``.
 
-    In test mode COCO's evaluation is taken to read the file too, which needs ``area``, ``iscrowd``
-    and annotation ids that are integers and differ.
+    In test mode the file must also suit COCO's evaluation. That needs ``area``, ``iscrowd`` and
+    annotation ids that are integers and differ.
 
-    Args: those of :class:`mmdet.datasets.CocoDataset`.
+    Arguments are those of :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
         FileNotFoundError: If the annotation file cannot be opened.
@@ -40,20 +40,20 @@ class CheckedCocoDataset(CocoDataset):
             boxes but none that can be used, or nests values hundreds of levels deep.
     """
 
-    # No default classes: without any given, those of the file hold.
+    # No default classes: where none are given, those of the file hold.
     METAINFO: dict = {}
 
-    # New number of each class since set_class_order; None where they have their first numbers.
+    # New number of each class after set_class_order; None before.
     _new_labels: list[int] | None = None
 
     def set_class_order(self, classes: Sequence[str]) -> None:
-        """Number the classes in another order, e.g. in that of a checkpoint's classes.
+        """Number the classes in another order, e.g. that of a checkpoint.
 
         Args:
             classes: The names of all classes.
 
         Raises:
-            ValueError: They are not the names of this data set's classes; lists both.
+            ValueError: They are not the names of this data set's classes. The message lists both.
         """
         own = self.metainfo['classes']
         if sorted(own) != sorted(classes):
@@ -80,7 +80,7 @@ class CheckedCocoDataset(CocoDataset):
         """Load the annotations; see :class:`mmengine.dataset.BaseDataset`."""
         try:
             super().full_init()
-        except RecursionError as error:  # of pickle, which gets less deep than JSON
+        except RecursionError as error:  # of pickle, which goes less deep than JSON
             raise ValueError(
                 f'Annotation file {self.ann_file} nests values of an entry too deeply '
                 '(segmentations are lists of lists). Correct it, or leave that field out.'

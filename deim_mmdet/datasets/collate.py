@@ -1,4 +1,4 @@
-"""What makes a batch of samples in a worker of a data loader."""
+"""The function that makes a batch of samples in a worker of a data loader."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,20 +9,20 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS
 
 
-# In mmengine's own registry, the only one where it looks for these functions.
+# mmengine 0.10.7 looks for these functions in its own registry only.
 @FUNCTIONS.register_module()
 def stack_images(samples: Sequence) -> Any:
     """mmengine's ``pseudo_collate`` that also stacks images of one shape and type.
 
-    They are stacked in the layout that they have, see :func:`~deim_mmdet.utils.images.stacked`:
-    one tensor is handed to the training process, pinned and copied to the device, instead of many.
+    They keep their layout, see :func:`~deim_mmdet.utils.images.stacked`. The training process gets
+    one tensor, instead of many, to pin and to copy to the device.
 
     Args:
         samples: B samples. Those that are dictionaries have an image (3, H, W) in ``inputs``.
 
     Returns:
-        What ``pseudo_collate`` gives, with ``inputs`` as one tensor (B, 3, H, W) where the images
-        are of one shape and type; a list of them otherwise.
+        What ``pseudo_collate`` gives. ``inputs`` is one tensor (B, 3, H, W) where the images have
+        one shape and type, a list of images otherwise.
 
     Example:
         >>> train_dataloader = dict(collate_fn=dict(type='stack_images'), ...)

@@ -1,4 +1,4 @@
-"""The data set that gives Dense O2O its partners."""
+"""The data set that gives the transforms of Dense O2O other samples to mix in."""
 
 import logging
 from collections.abc import Sequence
@@ -19,20 +19,18 @@ from .transforms.loading import UnreadableImageError
 class DenseO2ODataset(MultiImageMixDataset):
     """mmdet's ``MultiImageMixDataset`` without its copies of the sample before each transform.
 
-    Those copies, of pixels too, take about as long as the transforms of a single image. Here a
-    transform gets a new dictionary with the values themselves, so that it may replace them; what
-    it changes in place is changed for the transforms after it only. Hence ``dataset`` must give a
-    new sample at each access, as every ``BaseDataset`` does. Where a transform gives None its
-    partners are drawn anew.
+    Those copies take about as long as the transforms of a single image. Here a transform gets a new
+    dictionary with the same values. It may replace values; later transforms also see what it
+    changes in place. So ``dataset`` must give a new sample at each access, as every ``BaseDataset``
+    does. Where a transform gives None, its partners, the other samples, are drawn anew.
 
-    A copy in another process takes over the number of OpenCV's threads of this one. Workers of a
-    data loader that are forked do so by nature; those that are spawned would use all cores each.
+    A copy in another process uses as many threads of OpenCV as this one. Forked workers of a data
+    loader do so anyway; spawned ones would use all cores each.
 
-    After :meth:`set_seed` (``DerivedSeedHook`` calls it) what is drawn for a sample, its partners
-    included, follows from seed, epoch and index alone: whichever worker makes it, in whatever
-    order, in a training that was resumed or not. Wrappers that give an image several indexes
-    (``RepeatDataset``, ``ClassBalancedDataset``) belong inside, into ``dataset``: outside they
-    would repeat the augmented sample.
+    After :meth:`set_seed` (``DerivedSeedHook`` calls it), all that is drawn for a sample and its
+    partners follows from seed, epoch and index. Workers, order and resuming make no difference.
+    Wrappers that give an image several indexes (``RepeatDataset``, ``ClassBalancedDataset``) belong
+    into ``dataset``. Outside they would repeat the augmented sample.
 
     Args:
         dataset: Data set of single images, or its config; with an empty pipeline for ``DenseO2O``.
@@ -40,13 +38,13 @@ class DenseO2ODataset(MultiImageMixDataset):
             these indexes in ``mix_results``.
         skip_type_keys: Types of transforms to leave out. Default None.
         max_refetch: Tries of a transform until it gives a sample. Default 15.
-        skip_unreadable: Whether a sample one of whose images ``LoadImageChecked`` can't read is
-            replaced by that of another index, with a warning for each such file and process, in
-            up to ``max_refetch`` tries. Default False: training stops there.
+        skip_unreadable: Whether to take a sample of another index where ``LoadImageChecked`` can't
+            read an image, in up to ``max_refetch`` tries. Each process warns once of each file.
+            Default False: training stops there.
 
     Raises:
-        RuntimeError: If a transform gives no sample in ``max_refetch`` tries; names it.
-        UnreadableImageError: If an image can't be read and isn't skipped; names it.
+        RuntimeError: If a transform, which is named, gives no sample in ``max_refetch`` tries.
+        UnreadableImageError: If an image, which is named, can't be read and isn't skipped.
 
     Example:
         >>> train_dataset = dict(

@@ -15,10 +15,10 @@ def component_class(registry: Registry, config: object) -> type | None:
 
     Args:
         registry: Where components of this kind are registered.
-        config: Config of a component; anything else has no class.
+        config: Config of a component, or anything else.
 
     Returns:
-        The class; None where ``config`` has no type, or one that isn't known.
+        The class; None where ``config`` has no type, or an unknown one.
     """
     try:
         kind = config.get('type') if isinstance(config, Mapping) else None
@@ -26,20 +26,20 @@ def component_class(registry: Registry, config: object) -> type | None:
             kind = kind.build()
         elif isinstance(kind, str):
             kind = registry.get(kind)
-    # The registry raises the latter where importing a path fails.
+    # mmengine's registry raises RuntimeError where importing a path fails.
     except (ImportError, RuntimeError):
         return None
     return kind if isinstance(kind, type) else None
 
 
 def is_component(registry: Registry, config: object, kind: type) -> bool:
-    """Whether a config is that of a component of class ``kind`` or of one derived from it."""
+    """Whether a config is that of a component of class ``kind`` or of a subclass."""
     found = component_class(registry, config)
     return found is not None and issubclass(found, kind)
 
 
 def find_components(registry: Registry, node: object, kind: type) -> Iterator[Mapping]:
-    """Configs of components of class ``kind``, or derived from it, in nested configs, in order."""
+    """All configs in ``node`` of components of class ``kind`` or of a subclass, in order."""
     if is_component(registry, node, kind):
         yield node
     elif isinstance(node, Mapping | list | tuple):
@@ -60,10 +60,9 @@ def component_name(config: Mapping) -> str:
 
 
 def merged(default: Mapping, given: Mapping) -> dict:
-    """A config with the settings of ``given`` in place of, or beside, those of ``default``.
+    """The config ``default``, changed by the settings of ``given``.
 
-    Where both name a component, the type given replaces the whole; without a type, or with the
-    same, its arguments are merged.
+    Nested configs are merged, too. One with another type replaces the default as a whole.
     """
     if given.get('type', default.get('type')) != default.get('type'):
         return dict(given)

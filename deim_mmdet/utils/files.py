@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Hidden, and begun unlike anything that is looked for: no pattern for checkpoints matches it.
+# A hidden name, which no pattern for checkpoints matches.
 UNFINISHED = '.tmp-'
 
 
 @contextmanager
 def replaced_when_complete(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, renamed to ``path`` at the end; folders are made.
+    """Context with a temporary path to write to, which becomes ``path`` at the end.
 
-    A reader sees the old file or the new one, and no half of it, also after a loss of power; where
-    writing fails, the old one stays.
+    Missing folders are made. A reader sees the whole old file or the whole new one, even after a
+    loss of power. Where writing fails, the old file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays the last one: writers choose the format by it.
+    # The suffix stays, as writers choose the format by it.
     temporary = path.with_name(f'{UNFINISHED}{os.getpid()}-{path.name}')
     try:
         yield temporary
@@ -41,7 +41,7 @@ def _flush(path: Path) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> list[str]:
-    """Remove what killed processes left half written in a folder; returns the names."""
+    """Remove the half-written files of killed processes from a folder; return their names."""
     paths = sorted(Path(folder).glob(f'{UNFINISHED}*'))
     for path in paths:
         path.unlink(missing_ok=True)

@@ -17,8 +17,8 @@ def stacked(images: Sequence[Tensor]) -> Tensor:
     """Images of one shape and type as one batch, in the layout that they have.
 
     Planes become a batch of planes. Views of pixels, as ``PackDetImage`` gives them, become a
-    channels-last batch. In a worker of a data loader the batch lies in shared memory, so that the
-    training process takes it over without a copy.
+    channels-last batch. A worker of a data loader puts the batch in shared memory, from where the
+    training process takes it without a copy.
 
     Args:
         images: B images (C, H, W).

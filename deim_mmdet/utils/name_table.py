@@ -8,17 +8,18 @@ _FIELDS = dict(i=r'\d+', j=r'\d+', path=r'\w+(?:\.\w+)*', leaf=r'\w+')
 
 
 class NameTable:
-    """Pairs of name templates, read in either direction; the first pair that fits holds.
+    """Renames by pairs of templates; the first pair that fits holds.
 
     Args:
-        pairs: Templates with the same fields: ``{i}``, ``{j}``, ``{path}``, ``{leaf}``.
+        pairs: Templates of the given name and of the other, with the same fields: ``{i}``, ``{j}``,
+            ``{path}``, ``{leaf}``.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._rules = [(_pattern(source), target) for source, target in pairs]
 
     def __call__(self, name: str) -> str:
-        """The other side's name.
+        """The other name.
 
         Raises:
             KeyError: No pair fits.

@@ -1,8 +1,8 @@
-"""Randomness that is derived from numbers instead of carried from draw to draw.
+"""Randomness that is derived from numbers.
 
-A generator whose state is carried on depends on all that was drawn before, in this process and in
-no other. A generator that is seeded anew from (seed, purpose, position) gives the same numbers
-wherever and whenever it is asked, so that nothing about it has to be saved.
+An ordinary generator depends on all that this process has drawn before. A generator that is seeded
+anew from (seed, purpose, position) gives the same numbers wherever and whenever it is asked.
+Nothing about it has to be saved.
 """
 
 import random
@@ -15,24 +15,24 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What the derived numbers are for: keeps apart the streams of equal positions."""
+    """What the derived numbers are for. At equal positions, each purpose has its own numbers."""
 
-    #: Of a sample, in whichever process.
+    #: A sample, whichever process makes it.
     SAMPLE = 0
-    #: Of an iteration, in one process.
+    #: An iteration in one process.
     ITERATION = 1
-    #: Of an iteration, in all processes alike.
+    #: An iteration in all processes alike.
     JOINT_ITERATION = 2
 
 
 def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:
-    """A seed of 64 bits for a generator of its own; arguments as of :func:`seed_process`."""
+    """A seed of 64 bits for a separate generator; arguments as of :func:`seed_process`."""
     (word,) = np.random.SeedSequence([seed, purpose, *position]).generate_state(1, np.uint64)
     return int(word)
 
 
 def seed_process(seed: int, purpose: Purpose, *position: int) -> None:
-    """Seed Python's, numpy's and torch's generators, the latter on all devices.
+    """Seed the generators of Python, numpy and torch, those of torch on all devices.
 
     Args:
         seed: Seed of the training, not negative.
@@ -44,13 +44,13 @@ def seed_process(seed: int, purpose: Purpose, *position: int) -> None:
 
 @contextmanager
 def seeded(seed: int, purpose: Purpose, *position: int) -> Iterator[None]:
-    """Within it the CPU's generators are those of :func:`seed_process`, after it as before.
+    """Context with the CPU's generators seeded as by :func:`seed_process`; it restores them.
 
-    It leaves the generators of other devices alone: samples are made on the CPU, and asking a
-    driver for them would cost more than the sample.
+    It leaves other devices alone. Samples are made on the CPU, and asking a driver for a
+    generator's state would cost more than the sample.
     """
     states = random.getstate(), torch.get_rng_state()
-    # To save and restore numpy's state would take several times as long.
+    # Saving and restoring numpy's state would take several times as long.
     generator = np.random.get_bit_generator()
     np.random.set_bit_generator(_OTHER_GENERATOR)
     torch.default_generator.manual_seed(_seed_python_and_numpy(seed, purpose, *position))

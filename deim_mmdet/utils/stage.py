@@ -8,8 +8,8 @@ import torch
 class Stage(IntEnum):
     """Stage of training, in order (DEIM, section 3 and the reference recipes).
 
-    With ``(t1, t2, t3)`` in epochs: warm-up is [0, t1), dense [t1, t2), flat [t2, t3) and
-    no-augmentation [t3, end).
+    Three boundaries ``(t1, t2, t3)`` in epochs part them: warm-up is [0, t1), dense [t1, t2), flat
+    [t2, t3) and no-augmentation [t3, end).
     """
 
     WARM_UP = 0
@@ -31,8 +31,8 @@ class Stage(IntEnum):
 class SharedStage:
     """A :class:`Stage` in shared memory.
 
-    Persistent data-loader workers keep the transforms they were started with; a stage kept in
-    shared memory reaches them all the same, without restarting them.
+    Persistent workers of a data loader keep the transforms that they were started with. A stage in
+    shared memory reaches them without a restart.
     """
 
     def __init__(self, stage: Stage = Stage.DENSE) -> None:

@@ -8,7 +8,7 @@ from .files import replaced_when_complete
 
 
 def format_table(rows: Sequence[Sequence]) -> str:
-    """A table as aligned text, the header being the first row; the first column is flush left."""
+    """A table as aligned text. The first row is the header; the first column is flush left."""
     widths = [max(len(f'{cell}') for cell in column) for column in zip(*rows, strict=True)]
     return '\n'.join(
         '  '.join(
@@ -20,7 +20,7 @@ def format_table(rows: Sequence[Sequence]) -> str:
 
 
 def write_table(rows: Sequence[Sequence], path: Path) -> None:
-    """Write a table to a CSV file, the header being the first row."""
+    """Write a table, whose first row is the header, to a CSV file."""
     with (
         replaced_when_complete(path) as temporary,
         open(temporary, 'w', newline='', encoding='utf-8') as file,

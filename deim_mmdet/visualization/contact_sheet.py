@@ -32,7 +32,7 @@ def draw_tile(
         image: (H, W, 3) uint8, BGR.
         boxes: (N, 4) x1, y1, x2, y2 in pixels of ``image``.
         labels: (N,) class indices; they choose the colours.
-        classes: Class names to write on the boxes; none are written if empty.
+        classes: Class names to write on the boxes. Default: none.
         scores: (N,) scores in [0, 1], written after the names.
         side: Side of the tile in pixels.
 

@@ -1,4 +1,4 @@
-"""Plots: colours of the stages, and figures as files."""
+"""Colours of the stages in plots, and figures as files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ STAGE_COLOURS = {
 
 
 def shade_stages(axes: Axes, boundaries: tuple[int, int, int], end: float) -> None:
-    """Shade the stages of a training of ``end`` epochs on an axis of epochs."""
+    """Shade the stages of a training of ``end`` epochs; the x axis is in epochs."""
     edges = (0, *boundaries, end)
     for stage, start, stop in zip(Stage, edges[:-1], edges[1:], strict=True):
         if start < min(stop, end):
@@ -29,7 +29,7 @@ def shade_stages(axes: Axes, boundaries: tuple[int, int, int], end: float) -> No
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to an image file of the kind that its suffix names; folders are made.
+    """Write a figure to an image file of the suffix's format; folders are made.
 
     Raises:
         ValueError: The suffix names no format that matplotlib writes.
@@ -42,7 +42,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def save_with_table(figure: Figure, table: Sequence[Sequence], path: Path) -> Path:
-    """Write a figure, and beside it its table as .csv, whose path is returned.
+    """Write a figure and, beside it, its table as .csv; return the path of the table.
 
     Raises:
         ValueError: The suffix names no format that matplotlib writes.

@@ -21,7 +21,7 @@ class DenseO2OZoomOut(BaseTransform):
 
     Args:
         prob: Probability of the transform. Default 0.5.
-        ratio_range: Range of the factor, uniform, at least 1. Default (1, 4).
+        ratio_range: Range of the factor, at least 1, drawn uniformly. Default (1, 4).
 
     Example:
         >>> pipeline = [
@@ -60,12 +60,11 @@ class DenseO2OZoomOut(BaseTransform):
 class DenseO2OIoUCrop(BaseTransform):
     """Cut out a window that holds the centre of an object and overlaps one enough.
 
-    An option is drawn at even odds from no crop and the minimum IoUs; a window is then drawn up
-    to ``trials`` times, until at least one object has its centre inside and, among the objects
-    with their centre inside, one has at least that IoU with the window. Where no window is found,
-    another option is drawn. Objects with their centre outside are dropped, the others are cut at
-    the border. Objects flagged to be ignored do not count in the search. An image without objects
-    stays as it is.
+    First an option is drawn, all with the same probability: no crop, or one of the minimum IoUs.
+    Then up to ``trials`` windows are drawn, until an object has its centre inside and at least the
+    minimum IoU with the window. Where no window is found, another option is drawn. Objects with
+    their centre outside are dropped, the others are cut at the border. Objects flagged to be
+    ignored don't count in the search. An image without objects stays as it is.
 
     Required keys: ``img``, ``gt_bboxes``. Modified keys: ``img``, ``img_shape``, ``gt_bboxes``,
     and ``gt_bboxes_labels`` and ``gt_ignore_flags`` where present.
@@ -133,7 +132,7 @@ class DenseO2OIoUCrop(BaseTransform):
                 return windows[accepted[0]]
 
     def _draw_windows(self, height: int, width: int) -> np.ndarray:
-        """All windows (T, 4) of one option's trials, T <= ``trials``: those of a fit shape."""
+        """Windows (T, 4) of an option's trials that have an allowed shape; T <= ``trials``."""
         image_size = np.array([width, height])
         size = (np.random.uniform(*self.scale_range, (self.trials, 2)) * image_size).astype(int)
         corner = (np.random.rand(self.trials, 2) * (image_size - size)).astype(int)

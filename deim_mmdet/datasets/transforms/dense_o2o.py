@@ -1,4 +1,4 @@
-"""The stage switch of Dense O2O's image transforms."""
+"""The transform that switches Dense O2O's image transforms by the stage of training."""
 
 from collections.abc import Sequence, Sized
 
@@ -26,22 +26,22 @@ class DenseO2O(BaseTransform):
     no-augmentation nothing
     ============== =======================================================================
 
-    For a mosaic the samples say in ``shorter_side`` how many pixels of them the tiles need, so that
-    ``LoadImageChecked`` may decode them at a reduced size.
+    In a mosaic each sample says in ``shorter_side`` how many pixels its tile needs.
+    ``LoadImageChecked`` may then decode it at a reduced size. Finally boxes are cut at the image
+    border, and objects under one pixel are dropped.
 
-    Finally boxes are cut at the image border and objects under one pixel are dropped. It belongs
-    in ``DenseO2ODataset`` or mmdet's ``MultiImageMixDataset``, over a dataset with an empty
-    pipeline: the partners of a mosaic then come as plain data infos, and only those that are used
-    are loaded. Without mosaic it may stand in any pipeline.
+    The transform belongs in ``DenseO2ODataset`` or mmdet's ``MultiImageMixDataset``, over a dataset
+    with an empty pipeline. Then the partners of a mosaic, its other samples, come as plain data
+    infos, and only those that are used are loaded. Without mosaic it may stand in any pipeline.
 
     The stage is dense until :meth:`set_stage` is called (``DenseO2OScheduleHook`` does), so that
-    mmdet's ``browse_dataset.py`` shows Dense O2O. It lives in shared memory: the workers of a
-    data loader obey a change from their next sample on, persistent ones too.
+    mmdet's ``browse_dataset.py`` shows Dense O2O. It lives in shared memory. So workers of a data
+    loader, persistent ones too, obey a change from their next sample on.
 
     Args:
         load: Transforms that load image and annotations.
         single: Transforms of a single image. None for none.
-        mosaic: Transforms of a sample with its partners in ``mix_results``, one of which draws the
+        mosaic: Transforms of a sample with its partners in ``mix_results``. One of them draws the
             partners by ``get_indexes`` (``DenseO2OMosaic``). None for no mosaic.
         mosaic_prob: Probability of ``mosaic`` in the dense stage. Default 0.5.
 
@@ -84,7 +84,7 @@ class DenseO2O(BaseTransform):
                 f'(has get_indexes), e.g. DenseO2OMosaic, got {len(drawers)} in {mosaic!r}'
             )
         self._draw_partners = drawers[0].get_indexes if drawers else None
-        # Decoding larger than the tiles would be wasted work; other mosaics may not say.
+        # Tiles need no larger images. Other mosaics may not say how large their tiles are.
         self._tile_size = getattr(drawers[0], 'tile_size', None) if drawers else None
         self._clip = DropTinyBoxes(min_size=0)
         self._finish = DropTinyBoxes(min_size=1)
@@ -129,10 +129,10 @@ class DenseO2O(BaseTransform):
         if results is None:
             return None
         results.pop('shorter_side', None)
-        # Raw annotations are of no more use, and MultiImageMixDataset copies the whole sample
-        # before each transform.
+        # Nobody needs raw annotations any more, and mmdet 3.3.0's MultiImageMixDataset copies the
+        # whole sample before each transform.
         results.pop('instances', None)
-        # Annotated boxes may reach over the border; after zoom-out that would be inside.
+        # Annotated boxes may reach over the border. After zoom-out that would be inside.
         return self._clip(results)
 
     def __repr__(self) -> str:
@@ -144,5 +144,5 @@ class DenseO2O(BaseTransform):
 
 
 def _compose(transforms: Sequence[dict] | None) -> Compose:
-    # From mmdet's registry whatever the default scope is: Compose itself would ask the scope.
+    # From mmdet's registry; Compose itself would ask the default scope.
     return Compose([TRANSFORMS.build(transform) for transform in transforms or ()])

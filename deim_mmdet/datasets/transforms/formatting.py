@@ -13,8 +13,8 @@ FLIP_CODES = {'horizontal': 1, 'vertical': 0, 'diagonal': -1}
 class ContiguousRandomFlip(RandomFlip):
     """mmdet's ``RandomFlip`` that leaves the image contiguous in memory.
 
-    mmdet's gives a view with negative strides, which OpenCV's functions after it copy pixel by
-    pixel: that takes ten times as long as the flip here.
+    mmdet 3.3.0's gives a view with negative strides. Later functions of OpenCV copy that pixel by
+    pixel, which takes ten times as long as the flip here.
 
     Arguments, keys and results are those of ``RandomFlip``.
 
@@ -37,7 +37,7 @@ class PackDetImage(PackDetInputs):
     """mmdet's ``PackDetInputs`` that leaves the pixels where they are.
 
     The image, (H, W, C) in memory, is packed as a view (C, H, W) of it, that is channels-last.
-    mmdet's copies the pixels to take the channels apart.
+    mmdet 3.3.0's copies the pixels to take the channels apart.
 
     Arguments, keys and values of the results are those of ``PackDetInputs``.
 

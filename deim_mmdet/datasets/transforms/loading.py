@@ -17,7 +17,7 @@ from ..annotated_size import box_factors, scale_instances, size_warning
 
 JPEG_START = b'\xff\xd8'
 JPEG_SCAN = b'\xff\xda'
-# Start of frame, where width and height are: 0xC0 to 0xCF but for three other kinds of segment.
+# Start of frame, with width and height: 0xC0 to 0xCF without three other kinds of segment.
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 JPEG_END = b'\xff\xd9'
 PNG_START = b'\x89PNG\r\n\x1a\n'
@@ -47,24 +47,24 @@ class MissingImageError(UnreadableImageError, FileNotFoundError):
 class LoadImageChecked(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that refuses damaged files.
 
-    OpenCV decodes a truncated JPEG without complaint, the missing part in grey; here a JPEG or PNG
-    without its end marker is an error, and so is an image of more than 179 million pixels, before
-    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8. Boxes
-    of an image of another size than annotated (``height`` and ``width`` of the sample) are scaled
-    to it; the first such image that a process meets is named in a warning.
+    OpenCV decodes a truncated JPEG without complaint, the missing part in grey. Here a JPEG or PNG
+    without its end marker is an error. An image of more than 179 million pixels is one, too, before
+    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8. Where
+    an image has another size than annotated (``height`` and ``width`` of the sample), its boxes are
+    scaled to it. A process warns of the first such image.
 
-    Where the sample says in ``shorter_side`` how many pixels its image needs, as a mosaic of small
-    tiles does, a JPEG that has at least twice as many is decoded at 1/2, 1/4 or 1/8 of its size,
-    which takes less time than decoding and shrinking it. The boxes of its annotations
-    (``instances``) shrink with it, so this transform has to come before ``LoadAnnotations``.
+    A sample may say in ``shorter_side`` how many pixels of its image are needed, as for a small
+    tile of a mosaic. A JPEG that has at least twice as many is decoded at 1/2, 1/4 or 1/8 of its
+    size, which takes less time than to shrink it later. Its annotated boxes (``instances``) shrink
+    with it, so this transform must come before ``LoadAnnotations``.
 
     Required keys: ``img_path``. Optional key: ``shorter_side``, in pixels. Added keys: ``img``
     (H, W, 3) uint8 in BGR order, ``img_shape``, ``ori_shape`` (that of the file). Modified key:
     ``instances`` of an image that is decoded at another size than annotated.
 
     Args:
-        color_type: 'color', or 'color_ignore_orientation' where the annotations were made on
-            pictures that were not turned by their EXIF orientation. Default 'color'.
+        color_type: 'color', or 'color_ignore_orientation' where pictures were annotated without
+            being turned by their EXIF orientation. Default 'color'.
         imdecode_backend: Decoder, see :func:`mmcv.imfrombytes`. Default 'cv2'.
         backend_args: Storage backend, see :func:`mmengine.fileio.get`. Default None.
 
@@ -102,7 +102,7 @@ class LoadImageChecked(LoadImageFromFile):
         results['img'] = img
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         if reduction > 1:
-            # The file's width is its height where the EXIF orientation has turned the image.
+            # Where the EXIF orientation has turned the image, width and height are exchanged.
             shape = jpeg_shape(data)
             turned = (img.shape[0] < img.shape[1]) != (shape[0] < shape[1])
             results['ori_shape'] = shape[::-1] if turned else shape
@@ -185,11 +185,11 @@ class LoadImageChecked(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class ScaleInstances(BaseTransform):
-    """Scale the boxes of an image of another size than annotated to the image.
+    """Scale boxes to their image where that has another size than annotated.
 
-    ``LoadImageChecked`` does so itself. This transform is for pipelines that read images by
-    ``LoadImageFromFile``, as those of evaluation do, which ``DetInferencer`` looks for by this
-    name. It has to come before ``LoadAnnotations``.
+    ``LoadImageChecked`` does so itself. This transform is for pipelines with ``LoadImageFromFile``.
+    Those of evaluation have it, as ``DetInferencer`` looks for this name. It must come before
+    ``LoadAnnotations``.
 
     Required key: ``ori_shape``. Optional keys: ``height`` and ``width``, the annotated size, and
     ``instances``, which are modified.
@@ -215,8 +215,8 @@ class ScaleInstances(BaseTransform):
 def is_truncated(data: bytes) -> bool:
     """Whether an encoded JPEG or PNG lacks its end marker; False for other formats.
 
-    Bytes behind the end marker, as some cameras write them, are no truncation. An end marker
-    before the start of the scan is that of an embedded thumbnail.
+    Some cameras write bytes behind the end marker; that is no truncation. An end marker before the
+    start of the scan belongs to an embedded thumbnail.
     """
     if data.startswith(JPEG_START):
         return data.rfind(JPEG_END) < _jpeg_header(data)[1]
@@ -249,10 +249,10 @@ def jpeg_shape(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
-    """Shape of a JPEG and offset of its first scan: walks the segments, which may hold any bytes.
+    """Shape of a JPEG, and offset of its first scan, behind segments that may hold any bytes.
 
-    The offset is the length of the data where they end before, and 0 (hence any end marker will
-    do) where they are no well-formed chain.
+    The offset is the length of the data where that ends before. It is 0 where the segments form no
+    chain, so that any end marker will do.
     """
     shape = None
     offset = len(JPEG_START)

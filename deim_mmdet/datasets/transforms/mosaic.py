@@ -16,7 +16,7 @@ from .objects import BOX_COMPANIONS, clip_boxes, large_enough, read_boxes, write
 # (row, column) of the quadrant of each image.
 QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
-# Longest side of a tile in sizes of a tile: it bounds the memory of the canvas.
+# Longest side of a tile over ``tile_size``; it bounds the memory of the canvas.
 MAX_ELONGATION = 8
 
 
@@ -24,21 +24,20 @@ MAX_ELONGATION = 8
 class DenseO2OMosaic(BaseTransform):
     """Mosaic with one affine map (DEIM, section 3.1).
 
-    Four images, each resized to the same shorter side, are put at the top left of the four
-    quadrants of a black canvas of twice the largest width and height, the sample itself first.
-    The canvas is then turned, scaled and shifted about its centre, at the same size. A box becomes
-    the upright hull of its turned corners, cut at the border; objects under one pixel are dropped.
-    Unlike mmdet's ``Mosaic`` the canvas has no fixed size and no random centre.
+    Four images are resized to the same shorter side. They are put at the top left of the four
+    quadrants of a black canvas, the sample itself first. The canvas has twice the largest width and
+    height. It is then turned, scaled and shifted about its centre, and keeps its size. A box
+    becomes the upright hull of its turned corners, cut at the border. Objects under one pixel are
+    dropped. Unlike in mmdet's ``Mosaic``, the canvas has no fixed size and no random centre.
 
-    Pixels are touched twice only: each image is resized once, to the resolution at which the map
-    will show it (at most that of its tile), and the map of the whole canvas goes straight to the
-    size that ``scale`` asks for.
+    Pixels are touched only twice. Each image is resized once, to the resolution at which the map
+    shows it, at most that of its tile. Then the map takes the canvas to the size of the result.
 
-    An image more than eight times as long as wide gets a tile of eight times ``tile_size``, with a
-    shorter side of less, so that no canvas fills the memory.
+    The tile of an image more than eight times as long as wide has a longer side of eight times
+    ``tile_size``, so that no canvas fills the memory.
 
-    Needs the three other samples in ``mix_results``, loaded, as mmdet's ``MultiImageMixDataset``
-    gives them through :meth:`get_indexes`.
+    ``mix_results`` must hold the three other samples, loaded. mmdet's ``MultiImageMixDataset`` puts
+    them there by :meth:`get_indexes`.
 
     Required keys: ``img``, ``gt_bboxes``, ``mix_results``. Modified keys: ``img``, ``img_shape``,
     ``gt_bboxes``, and ``gt_bboxes_labels`` and ``gt_ignore_flags`` where present.
@@ -49,11 +48,11 @@ class DenseO2OMosaic(BaseTransform):
         rotation: Largest turn in degrees, either way. Default 10.
         translation: Largest shift as a fraction of the canvas' width and height. Default 0.1.
         scale_range: Range of the map's scale. Default (0.5, 1.5).
-        scale: Size (width, height) of the result in pixels, as that of a ``Resize`` with
-            ``keep_ratio=False`` right behind. None, the default: that of the canvas.
-        cache_size: Number of recent samples, of each worker, that partners are drawn from. With a
-            cache a mosaic loads one new partner instead of three, at the price of samples that
-            depend on each other. None, the default and the published recipes': no cache.
+        scale: Size (width, height) of the result in pixels, as if a ``Resize`` with
+            ``keep_ratio=False`` followed. Default None: the size of the canvas.
+        cache_size: Number of recent samples of a worker that partners, the other samples, are drawn
+            from. With a cache a mosaic loads one new partner instead of three, but samples depend
+            on each other. Default None, as in the published recipes: no cache.
 
     Example:
         >>> train_dataset = dict(
@@ -185,7 +184,7 @@ class DenseO2OMosaic(BaseTransform):
         return width / canvas[1], height / canvas[0]
 
     def _with_cached(self, results: dict, others: list[dict]) -> list[dict]:
-        """``others``, filled up from the cache, which then takes in what was loaded."""
+        """Fill ``others`` up from the cache, which then takes in what was loaded."""
         drawn = (
             np.random.randint(len(self._cache), size=self.partners - len(others))
             if self._cache
@@ -227,7 +226,7 @@ def is_elongated(img: np.ndarray, size: int) -> bool:
 def shape_of_tile(img: np.ndarray, size: int) -> tuple[int, int]:
     """(height, width) of an image (H, W, C) once its shorter side has ``size`` pixels.
 
-    Of an elongated one, once its longer side has as many as a tile may have.
+    That of an elongated image, once its longer side has as many as a tile may have.
     """
     height, width = img.shape[:2]
     short, long = sorted((height, width))
@@ -251,8 +250,8 @@ def resize(img: np.ndarray, out: np.ndarray) -> None:
 def warp(img: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Image (H, W, C) under the affine map (2, 3) of continuous coordinates, black outside.
 
-    Nearest pixel, as in the published recipes. OpenCV's coordinates are those of pixel centres,
-    half a pixel off the continuous ones. ``size`` of the result is (width, height).
+    It takes the nearest pixel, as the published recipes do. OpenCV's coordinates count from pixel
+    centres, half a pixel off the continuous ones. ``size`` of the result is (width, height).
     """
     centred = matrix.copy()
     centred[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5

@@ -17,9 +17,9 @@ GREY = np.array([0.114, 0.587, 0.299])
 class DenseO2OPhotometricDistort(BaseTransform):
     """Change brightness, contrast, saturation, hue and the order of the channels.
 
-    Each on its own with probability ``prob``, in this order, contrast at even odds before or
-    after saturation and hue. Factors are uniform. Unlike mmdet's ``PhotoMetricDistortion``
-    brightness is a factor, and contrast keeps the mean grey of the image.
+    Each change has the probability ``prob``. They happen in this order, but contrast comes after
+    saturation and hue in half of all cases. Factors are drawn uniformly. Unlike in mmdet's
+    ``PhotoMetricDistortion``, brightness is a factor, and contrast keeps the mean grey.
 
     Required and modified key: ``img`` (H, W, 3) uint8 in BGR order. Boxes stay.
 
@@ -93,7 +93,7 @@ def adjust_brightness(img: np.ndarray, factor: float) -> np.ndarray:
 def adjust_contrast(img: np.ndarray, factor: float) -> np.ndarray:
     """``factor`` x image + (1 - ``factor``) x mean grey of the image, for (H, W, 3) uint8 BGR."""
     mean = np.dot(cv2.mean(img)[:3], GREY)
-    # The only function of OpenCV that scales, adds a number and saturates at both ends at once.
+    # No other function of OpenCV scales, adds a number and saturates at both ends at once.
     return cv2.addWeighted(img, factor, img, 0, (1 - factor) * mean)
 
 
@@ -106,7 +106,7 @@ def adjust_hue(img: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue by a fraction of the circle, to 1/256 of it, for (H, W, 3) uint8 BGR."""
     hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV_FULL)
     height, width = hsv.shape[:2]
-    # uint8 wraps around, as the circle does. Whole rows: numpy is slow on rows of three.
+    # uint8 wraps around, as the circle does. numpy is slow on three numbers at a time.
     row = np.tile(np.array([round(turn * 256) % 256, 0, 0], dtype=np.uint8), width)
     rows = hsv.reshape(height, 3 * width)
     np.add(rows, row, out=rows)
