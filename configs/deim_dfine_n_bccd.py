@@ -1,8 +1,8 @@
 # DEIM-D-FINE N on BCCD, 364 photographs of blood cells
 # (https://github.com/Shenggan/BCCD_Dataset), in COCO format: images/ and
-# annotations/{train,val,test}.json under data_root. Another folder:
-# BCCD_ROOT=/path/to/bccd mim train …, or --cfg-options data_root=/path/to/bccd; another size of the
-# input, in training and testing alike: --cfg-options image_size=320.
+# annotations/{train,val,test}.json under data_root. For another folder:
+# BCCD_ROOT=/path/to/bccd mim train …, or --cfg-options data_root=/path/to/bccd. For another size of
+# the input, in training and testing alike: --cfg-options image_size=320.
 _base_ = './deim_dfine_n.py'
 
 data_root = '{{$BCCD_ROOT:data/bccd}}/'

@@ -5,7 +5,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-# Six layers are trained, and the first three used.
+# Six layers are trained; evaluation uses the first three.
 model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='DenseO2OMultiScale', base_size_repeat=3)]),
     backbone=_base_.frozen_backbone,

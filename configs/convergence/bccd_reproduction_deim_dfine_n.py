@@ -1,2 +1,2 @@
-# DEIM-D-FINE N of the comparison on BCCD that the reference implementation was run in.
+# DEIM-D-FINE N in the comparison with the reference implementation on BCCD.
 _base_ = './_base_/bccd_reproduction.py'

@@ -1,5 +1,5 @@
-# D-FINE N of the comparison on BCCD that the reference implementation was run in: VFL, ReLU, no
-# Dense O2O, and a constant learning rate.
+# D-FINE N in the comparison with the reference implementation on BCCD: VFL, ReLU, no Dense O2O, and
+# a constant learning rate.
 _base_ = './_base_/bccd_reproduction.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# DEIM-D-FINE N from scratch on small pictures of digits, within minutes on two cores: what
-# `make demo` trains. tools/demo/make_dataset.py writes the data.
+# What `make demo` trains: DEIM-D-FINE N from scratch on small pictures of digits, within minutes on
+# two cores. tools/demo/make_dataset.py writes the data.
 _base_ = '../deim_dfine_n.py'
 
 from deim_mmdet.engine import set_image_size
@@ -13,19 +13,19 @@ model = dict(
     backbone=dict(init_cfg=None),
     bbox_head=dict(
         num_classes=len(classes),
-        # Objects are few, and in pictures this small most of the time would go into the queries.
+        # Objects are few. In such small pictures more queries would take most of the time.
         query_selection=dict(num_queries=40),
         denoising=dict(num_queries=20),
         postprocess=dict(max_per_img=40),
     ),
 )
 
-# All else of the recipe is derived. The run is a hundredth as long as the published one and starts
-# from nothing: Dense O2O begins once objects are found at all, and gets a smaller share; learning
-# rates are not scaled down to the batch size, and the backbone's is that of the rest.
+# The rest of the recipe is derived. The run has a hundredth of the published length and starts from
+# nothing. So Dense O2O begins once objects are found at all, and gets a smaller share. Learning
+# rates are not scaled down to the batch size. The backbone has the rate of the rest.
 recipe = dict(stages=(40, 72, 120), lr_gamma=0.3)
 auto_scale_lr = dict(enable=False)
-# The last stage begins after epoch 9 and restarts from the best evaluated one, so that is one.
+# Epoch 9 is evaluated, as the last stage begins after it from the best evaluated epoch.
 train_cfg = dict(max_epochs=12, val_interval=3)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
@@ -45,12 +45,12 @@ train_pipeline = [
         ],
         single=[
             dict(type='DenseO2OPhotometricDistort'),
-            # Up to 4 by default; digits would become smaller than a cell of the features.
+            # The default goes up to 4: digits would be smaller than a cell of the features.
             dict(type='DenseO2OZoomOut', ratio_range=(1.0, 2.0)),
             dict(type='DenseO2OIoUCrop'),
         ],
     ),
-    # No mirror: handwriting has none.
+    # No mirror images: handwriting has none.
     dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
     dict(type='DropTinyBoxes'),
     dict(type='PackDetImage'),
@@ -62,7 +62,7 @@ training_set = dict(
     data_prefix=dict(img='train/'),
 )
 validation_set = dict(training_set, ann_file='val.json', data_prefix=dict(img='val/'))
-# One worker: two cores are busy with training.
+# One worker, as training keeps two cores busy.
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -77,5 +77,5 @@ default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=3, max_k
 log_processor = dict(window_size=20)
 randomness = dict(seed=0)
 
-# The pipelines of validation and test are the base's.
+# For validation and test, whose pipelines are the base's.
 set_image_size(_base_, image_size)

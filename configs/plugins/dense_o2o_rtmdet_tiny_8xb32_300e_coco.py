@@ -2,7 +2,7 @@
 _base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', './_base_/dense_o2o.py']
 
 model = dict(data_preprocessor=dict(batch_augments=[dict(type='DenseO2OMixUp')]))
-# The pipeline that RTMDet ends with. A mosaic may be left without objects, which a crop must bear.
+# RTMDet's last pipeline. Its crop must allow a mosaic that is left without objects.
 train_pipeline = [
     _base_.dense_o2o,
     *[
@@ -19,7 +19,7 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     )
 )
-# RTMDet's EMA stays; the schedule takes the place of its PipelineSwitchHook.
+# RTMDet's EMA stays. The schedule replaces its PipelineSwitchHook.
 custom_hooks = [
     *[hook for hook in _base_.custom_hooks if hook.type == 'EMAHook'],
     dict(type='DenseO2OScheduleHook', stages=(0, 280, 300)),

@@ -4,7 +4,7 @@ custom_imports = dict(imports=['deim_mmdet'], allow_failed_imports=False)
 
 model = dict(
     bbox_head=dict(
-        # An anchor head looks for use_sigmoid here, to have no background class.
+        # An anchor head that finds use_sigmoid here has no background class.
         loss_cls=dict(
             _delete_=True,
             type='MatchabilityAwareLoss',

@@ -1,12 +1,12 @@
 data_root = 'data/coco/'
-# Side of the network's input. A config that inherits this one changes it by
+# Side of the network's input in pixels. A config that inherits this one changes it by
 # set_image_size(_base_, 320), or by image_size = 320 where DEIMRunner trains or tests with it.
 image_size = 640
-# What the pipelines below are written for; set_image_size keeps it up to date.
+# The size in the pipelines below; set_image_size keeps it up to date.
 applied_image_size = image_size
 
-# Dense O2O: what DenseO2O does with a sample depends on the stage (warm-up, dense, flat,
-# no-augmentation), which DenseO2OScheduleHook sets.
+# What DenseO2O does with a sample depends on the stage (warm-up, dense, flat, no-augmentation).
+# DenseO2OScheduleHook sets the stage.
 train_pipeline = [
     dict(
         type='DenseO2O',
@@ -57,7 +57,7 @@ train_dataloader = dict(
             ann_file='annotations/instances_train2017.json',
             data_prefix=dict(img='train2017/'),
             filter_cfg=dict(filter_empty_gt=False),
-            # Empty: images are loaded by DenseO2O, partners of a mosaic only where it needs them.
+            # Empty: DenseO2O loads the images, and the other ones of a mosaic only where needed.
             pipeline=[],
         ),
         pipeline=train_pipeline,

@@ -1,5 +1,5 @@
-# The published recipe of DEIM-D-FINE L and X; the other sizes state what differs. Shorter or longer
-# training: change max_epochs (or the batch size) and leave `recipe` alone. DEIMRunner derives
+# The published recipe of DEIM-D-FINE L and X. The other sizes state what differs. For shorter or
+# longer training change max_epochs (or the batch size) and leave `recipe` alone. DEIMRunner derives
 # stages, rates and durations from it and prints them.
 recipe = dict(
     epochs=58,

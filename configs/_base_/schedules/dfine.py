@@ -1,5 +1,5 @@
-# The published recipe of D-FINE L and X, the baselines: augmentation of single images up to the
-# no-augmentation stage, and a learning rate that stays as it is after its warm-up.
+# The published recipe of D-FINE L and X, the baselines. Single images are augmented up to the
+# no-augmentation stage. After its warm-up the learning rate is constant.
 _base_ = './deim.py'
 
 recipe = dict(
@@ -11,7 +11,7 @@ recipe = dict(
 train_cfg = dict(max_epochs=80)
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
 
-# What a baseline's head has in place of DEIM's.
+# What differs from DEIM in a baseline's head.
 baseline_head = dict(
     query_selection=dict(act='ReLU'),
     decoder=dict(act='ReLU'),

@@ -1,6 +1,6 @@
-# What the runs of docs/convergence.md share, on BCCD: nothing pretrained, one learning rate for
-# all parameters, no decay on norms and biases, and one process, since runs side by side share
-# cores.
+# What the runs of docs/convergence.md on BCCD share: nothing is pretrained, all parameters have one
+# learning rate, and norms and biases have no decay. Data are loaded in the training process, as
+# runs side by side share cores.
 _base_ = '../../deim_dfine_n_bccd.py'
 
 model = dict(backbone=dict(init_cfg=None))
@@ -8,7 +8,7 @@ auto_scale_lr = dict(enable=False)
 optim_wrapper = dict(
     paramwise_cfg=dict(rules=[dict(kind='norm', decay_mult=0.0), dict(kind='bias', decay_mult=0.0)])
 )
-# No restart from the best checkpoint: which one that is would be chosen on the test split.
+# No restart from the best checkpoint: the test split would choose it.
 custom_hooks = [
     dict(type='DerivedSeedHook'),
     dict(type='DenseO2OScheduleHook'),

@@ -1,4 +1,4 @@
-# A run of the reference implementation, stated in full, nothing derived (docs/convergence.md):
+# A run of the reference implementation (docs/convergence.md), stated in full, nothing derived:
 # DEIM-D-FINE N on BCCD's training split, evaluated on its test split.
 _base_ = './bccd_from_scratch.py'
 

@@ -1,8 +1,8 @@
 # The convergence study (docs/convergence.md): D-FINE's neck and head, narrower than N's and with
-# fewer queries, on a ResNet-18 of a quarter of its width, at 224 x 224. A run's length is
-# train_cfg.max_epochs, and the rest of the recipe is derived from it. Both parts of DEIM are on; a
-# file without one of them takes `without_mal` or `without_dense_o2o` and differs in nothing else.
-# Data: BCCD, unless another file says so.
+# fewer queries, on a ResNet-18 of a quarter of its width, at 224 x 224. train_cfg.max_epochs sets
+# the length of a run; the rest of the recipe is derived from it. Both parts of DEIM are on. A file
+# without one of them takes `without_mal` or `without_dense_o2o` and differs in nothing else. The
+# data are BCCD, unless another file says so.
 _base_ = './bccd_from_scratch.py'
 
 from deim_mmdet.engine import set_image_size
@@ -10,7 +10,7 @@ from deim_mmdet.engine import set_image_size
 image_size = 224
 
 model = dict(
-    # On one core in half the time of HGNetv2-B0.
+    # On one core it takes half the time of HGNetv2-B0.
     backbone=dict(
         _delete_=True,
         type='ResNet',

@@ -13,7 +13,7 @@ training_set = dict(
     data_prefix=dict(img='train/'),
 )
 validation_set = dict(training_set, ann_file='val.json', data_prefix=dict(img='val/'))
-# No mirror: handwriting has none.
+# No mirror images: handwriting has none.
 train_pipeline = [
     dict(transform, prob=0.0) if transform.type == 'ContiguousRandomFlip' else transform
     for transform in _base_.train_dataloader.dataset.pipeline
@@ -23,5 +23,5 @@ val_dataloader = dict(dataset=validation_set)
 test_dataloader = dict(dataset=validation_set)
 val_evaluator = dict(ann_file=data_root + validation_set['ann_file'])
 test_evaluator = val_evaluator
-# An epoch takes ten times as long as one of BCCD.
+# An epoch takes ten times as long as on BCCD.
 default_hooks = dict(checkpoint=dict(interval=1))

@@ -1,6 +1,6 @@
-# Dense O2O for a detector of MMDetection's: the second base of the configs beside this folder, and
-# of yours. `dense_o2o` takes the place of the transforms that load image and annotations, those of
-# `loading`; all others stay the detector's own. Without `single`, only the dense stage changes a
+# Dense O2O for a detector of MMDetection. The configs beside this folder have this file as second
+# base, and so can yours. `dense_o2o` replaces the transforms that load image and annotations, which
+# `loading` names. The detector keeps all others. Without `single`, only the dense stage changes a
 # sample.
 custom_imports = dict(imports=['deim_mmdet'], allow_failed_imports=False)
 
