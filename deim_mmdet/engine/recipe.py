@@ -96,8 +96,8 @@ class Recipe:
 
     ``lr_scale`` multiplies the published learning rates. The learning rate is warmed up over
     ``warmup_iters`` and is flat until ``cosine_begin``. Then it falls along a cosine to
-    ``lr_gamma`` times its value at ``cosine_end``, and stays there. ``stages`` are ``(t1, t2, t3)``,
-    the first epochs of the dense, flat and no-augmentation stage. From t3 on the EMA's decay is
+    ``lr_gamma`` times its value at ``cosine_end``, and stays there. ``stages`` are the first epochs
+    ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage. From t3 on the EMA's decay is
     ``ema_restart_decay``, less ``ema_restart_step`` for each further restart. A number that no part
     of the training uses is None.
     """
