@@ -2,8 +2,8 @@
 
     python benchmarks/operators.py [--device cuda] [--threads 1 2] [--repeats 21] [--out FILE.json]
 
-Shapes are those of DEIM-D-FINE N and L, in inference and training, and of Deformable DETR. MMCV's
-operator takes only the last (MMCV 2.1 has no kernel for CPUs). Points lie around random boxes. First
+Shapes are those of DEIM-D-FINE N and L, in inference and training, and of Deformable DETR; MMCV's
+operator takes the last too (MMCV 2.1 has no kernel for CPUs). Points lie around random boxes. First
 all forms are compared in output and gradients. Then they take turns; figures are medians, and
 ratios are those of medians. Peak memory is what a call allocates at most, with its results.
 """
@@ -34,7 +34,7 @@ HEADS = 8
 
 @dataclass
 class Case:
-    """Shapes of one call."""
+    """Shapes of one call: (height, width) of each level, and each level's points a query."""
 
     name: str
     batch: int
