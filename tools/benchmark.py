@@ -111,7 +111,7 @@ class Results:
     size: tuple[int, int]
     parameters: int
     flops: float
-    #: By batch size, then backend.
+    #: Times by batch size, then by backend.
     latency: dict[int, dict[str, Timing]] = field(default_factory=dict)
     training: dict[str, Timing] = field(default_factory=dict)
     #: Images a second by stage.

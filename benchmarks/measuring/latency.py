@@ -22,7 +22,7 @@ from .reference_models import build_reference
 from .timing import peak_memory
 from .transformers_models import build_counterpart
 
-#: What can be timed, the independent implementations first.
+#: The forms of a detector that can be timed; independent implementations come first.
 BACKENDS = (
     'reference',
     'transformers',

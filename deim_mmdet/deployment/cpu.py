@@ -28,7 +28,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Args:
         x: (..., I), inputs of I channels.
         weight: (O, I), for O output channels.
-        bias: (O,).
+        bias: (O,), added to each output; None adds nothing.
 
     Returns:
         (..., O).

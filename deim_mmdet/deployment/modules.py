@@ -123,7 +123,7 @@ class SplitConvolution(nn.Module):
         return not (isinstance(layer.act, Clamp) and layer.act.low is None)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Features (B, C_1, H, W) and (B, C_2, H, W), with C_1 and C_2 channels; (B, C, H', W')."""
+        """The output (B, C, H', W') for features (B, C_1, H, W) and (B, C_2, H, W)."""
         return (self.of_second(second) + self.of_first(first)).relu()
 
 

@@ -15,9 +15,9 @@ class Detections(NamedTuple):
     """What a deployed detector finds in a batch of B images: N detections of each, best first.
 
     Attributes:
-        labels: (B, N) int64.
+        labels: (B, N) int64, positions in the list of classes.
         boxes: (B, N, 4) as (x1, y1, x2, y2) in pixels.
-        scores: (B, N).
+        scores: (B, N), in [0, 1].
     """
 
     labels: np.ndarray

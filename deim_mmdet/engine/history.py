@@ -17,7 +17,7 @@ from .recipe import PublishedRecipe, derive_stages
 
 @dataclass
 class History:
-    """What a training logged.
+    """The figures that a training logged.
 
     Args:
         train: Logged figures, with ``epoch`` among them, by global iteration (from 1).

@@ -164,7 +164,7 @@ class CheckedCocoMetric(CocoMetric):
     def _evaluate(self, kind: str, found: list[dict]) -> dict[str, float]:
         """Figures of one kind, 'bbox' or 'segm', from detections in COCO's form."""
         if kind == 'segm':
-            # With a box, COCO's evaluation would take its area as that of the mask.
+            # If there is a box, COCO's evaluation takes the box's area for the mask's.
             found = [{k: v for k, v in entry.items() if k != 'bbox'} for entry in found]
         tables = self._tables(kind, found)
         items = self.metric_items or DEFAULT_ITEMS

@@ -82,7 +82,7 @@ class ParameterGroup:
 
 @dataclass
 class TrainingScheme:
-    """What changes over a training.
+    """The quantities that change over a training.
 
     Args:
         iters_per_epoch: Iterations an epoch.
@@ -279,7 +279,7 @@ def augmentation_spans(
 def training_scheme(
     config: Config, images: int | None = None, processes: int = 1
 ) -> TrainingScheme:
-    """What changes over the training of a config.
+    """The quantities that change over the training of a config.
 
     Args:
         config: A training config.
