@@ -121,7 +121,7 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
 
 
 def report(weights: Weights, converted: Mapping[str, Tensor], model: Architecture) -> None:
-    """Print what was found, and how many entries each module has."""
+    """Print what was found, and how many entries go from which module to which."""
     print(f'found: {len(weights.state_dict)} entries, {weights.naming} names, in {weights.part}')
     print(f'model: {model.name}')
     new_names = {id(tensor): name for name, tensor in converted.items()}

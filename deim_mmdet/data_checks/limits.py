@@ -24,9 +24,11 @@ DEFAULT_QUERIES = 300
 class DetectionLimit(NamedTuple):
     """The largest number of detections of an image that count.
 
-    With ``of_class``, it is the number for one class of the image. ``option`` is the config's
-    option that sets it. Evaluators' options stand there without the evaluator's name, so that a
-    set used for both validation and test is checked once.
+    Attributes:
+        option: The config's option that sets it. An evaluator's option has no evaluator's name
+            here, so that a set used for both validation and test is checked once.
+        most: The number.
+        of_class: Whether it is the number for each class of the image.
     """
 
     option: str

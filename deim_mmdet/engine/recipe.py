@@ -281,7 +281,7 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
 
 
 def regime_note(recipe: Recipe, images: int) -> str | None:
-    """A warning where Dense O2O is used in a shorter run than any in which it was seen to pay.
+    """A warning where Dense O2O has fewer iterations or images than where it was seen to pay.
 
     Args:
         recipe: The numbers of the run.
