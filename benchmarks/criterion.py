@@ -2,7 +2,7 @@
 
     python benchmarks/criterion.py [--objects 30 100] [--repeats 15] [--threads 2] [--out FILE.json]
 
-"plain" compares matched boxes one to one; "reference" forms all pairs of matched boxes and takes
+"plain" compares matched boxes one to one. "reference" compares all pairs of matched boxes and takes
 the diagonal, as the reference implementations do. Predictions have the shapes of DEIM-D-FINE N at
 batch 8: three layers, 300 queries, 80 classes, and denoising queries. Two thirds of the objects
 have queries close to them, as in training. The implementations take turns; the figures are medians.
@@ -36,7 +36,7 @@ UP, REG_SCALE = torch.tensor([0.5]), torch.tensor([4.0])
 
 
 def boxes_near(objects: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Random boxes (*shape, B, Q, 4), some of them close to the objects (B, n, 4)."""
+    """Random boxes (*shape, B, Q, 4); some of the Q are close to the n objects (B, n, 4)."""
     batch, count = objects.shape[:2]
     boxes = torch.cat(
         [torch.rand(*shape, batch, QUERIES, 2), torch.rand(*shape, batch, QUERIES, 2) / 5], -1
@@ -47,7 +47,7 @@ def boxes_near(objects: torch.Tensor, *shape: int) -> torch.Tensor:
 
 
 def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
-    """Objects and predictions, with gradients."""
+    """Objects, and predictions with gradients."""
     shape = (BATCH, objects)
     boxes = torch.cat([torch.rand(*shape, 2) * 0.8 + 0.1, torch.rand(*shape, 2) * 0.2 + 0.02], -1)
     targets = [dict(labels=torch.randint(CLASSES, (objects,)), boxes=b) for b in boxes]
@@ -81,7 +81,7 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
 
 
 def implementations(targets: list[dict], inputs: dict, dfine: bool) -> dict:
-    """The criteria, as functions of nothing that return the loss terms."""
+    """The criteria, as functions without arguments that return the loss terms."""
     labels, boxes = ([target[key] for target in targets] for key in ('labels', 'boxes'))
     criterion = DFINECriterion() if dfine else SetCriterion()
     bins = (weighting_function(REG_MAX, UP, REG_SCALE), 4.0) if dfine else None
@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
-    # With one thread the process's own time, which other processes disturb less.
+    # With one thread take the process's own time: other processes disturb it less.
     clock = time.process_time if args.threads == 1 else time.perf_counter
     rows = []
     for objects in args.objects:

@@ -3,18 +3,18 @@
     python benchmarks/data_pipeline.py
     python benchmarks/data_pipeline.py --ann-file train.json --img-dir images/ --out speed.json
 
-Compares a config's own data pipeline (data set, transforms, data preprocessor with its batch
+This compares a config's own data pipeline (data set, transforms, data preprocessor with its batch
 augments, all on the CPU) with ``step_by_step.py``, a plain implementation of the same work on PIL
 images. Both start from the files on disk and end with float batches of 480 to 800 pixels and their
-boxes. One thread each.
+boxes. Each has one thread.
 
-The two take turns on the same images, the first one changing, after a round that isn't counted;
-the ratio is the median of the rounds' ratios. Times are the process's own (CPU) time: on a machine
-that does nothing else it is the time on the clock, and elsewhere other programs disturb it less.
-A data loader's workers do the part called "samples"; the rest is done on the device.
+The two take turns on the same images, and take turns in being first. The first round isn't
+counted. The ratio is the median of the rounds' ratios. Times are the process's own (CPU) time. On
+an idle machine it equals the time on the clock; elsewhere other programs disturb it less. A data
+loader's workers do the part called "samples"; the device does the rest.
 
-By default the data set is made on the spot: pictures of 640 x 480 with some 14 round objects each,
-about as in BCCD (JPEGs of 20 kB).
+By default the script makes the data set: pictures of 640 x 480 with about 14 round objects each,
+much as in BCCD (JPEGs of 20 kB).
 """
 
 import argparse
@@ -59,7 +59,7 @@ class OurPipeline:
             part.set_stage(stage)
 
     def samples(self, indices: list[int]) -> dict:
-        """What a worker of the data loader hands over."""
+        """The batch that a worker of the data loader gives."""
         return stack_images([self.dataset[index] for index in indices])
 
     def step_by_step(self, against: str) -> StepByStep:
@@ -112,8 +112,8 @@ def measure(
     """Images a second of both in ``stage``, and their ratio.
 
     Returns:
-        Medians over ``rounds``: ``images_per_s``, the same of the samples alone, of the plain
-        implementation, ``ratio`` and its least and greatest value, and ``boxes_per_image`` of both.
+        Medians over ``rounds``: ``images_per_s`` in all, of the samples alone and of the plain
+        implementation; ``ratio`` with its least and greatest value; ``boxes_per_image`` of both.
     """
     ours.set_stage(stage)
     rates, boxes = {'ours': [], 'samples': [], 'plain': []}, {'ours': [], 'plain': []}
@@ -134,7 +134,7 @@ def measure(
                     spent += time.process_time() - start
                     found += sum(map(len, of_batch))
             if number == 0:
-                continue  # files and memory have to be found for the first time
+                continue  # the first round also fetches files and memory
             images = batches * batch_size
             rates[name].append(images / spent)
             boxes[name].append(found / images)

@@ -2,10 +2,10 @@
 
     python benchmarks/operators.py [--device cuda] [--threads 1 2] [--repeats 21] [--out FILE.json]
 
-Shapes are those of DEIM-D-FINE N and L, in inference and training, and of Deformable DETR's, which
-MMCV's takes, too (it has no kernel for CPUs). Points lie around random boxes. All forms are first
-compared in output and gradients. Then they take turns; figures are medians, and ratios those of
-medians. Peak memory is what the call allocates at most, its results included.
+Shapes are those of DEIM-D-FINE N and L, in inference and training, and of Deformable DETR; MMCV's
+operator takes the last too (MMCV 2.1 has no kernel for CPUs). Points lie around random boxes. First
+all forms are compared in output and gradients. Then they take turns; figures are medians, and
+ratios are those of medians. Peak memory is what a call allocates at most, with its results.
 """
 
 import argparse
@@ -34,7 +34,7 @@ HEADS = 8
 
 @dataclass
 class Case:
-    """Shapes of one call."""
+    """Shapes of one call: (height, width) of each level, and each level's points a query."""
 
     name: str
     batch: int
@@ -57,7 +57,7 @@ class Case:
         return [tensor.to(device) for tensor in tensors]
 
     def forms(self, value: Tensor, locations: Tensor, weights: Tensor) -> dict[str, Callable]:
-        """Functions of nothing that return the output."""
+        """The forms, as functions without arguments that return the output."""
         common = (value, self.shapes, locations, weights, self.num_points)
 
         def in_pytorch():
@@ -103,7 +103,7 @@ def seconds(function: Callable, device: str) -> float:
 
 
 def peak_bytes(function: Callable, device: str) -> int:
-    """What the call holds at most of memory that it has allocated itself."""
+    """The most bytes that a call holds at one time, of those that it allocated itself."""
     if device == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=21)
     parser.add_argument('--out', type=Path, help='JSON file for the figures')
     args = parser.parse_args()
-    # Else the profiler reports its start and end on stderr.
+    # Otherwise the profiler reports its start and end on stderr.
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     if args.device not in compiled.DEVICES:
         parser.error(

@@ -1,12 +1,12 @@
-"""Training samples of Dense O2O made the plain way: what the data pipeline is measured against.
+"""Makes training samples of Dense O2O the plain way; the data pipeline is measured against it.
 
-Written without this package and as a reference implementation would: images are PIL images, one
-transform comes after the other, each at full size; floats start at the collate function, which
-mixes and resizes the whole batch with torch. Nothing is slowed down: pixels are only touched by
-Pillow's and torch's own compiled loops, boxes are tensors.
+It is written without this package, as a reference implementation would be. Images are PIL images.
+One transform comes after the other, each at full size. The collate function makes floats, and mixes
+and resizes the whole batch with torch. Nothing is slow on purpose: only Pillow's and torch's
+compiled loops touch pixels, and boxes are tensors.
 
 ``against='torchvision'`` takes the transforms of single images from torchvision's ``v2`` instead of
-from here. Mosaic and collate function stay, for torchvision has none.
+from here. Mosaic and collate function stay, as torchvision has none.
 """
 
 import math
@@ -24,7 +24,7 @@ TILE = 320
 SCALES = [size for size in range(480, 801, 32) if size != SIZE] + [SIZE] * 4
 STAGES = ('warm-up', 'dense', 'flat', 'no-augmentation')
 
-# Image in RGB; boxes (N, 4) float32 x1, y1, x2, y2 in pixels; labels (N,) int64.
+# Image in RGB; boxes (N, 4) float32, x1, y1, x2, y2 in pixels, of N objects; labels (N,) int64.
 Sample = tuple[Image.Image, Tensor, Tensor]
 Transform = Callable[[Image.Image, Tensor, Tensor], Sample]
 
@@ -35,7 +35,7 @@ class StepByStep:
     Args:
         files: Path of each image.
         boxes: Objects of each image, (N, 4) float32 x1, y1, x2, y2 in pixels.
-        labels: Their classes, (N,) int64.
+        labels: Classes of the objects, (N,) int64.
         against: 'pil' or 'torchvision'.
 
     Random choices come from Python's ``random`` (torchvision's from torch).
@@ -154,7 +154,7 @@ def _pil_transforms() -> tuple[Transform, ...]:
 
 
 def photometric(image: Image.Image, boxes: Tensor, labels: Tensor) -> Sample:
-    """Brightness, contrast, saturation, hue, order of the channels; each at even odds."""
+    """Brightness, contrast, saturation, hue, order of the channels; each with probability 0.5."""
     contrast_first = random.random() < 0.5
     contrast = random.random() < 0.5
     if random.random() < 0.5:
@@ -177,7 +177,7 @@ def photometric(image: Image.Image, boxes: Tensor, labels: Tensor) -> Sample:
 
 
 def zoom_out(image: Image.Image, boxes: Tensor, labels: Tensor) -> Sample:
-    """The image at a random place of a canvas of 1 to 4 times its size, at even odds."""
+    """The image at a random place of a canvas of 1 to 4 times its size, with probability 0.5."""
     if random.random() < 0.5:
         return image, boxes, labels
     ratio = random.uniform(1, 4)
@@ -223,7 +223,7 @@ def overlaps(boxes: Tensor, window: Tensor) -> Tensor:
 
 
 def flip(image: Image.Image, boxes: Tensor, labels: Tensor) -> Sample:
-    """Left to right, at even odds."""
+    """Flip left and right, with probability 0.5."""
     if random.random() < 0.5:
         return image, boxes, labels
     x1, y1, x2, y2 = boxes.unbind(dim=1)
@@ -232,13 +232,13 @@ def flip(image: Image.Image, boxes: Tensor, labels: Tensor) -> Sample:
 
 
 def resize(image: Image.Image, boxes: Tensor, labels: Tensor) -> Sample:
-    """To the network's input, with antialiasing."""
+    """Resize to the network's input, with antialiasing."""
     scale = torch.tensor([SIZE / image.width, SIZE / image.height] * 2)
     return image.resize((SIZE, SIZE), Image.BILINEAR), boxes * scale, labels
 
 
 def _torchvision_transforms() -> tuple[Transform, ...]:
-    # Only where asked for: torchvision is no requirement of this package.
+    # Imported only when asked for: torchvision is no requirement of this package.
     from torchvision.transforms import v2
     from torchvision.tv_tensors import BoundingBoxes
 

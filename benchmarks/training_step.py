@@ -2,13 +2,13 @@
 
     python benchmarks/training_step.py [--models dfine_n dfine_l] [--repeats 7] [--threads 2]
 
-Against the reference's own D-FINE, as pydfine has it, and that of transformers. All train the
-D-FINE baseline on the same images and objects: N at batch 8 and 320×320 with 30 objects an image, L
-at batch 2 and 640×640, with frozen norms in the backbone, as transformers has them. A step is
-forward, losses and backward, denoising included; the optimiser is the same for all and left out.
-They take turns in one process, the times are medians; with one thread they are CPU time, which
-other processes disturb less. Memory is the growth of the peak over the resident memory before the
-first step, each in a process of its own.
+The others are the reference's own D-FINE, as pydfine has it, and that of transformers. All train
+the D-FINE baseline on the same images and objects: N at batch 8 and 320×320 with 30 objects an
+image, L at batch 2 and 640×640. Norms of the backbone are frozen, as transformers has them. A step
+is forward, with denoising, losses and backward. The optimiser is the same for all and left out.
+They take turns in one process. Times are medians; with one thread they are CPU time, which other
+processes disturb less. Memory is the growth of the peak over the resident memory before the first
+step, each in a process of its own.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def build(name: str) -> dict:
     # transformers freezes the norms of the backbone, and nothing else of it.
     cfg.backbone.update(init_cfg=None, frozen_stem=False, norm_frozen=True)
     theirs = build_counterpart(cfg)
-    # As DEIMRunner does on a CPU.
+    # DEIMRunner does the same on a CPU.
     ours = optimize_for_cpu(MODELS.build(cfg))
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -63,7 +63,7 @@ def build(name: str) -> dict:
     names = to_reference_state_dict(
         ours.state_dict(), cfg.neck.feat_strides, cfg.bbox_head.num_points
     )
-    # Anchors and their validity are those of the size here.
+    # Anchors and their validity depend on the size of the images here.
     names |= {key: reference.state_dict()[key] for key in ('decoder.anchors', 'decoder.valid_mask')}
     reference.load_state_dict(names)
     for model in (ours, theirs, reference):
@@ -86,7 +86,7 @@ def build(name: str) -> dict:
 
 
 def measure_time(name: str, repeats: int) -> dict:
-    """Median seconds of forward with losses, and of the whole step, of all."""
+    """Median seconds of forward with losses, and of the whole step, of all models."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     steps = build(name)
     forward, whole = ({key: [] for key in steps} for _ in range(2))

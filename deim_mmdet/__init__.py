@@ -15,7 +15,7 @@ import torch  # noqa: E402
 
 from . import compat  # noqa: E402
 
-# Before mmdet, which can't be imported without MMCV's operators.
+# Before mmdet is imported: it can't be without MMCV's operators.
 compat.provide_operators()
 _libraries = (torch, mmengine, mmcv, stack.import_mmdet())
 stack.check_versions(

@@ -1,23 +1,26 @@
-"""What is private to, or differs between, versions and builds of the libraries beneath.
+"""Everything here is private to other libraries, or differs between their versions and builds.
+
+It holds for mmengine 0.10.7, mmdet 3.3.0, mmcv 2.1.0, torch 2.13 and the fork's versions in
+docs/compatibility.md.
 
 | what | why |
 |---|---|
-| operators of MMCV that stand in for missing ones | ``mmcv-lite``, a wheel on PyPI, has none, and |
-| | ``mmdet`` imports them everywhere; this package's models need none of them |
-| loops that a runner has built | its public properties build the ones that are missing |
-| what a runner resumes from | it tells its hooks nowhere else |
-| setting a loop's iteration | the public property is for reading |
-| iterations that make one step | an optimiser's wrapper tells them nowhere else |
-| how an optimiser's wrapper clips | schedulers put a ``step`` on the wrapper that is bound |
-| | to it: a wrapper around it, or of a subclass, would be passed over |
+| stand-ins for MMCV's operators | ``mmcv-lite``, a wheel on PyPI, has none, and ``mmdet`` imports |
+| | them everywhere; this package's models need none of them |
+| loops that a runner has built | its public properties build the missing ones |
+| the checkpoint that a runner resumes from | no public name says it |
+| setting a loop's iteration | the public property can only be read |
+| iterations that make one step | no public name of an optimiser's wrapper says them |
+| how an optimiser's wrapper clips | schedulers put a ``step`` that is bound to the wrapper on it: |
+| | they would miss a wrapper around it, or one of a subclass |
 | base class and position of schedulers | mmengine's names of both begin with an underscore |
 | changing a data set's class names | the public property gives a copy |
-| the visualizer of mmdet's hook | it can't be given another one |
+| the visualizer of mmdet's hook | it takes no other one |
 | the annotations of mmdet's COCO metric | reading the file again would take as long again |
-| whether a preprocessor exchanges channels | it tells so nowhere else |
+| whether a preprocessor exchanges channels | no public name says it |
 | copying many tensors at once | torch has no public operator for it |
 | linear layers by oneDNN | torch has no public operator for them |
-| devices that an operator has kernels for | torch tells them nowhere else |
+| devices that an operator has kernels for | no public function of torch says it |
 """
 
 import importlib.util
@@ -31,7 +34,7 @@ OPERATORS = 'mmcv._ext'
 
 
 class MissingOperatorError(RuntimeError):
-    """An operator of MMCV is called that this build of MMCV doesn't have."""
+    """A called operator of MMCV is missing in this build of MMCV."""
 
 
 def provide_operators() -> bool:
@@ -41,21 +44,21 @@ def provide_operators() -> bool:
     there are never replaced. ``import deim_mmdet`` does this before it imports mmdet.
 
     Returns:
-        Whether operators are missing, and stood in for.
+        Whether operators were missing and now have stand-ins.
     """
     if OPERATORS in sys.modules:
         return isinstance(sys.modules[OPERATORS], _MissingOperators)
     if importlib.util.find_spec(OPERATORS) is not None:
         return False
     module = _MissingOperators(OPERATORS)
-    # mmengine looks for it by find_spec, which fails for a module that has none.
+    # mmengine looks for the module by find_spec, which fails for a module without a spec.
     module.__spec__ = ModuleSpec(OPERATORS, None)
     sys.modules[OPERATORS] = module
     return True
 
 
 class _MissingOperators(ModuleType):
-    """In place of ``mmcv._ext``: has every operator by name."""
+    """Replaces ``mmcv._ext``: has an operator of any name."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -81,7 +84,7 @@ def built_loops(runner: Any) -> dict[str, Any]:
 
 
 def resumes(runner: Any) -> bool:
-    """Whether a runner resumes a training, instead of starting a new one."""
+    """Whether a runner resumes a training instead of starting a new one."""
     return runner._resume
 
 
@@ -91,12 +94,12 @@ def looks_for_checkpoint(runner: Any) -> bool:
 
 
 def resume_from(runner: Any, path: str | None) -> None:
-    """Name the checkpoint that a runner is going to resume from."""
+    """Set the checkpoint that a runner is going to resume from."""
     runner._load_from = path
 
 
 def set_iteration(loop: Any, iteration: int) -> None:
-    """Let a training loop be at an iteration, counted from 0."""
+    """Move a training loop to an iteration, counted from 0."""
     loop._iter = iteration
 
 
@@ -113,21 +116,21 @@ def scheduler_class() -> type:
 
 
 def saved_position(state: dict) -> int:
-    """The iteration that a scheduler had reached when it gave this state."""
+    """The iteration that a scheduler had reached when it saved this state."""
     return state['_global_step']
 
 
 def set_position(scheduler: Any, iteration: int, values: list[float]) -> None:
-    """Let a scheduler be at an iteration, counted from 0, where it has set these values."""
+    """Move a scheduler to an iteration, counted from 0, at which it has set these values."""
     scheduler._global_step = iteration
     scheduler._last_value = values
 
 
 def own_metainfo(dataset: Any) -> dict:
-    """Class names and the like that a data set, or a wrapper of one, keeps; to be changed.
+    """Class names and the like that a data set or a wrapper keeps; the caller may change them.
 
-    Where the parts of mmdet's ``ConcatDataset`` differ, it keeps a list of theirs; from then on it
-    keeps those of the first. Data sets of other libraries keep none: the dictionary is empty.
+    If the parts of mmdet's ``ConcatDataset`` differ, it keeps a list; from this call on it keeps
+    the first part's. Data sets of other libraries keep none: the dictionary is empty.
     """
     kept = getattr(dataset, '_metainfo', {})
     if isinstance(kept, list):
@@ -142,7 +145,7 @@ def replace_visualizer(hook: Any, build: Callable[[Any], Any]) -> Any:
 
 
 def annotations_of(metric: Any) -> Any:
-    """Content of the file of mmdet's ``CocoMetric``; None where it takes objects from samples."""
+    """Annotations of mmdet's ``CocoMetric``; None where it takes objects from samples."""
     return metric._coco_api
 
 
@@ -154,10 +157,10 @@ def exchanges_channels(preprocessor: Any) -> bool:
 def set_clipping(
     wrapper: Any, function: Callable | None, arguments: dict | None
 ) -> tuple[Callable | None, dict | None]:
-    """Have an optimiser's wrapper clip by ``function(parameters, **arguments)``.
+    """Make an optimiser's wrapper clip by ``function(parameters, **arguments)``.
 
     Returns:
-        Function and arguments that it had before; None each where it doesn't clip.
+        Function and arguments that it had before; both None where it didn't clip.
     """
     before = getattr(wrapper, 'clip_func', None), wrapper.clip_grad_kwargs
     wrapper.clip_func, wrapper.clip_grad_kwargs = function, arguments
@@ -180,14 +183,23 @@ def has_onednn_linear() -> bool:
 
 
 def onednn_linear(x: Any, weight: Any, bias: Any) -> Any:
-    """A linear layer by oneDNN: (N, I), (O, I) and (O,) or None to (N, O), without gradients."""
+    """A linear layer by oneDNN, without gradients.
+
+    Args:
+        x: (N, I), N inputs of I channels.
+        weight: (O, I), for O output channels.
+        bias: (O,) or None.
+
+    Returns:
+        (N, O).
+    """
     import torch
 
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
 
 
 def has_kernel(operator: str, device: str) -> bool:
-    """Whether an operator of torch, by its full name, has a kernel for ``'CPU'`` or ``'CUDA'``."""
+    """Whether torch's operator of this full name has a kernel for ``'CPU'`` or ``'CUDA'``."""
     import torch
 
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, device)

@@ -1,7 +1,7 @@
-"""Which libraries lie beneath: OpenMMLab's or the maintained fork's, and in which versions.
+"""Finds out which libraries are installed: OpenMMLab's or the maintained fork's, which versions.
 
 Two sets of distributions ("stacks") have the same import names ``mmengine``, ``mmcv`` and
-``mmdet``. pip knows nothing of that: one installed over the other leaves a mixture of files.
+``mmdet``. pip doesn't know that: one installed over the other leaves a mixture of files.
 """
 
 import importlib
@@ -21,7 +21,7 @@ STACKS = {
     'openmmlab': ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet'),
     'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
 }
-# Lowest and highest version by import name that the tests have passed with: docs/compatibility.md.
+# By import name, lowest and highest version that the tests passed with (docs/compatibility.md).
 TESTED_VERSIONS = {
     'openmmlab': {
         'torch': ('2.6', '2.15'),
@@ -41,14 +41,14 @@ INSTALL = (
     "`pip install 'deim_mmdet[onedl]'` their maintained fork"
 )
 
-#: Tells the version of a distribution.
+#: A function that gives the version of a distribution.
 Versions = Callable[[str], str]
 
 
 def installed_stacks(version: Versions = metadata.version) -> dict[str, list[str]]:
     """Distributions of each stack that are installed, by the stack's name.
 
-    A library that lies on the path without having been installed by pip doesn't count.
+    A library that lies on the path, but wasn't installed by pip, doesn't count.
     """
     return {
         stack: found
@@ -68,14 +68,14 @@ def _has(name: str, version: Versions) -> bool:
 def check_stack(
     stacks: dict[str, list[str]], find: Callable[[str], object] = importlib.util.find_spec
 ) -> None:
-    """Look at what is installed before anything of it is imported.
+    """Check what is installed before any of it is imported.
 
     Args:
         stacks: As :func:`installed_stacks` returns them.
-        find: Tells whether a module can be imported; None where it can't.
+        find: Function that finds a module by name; it gives None where there is none.
 
     Raises:
-        ImportError: A library isn't installed; says what installs it.
+        ImportError: A library isn't installed; the message says what installs it.
     """
     missing = [name for name in ('mmengine', 'mmcv', 'mmdet') if find(name) is None]
     if missing:
@@ -106,7 +106,7 @@ def check_versions(versions: dict[str, str], stack: str) -> None:
 
     Args:
         versions: Version by import name, ``{'torch': '2.13.0+cpu', …}``.
-        stack: Name of the stack that the libraries are of.
+        stack: Name of the libraries' stack.
     """
     tested = TESTED_VERSIONS[stack]
     others = [
@@ -114,7 +114,7 @@ def check_versions(versions: dict[str, str], stack: str) -> None:
         for name, version in versions.items()
         if not _within(version, *tested[name])
     ]
-    # Not once more in each worker that loads data.
+    # Data-loader workers don't repeat it.
     if others and multiprocessing.parent_process() is None:
         warnings.warn(
             f'deim_mmdet {__version__} has not been tested with {", ".join(others)}. In brackets '
@@ -124,7 +124,7 @@ def check_versions(versions: dict[str, str], stack: str) -> None:
 
 
 def _within(version: str, lowest: str, highest: str) -> bool:
-    """Whether a version lies between others, '2.13' standing for all of 2.13."""
+    """Whether a version lies between two others; '2.13' stands for all of 2.13."""
     release, first, last = (Version(text).release for text in (version, lowest, highest))
     return release[: len(first)] >= first and release[: len(last)] <= last
 
@@ -134,10 +134,10 @@ def _span(lowest: str, highest: str) -> str:
 
 
 def import_mmdet() -> ModuleType:
-    """Import mmdet, which checks by itself that it fits MMCV.
+    """Import mmdet, which checks itself whether it fits MMCV.
 
     Raises:
-        ImportError: It doesn't, as mmdet 3.3 refuses MMCV 2.2 and newer.
+        ImportError: It doesn't fit; mmdet 3.3, for example, refuses MMCV 2.2 and newer.
     """
     try:
         return importlib.import_module('mmdet')

@@ -3,9 +3,9 @@
     python tools/benchmark.py CONFIG [CONFIG ...] [--backends pytorch fused ...] [--out DIR]
 
 Times are those of this machine's CPU. Each candidate has a process of its own, and they take turns,
-so that other work on the machine meets all of them; medians, percentiles and ratios are told. The
-results are printed as tables and written to DIR as results.json and, if matplotlib is there,
-accuracy_latency.png.
+so that other work on the machine disturbs all of them alike. Results are medians, percentiles and
+ratios. They are printed as tables and written to DIR as results.json and, if matplotlib is
+installed, accuracy_latency.png.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PACKAGES = dict(
     reference='dfine', transformers='transformers', onnxruntime='onnxruntime', openvino='openvino'
 )
 
-#: Timed calls of a candidate's turn.
+#: Number of timed calls in a candidate's turn.
 CALLS = 4
 
 PARTS = ('latency', 'training', 'pipeline')
@@ -105,18 +105,18 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass
 class Results:
-    """What was measured of one config; parts that weren't asked for are empty."""
+    """The measurements of one config; parts that weren't asked for are empty."""
 
     config: str
     size: tuple[int, int]
     parameters: int
     flops: float
-    #: By batch size, then backend.
+    #: Times by batch size, then by backend.
     latency: dict[int, dict[str, Timing]] = field(default_factory=dict)
     training: dict[str, Timing] = field(default_factory=dict)
     #: Images a second by stage.
     pipeline: dict[str, float] = field(default_factory=dict)
-    #: MiB at the peak of one batch or step beyond the model's own, by what was run.
+    #: By backend or step: MiB at its peak beyond the model's own.
     memory: dict[str, float | None] = field(default_factory=dict)
 
 
@@ -126,15 +126,15 @@ def build(cfg: Config) -> nn.Module:
 
 
 def count_flops(model: nn.Module, size: tuple[int, int]) -> float:
-    """FLOPs of one image, a multiply-add as two, as in the papers."""
+    """FLOPs of one image; a multiply-add counts as two, as in the papers."""
     analyzer = FlopAnalyzer(model, torch.zeros(1, 3, *size))
-    # What isn't counted, such as activations, is little beside convolutions and products.
+    # Operators that aren't counted, such as activations, cost little beside convolutions.
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return 2.0 * analyzer.total()
 
 
 def measure(path: str, args: argparse.Namespace) -> Results:
-    """All parts that are asked for, of one config."""
+    """Measure all requested parts of one config."""
     cfg = load_config(path, args.cfg_options)
     size = network_size(cfg) if args.size is None else tuple(args.size)
     model = build(cfg)
@@ -142,7 +142,7 @@ def measure(path: str, args: argparse.Namespace) -> Results:
     name = Path(path).stem
     same = [other for other in args.configs if Path(other).stem == name]
     results = Results(
-        # Configs of one name in several folders are told apart, and from the published models.
+        # Several configs may have one name, in several folders; then the path names them.
         config=name if len(same) == 1 else path,
         size=size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -191,7 +191,7 @@ def measure_latency(
 
 
 def machine() -> dict[str, str | int]:
-    """What the times depend on."""
+    """The machine's properties that the times depend on."""
     names = [line.split(':', 1)[1].strip() for line in _cpu_info() if line.startswith('model name')]
     return dict(
         cpu=names[0] if names else platform.processor(),
@@ -246,7 +246,7 @@ def _row(timing: Timing) -> str:
 
 
 def as_json(results: Results) -> dict:
-    """As :func:`as_text`, for programs; times in milliseconds."""
+    """The same as :func:`as_text`, for programs; times in milliseconds."""
 
     def timings(values: dict[str, Timing]) -> dict[str, dict]:
         return {name: timing._asdict() for name, timing in values.items()}

@@ -3,10 +3,10 @@
     python tools/convert_checkpoint.py SRC OUT [--config NAME] [--classes A B ... | --ann-file FILE]
     python tools/convert_checkpoint.py SRC OUT --reverse
 
-SRC is a checkpoint of the reference implementations of DEIM, D-FINE or RT-DETRv2, ImageNet weights
-of their backbones, or a safetensors file or folder of transformers; a path or an https:// address.
-Which model it is follows from its parameters. With --reverse, SRC is a checkpoint of this package
-and OUT one that the reference loads.
+SRC is a path or an https:// address. It is a checkpoint of the reference implementations of DEIM,
+D-FINE or RT-DETRv2, ImageNet weights of their backbones, or a safetensors file or folder of
+transformers. The tool finds out the model from the parameters. With --reverse, SRC is a checkpoint
+of this package and OUT one that the reference loads.
 """
 
 import argparse
@@ -61,10 +61,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def class_names(args: argparse.Namespace, num_classes: int) -> Sequence[str] | None:
-    """Names given on the command line, saved beside the checkpoint, or COCO's.
+    """Class names from the command line, from beside the checkpoint, or COCO's.
 
     Raises:
-        ValueError: There are more or fewer than the checkpoint's classes.
+        ValueError: Their number isn't that of the checkpoint's classes.
     """
     if args.ann_file:
         return classes_of_annotations(args.ann_file, num_classes)
@@ -105,7 +105,7 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
         raise ValueError(
             f'--reverse needs a checkpoint of this package, but the naming is {weights.naming}'
         )
-    # DEIM and its baseline, where they have the same parameters, have the same names as well.
+    # If DEIM and its baseline have the same parameters, the names are the same too: either will do.
     name = (source.get('meta') or {}).get('experiment_name') or 'deim'
     model = identify(weights.state_dict, config=args.config, file_name=name)
     if model.config is None:
@@ -121,7 +121,7 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
 
 
 def report(weights: Weights, converted: Mapping[str, Tensor], model: Architecture) -> None:
-    """Print what was found, and how many entries of each module go where."""
+    """Print what was found, and how many entries go from which module to which."""
     print(f'found: {len(weights.state_dict)} entries, {weights.naming} names, in {weights.part}')
     print(f'model: {model.name}')
     new_names = {id(tensor): name for name, tensor in converted.items()}

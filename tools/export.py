@@ -2,9 +2,10 @@
 
     python tools/export.py CONFIG CHECKPOINT [--backend openvino] [--half] [--out FILE]
 
-The exported model takes `images` (B, 3, H, W), RGB in [0, 1], and `orig_target_sizes` (B, 2) as
-(width, height), and gives `labels`, `boxes` (x1, y1, x2, y2 in pixels of the original images) and
-`scores`. CONFIG is a path; through mim it may be the name of one of the package's configs.
+The exported model takes B images of height H and width W, `images` (B, 3, H, W), RGB in [0, 1], and
+`orig_target_sizes` (B, 2) as (width, height). It gives `labels`, `boxes` (x1, y1, x2, y2 in pixels
+of the original images) and `scores`. CONFIG is a path; through mim it may be the name of one of the
+package's configs.
 """
 
 import argparse
@@ -38,11 +39,11 @@ from torch import nn
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
 
-# Largest differences of scores and boxes (pixels) and share of detections without partner that are
-# rounding, in single precision and where backbone and neck are in half precision.
+# Differences of scores and boxes (pixels), and share of detections without partner, up to which
+# it is rounding: in single precision, and with backbone and neck in half precision.
 LIMITS = {False: Agreement(1e-3, 0.5, 0.02), True: Agreement(2e-2, 10.0, 0.1)}
 
-# Engines of files in single and in half precision, see trtexec_command.
+# Engines for files in single and in half precision, see trtexec_command.
 ENGINES = {
     False: {
         None: 'Engine in single precision',
@@ -97,15 +98,15 @@ def load_detector(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, .
     """The config's detector with a checkpoint's weights, in evaluation mode.
 
     Returns:
-        The detector, and its class names in the order of the labels, where the checkpoint or else
-        the config's test set states them.
+        The detector, and its class names in the order of the labels, from the checkpoint or else
+        from the config's test set; None where neither states them.
 
     Raises:
-        RuntimeError: The checkpoint isn't of that detector.
-        ValueError: The test set has other classes than the checkpoint; lists both.
+        RuntimeError: The checkpoint belongs to another detector.
+        ValueError: The test set has other classes than the checkpoint; the message lists both.
     """
     init_default_scope('mmdet')
-    # The checkpoint brings the backbone's weights too.
+    # The checkpoint holds the backbone's weights too.
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     content = load_checkpoint(model, f'{SCHEME}{checkpoint}', map_location='cpu', strict=True)
@@ -116,7 +117,7 @@ def labels_of(cfg: Config, checkpoint: dict) -> tuple[str, ...] | None:
     """Class names in the order of a checkpoint's labels; None where nothing states them.
 
     Raises:
-        ValueError: The config's test set has other classes; lists both.
+        ValueError: The config's test set has other classes; the message lists both.
     """
     given = (cfg.test_dataloader.dataset.get('metainfo') or {}).get('classes')
     saved, certain = saved_classes(checkpoint)

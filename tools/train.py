@@ -22,7 +22,7 @@ from mmengine.registry import RUNNERS
 
 
 def positive(text: str) -> int:
-    """Type of an argument that counts something."""
+    """Type of an argument that is a positive number."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
@@ -120,7 +120,7 @@ def prepare(args: argparse.Namespace) -> Config:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto' and find_resumable(cfg.work_dir)[0] is None:
-        # A first start, which may be one from weights.
+        # A first start; it may start from weights.
         print(f'--resume: there is no checkpoint in {cfg.work_dir} yet, training starts anew')
     elif args.resume is not None:
         cfg.resume = True
@@ -137,7 +137,7 @@ def main() -> None:
             check_data(cfg)
         RUNNERS.build(cfg).train()
     except RunFault as fault:
-        # The message says all; the traceback would only hide it.
+        # The message says everything; a traceback would only hide it.
         sys.exit(f'{type(fault).__name__}: {fault}')
 
 

@@ -1,5 +1,5 @@
-"""What ``tools/benchmark.py`` and the scripts beside this folder measure with.
+"""The parts that ``tools/benchmark.py`` and the scripts beside this folder measure with.
 
-Among it are adapters to other implementations of the models. The folder isn't part of the wheel:
-scripts put ``benchmarks`` on the path, and import ``measuring``.
+Some are adapters to other implementations of the models. The folder isn't part of the wheel:
+scripts put ``benchmarks`` on the path and import ``measuring``.
 """

@@ -22,7 +22,7 @@ from .reference_models import build_reference
 from .timing import peak_memory
 from .transformers_models import build_counterpart
 
-#: What can be timed, the independent implementations first.
+#: The forms of a detector that can be timed; independent implementations come first.
 BACKENDS = (
     'reference',
     'transformers',
@@ -32,7 +32,7 @@ BACKENDS = (
     'onnxruntime',
     'openvino',
 )
-#: Of those, what runs an exported file, with the post-processing in it.
+#: Backends that run an exported file, which contains the post-processing.
 EXPORTED = {'onnxruntime': ONNXRuntime, 'openvino': OpenVINORuntime}
 
 
@@ -46,16 +46,16 @@ def make_runner(
 ) -> Callable[[Tensor], object]:
     """A detector in one of its forms as a function of images (B, 3, H, W).
 
-    All run in single precision on the CPU. Those of PyTorch give class scores and boxes of the
-    queries, the exported ones detections.
+    All run in single precision on the CPU. The forms of PyTorch give class scores and boxes of the
+    queries, the exported ones give detections.
 
     Args:
         backend: One of :data:`BACKENDS`.
         config: ``model`` of the config.
-        model: The detector that was built of it; ``'pytorch'`` lays it out anew.
+        model: The detector that was built from it; ``'pytorch'`` changes its layout in memory.
         size: Height and width of the images.
-        onnx_path: Its export, for the backends in :data:`EXPORTED`.
-        num_threads: Threads of their runtimes.
+        onnx_path: The detector's export, for the backends in :data:`EXPORTED`.
+        num_threads: Number of threads of these backends' runtimes.
 
     Raises:
         ImportError: The package that the backend needs isn't installed.
@@ -72,28 +72,28 @@ def make_runner(
     if backend == 'transformers':
         counterpart = build_counterpart(config)
         return torch.inference_mode()(lambda images: counterpart(pixel_values=images))
-    # As DEIMRunner evaluates on a CPU, or fused.
+    # 'pytorch' is the form that DEIMRunner evaluates on a CPU.
     detector = optimize_for_cpu(model.eval()) if backend == 'pytorch' else fuse(model)
 
     @torch.inference_mode()
     def run(images: Tensor) -> object:
         return detector.bbox_head(detector.extract_feat(images))
 
-    # Freezing lays the weights out for the kernels once, instead of at each call.
+    # Freezing lays the weights out for the kernels once instead of at each call.
     return torch.compile(run, options={'freezing': True}) if backend == 'compiled' else run
 
 
 class Candidate:
     """A detector in one of its forms, with random weights, in a process of its own.
 
-    Runtimes keep the threads of their pools busy for a while when they wait for more work; in one
-    process with others they would take the cores from each other.
+    While runtimes wait for more work, the threads of their pools stay busy for a while. In one
+    process, runtimes would take the cores from each other.
 
     Args:
-        backend, config, size, onnx_path, num_threads: Of :func:`make_runner`.
+        backend, config, size, onnx_path, num_threads: See :func:`make_runner`.
 
     Raises:
-        ImportError, ValueError: As :func:`make_runner`.
+        ImportError, ValueError: See :func:`make_runner`.
     """
 
     def __init__(
@@ -118,18 +118,18 @@ class Candidate:
         self._process.shutdown()
 
     def seconds(self, batch: int, calls: int, cpu_time: bool = False) -> list[float]:
-        """How long each of some batches of random images takes, after one that isn't timed."""
+        """Seconds of each of ``calls`` batches of random images, after one that isn't timed."""
         return self._call(_seconds, batch, calls, cpu_time)
 
     def peak_memory(self, batch: int) -> float | None:
-        """As :func:`~.timing.peak_memory`, of such a batch."""
+        """:func:`~.timing.peak_memory` of such a batch."""
         return self._call(_peak_memory, batch)
 
     def _call(self, function: Callable, *args: object) -> object:
         return self._process.submit(function, *args).result()
 
 
-# What follows runs in the process of a candidate.
+# The functions below run in the process of a candidate.
 _built: dict[str, Any] = {}
 
 
@@ -148,8 +148,8 @@ def _build(
 
 def _seconds(batch: int, calls: int, cpu_time: bool) -> list[float]:
     clock = time.process_time if cpu_time else time.perf_counter
-    # Made beforehand: after work of their own, torch's threads would keep those of other runtimes
-    # from the cores for a while.
+    # Before the timing starts: after their work, torch's threads would keep other runtimes from the
+    # cores for a while.
     images = _built['image'].repeat(batch, 1, 1, 1)
     seconds = []
     for call in range(1 + calls):

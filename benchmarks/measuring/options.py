@@ -1,4 +1,4 @@
-"""What a config says about the arguments of a class."""
+"""Reads the arguments of a class from a config."""
 
 import inspect
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The published accuracy and speed of the models, out of ``model-index.yml``."""
+"""The published accuracy and speed of the models, from ``model-index.yml``."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class PublishedPoint(NamedTuple):
 
     Attributes:
         name: Name of the config.
-        collection: Models with which it makes a curve, e.g. ``DEIM-D-FINE``.
+        collection: Name of the models that make a curve with it, e.g. ``DEIM-D-FINE``.
         latency: Milliseconds an image on ``hardware``.
         ap: Box AP in percent.
         hardware: GPU, runtime and precision.

@@ -1,4 +1,4 @@
-"""The reference's own D-FINE, in the packaging of PyPI's pydfine, to be measured beside ours."""
+"""The reference's own D-FINE, as PyPI's pydfine packages it, to be measured beside ours."""
 
 import importlib
 import sys
@@ -20,7 +20,7 @@ from .options import head_settings, with_defaults
 
 
 def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]:
-    """D-FINE of the reference with the layers of a config's, randomly initialised.
+    """D-FINE of the reference with the layers of a config's model, randomly initialised.
 
     Its parameters have the names of the reference's checkpoints. Activations are D-FINE's, also
     where the config has DEIM's.
@@ -30,15 +30,15 @@ def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]
         side: Height and width of the images in pixels.
 
     Returns:
-        The net, in evaluation mode: of images (B, 3, side, side) it gives a dict with
-        ``pred_logits`` (B, Q, C) and ``pred_boxes`` (B, Q, 4); in training it takes targets too,
-        a list of dicts of ``labels`` (n,) and ``boxes`` (n, 4), normalised centres and sizes. And
-        the criterion, with varifocal loss: of the training outputs and targets it gives a dict of
-        weighted loss terms.
+        The net and its criterion. The net is in evaluation mode. From B images (B, 3, side, side)
+        it gives a dict with ``pred_logits`` (B, Q, C) and ``pred_boxes`` (B, Q, 4), for Q queries
+        and C classes. In training it takes targets too: a list of dicts of ``labels`` (n,) and
+        ``boxes`` (n, 4), normalised centres and sizes of n objects. The criterion has varifocal
+        loss. From training outputs and targets it gives a dict of weighted loss terms.
 
     Raises:
         ImportError: pydfine isn't installed.
-        ValueError: The config isn't one of D-FINE.
+        ValueError: The config isn't a D-FINE config.
     """
     require('dfine')
     if component_class(MODELS, model.bbox_head) is not DFINEHead:
@@ -90,9 +90,9 @@ def _box_area(boxes: Tensor) -> Tensor:
 
 @contextmanager
 def _torchvision() -> Iterator[None]:
-    """While pydfine is imported: of torchvision it uses ``box_area`` only, in the criterion.
+    """Replaces torchvision while pydfine is imported; pydfine uses only its ``box_area``.
 
-    Beside torch's CPU wheel, PyPI's torchvision doesn't import.
+    PyPI's torchvision can't be imported beside torch's CPU wheel (torch 2.13).
     """
     try:
         importlib.import_module('torchvision')

@@ -1,4 +1,4 @@
-"""Times under noise: candidates take turns, and medians and percentiles are told."""
+"""Measures times on noisy machines: candidates take turns, and results are percentiles."""
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +30,13 @@ class Timing(NamedTuple):
 def alternate(
     candidates: Mapping[str, Callable[[], Sequence[float]]], rounds: int, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Time candidates in turn, so that what else the machine does meets all of them alike.
+    """Time candidates in turn, so that other work on the machine disturbs all of them alike.
 
     Args:
-        candidates: Functions that do their work some times and return the seconds of each, by
-            name.
-        rounds: Turns of each that count.
-        warm_up: Turns of each before.
+        candidates: By name, functions that do their work several times and return the seconds of
+            each time.
+        rounds: Number of turns of each candidate that count.
+        warm_up: Number of turns of each before these.
     """
     for function in candidates.values():
         for _ in range(warm_up):
@@ -49,12 +49,12 @@ def alternate(
 
 
 def peak_memory(function: Callable[[], object]) -> float | None:
-    """MiB that a call needs at its peak beyond what the process holds before; ``None`` off Linux.
+    """MiB that a call needs at its peak beyond what the process holds before; Linux only.
 
-    What a runtime has in an arena of its own since an earlier call isn't counted again.
+    Other systems give ``None``. Memory that a runtime kept from an earlier call isn't counted.
     """
     try:
-        # What was freed goes back to the system, as far as it can, and the peak starts anew.
+        # Freed memory goes back to the system, as far as it can, and the peak starts anew.
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text('5')
     except (OSError, AttributeError):
@@ -65,6 +65,6 @@ def peak_memory(function: Callable[[], object]) -> float | None:
 
 
 def _status(key: str) -> float:
-    """Entry of the process's status, MiB."""
+    """An entry of the process's status, in MiB."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""Training steps, split into their parts, and the images a second that the pipeline gives."""
+"""Times training steps, split into their parts, and the data pipeline."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 from .timing import Timing
 
-#: Parts of a training step, in order. The first is the net with denoising and augments of batches.
+#: Parts of a training step, in order. ``forward`` is the net, with denoising and batch augments.
 PARTS = ('forward', 'criterion', 'backward', 'optimizer')
 
 
 class TrainingStep:
-    """A training step on random images, each call one, whose parts are timed.
+    """A training step on random images; each call makes one step and times its parts.
 
     Args:
         model: The detector.
         optim_wrapper: Config of the optimiser.
-        batch: Images.
-        size: Height and width.
-        objects: Objects of each image.
+        batch: Number of images.
+        size: Height and width of the images.
+        objects: Number of objects in each image.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TrainingStep:
         size: tuple[int, int],
         objects: int = 10,
     ) -> None:
-        # As DEIMRunner does on a CPU.
+        # DEIMRunner does the same on a CPU.
         self.model = optimize_for_cpu(model.train())
         self.optimizer = build_optim_wrapper(model, optim_wrapper)
         self.seconds = {part: [] for part in PARTS}
@@ -81,7 +81,7 @@ class TrainingStep:
             finish.remove()
 
     def timings(self) -> dict[str, Timing]:
-        """Of every part and of the whole step (``total``), over all calls but the first."""
+        """Times of every part and of the whole step (``total``), over all calls but the first."""
         parts = {part: values[1:] for part, values in self.seconds.items()}
         parts['total'] = [sum(values) for values in zip(*parts.values(), strict=True)]
         return {part: Timing.of(values) for part, values in parts.items()}
@@ -107,8 +107,8 @@ def pipeline_speed(cfg: Config, num_images: int) -> dict[str, float]:
     """Images a second of the training pipeline in this process, at each stage of Dense O2O.
 
     Args:
-        cfg: The config; its training set must be there.
-        num_images: Samples that are timed at each stage.
+        cfg: The config; its training set must exist.
+        num_images: Number of samples that are timed at each stage.
     """
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if hasattr(dataset, 'full_init'):

@@ -15,7 +15,7 @@ from torch import nn
 
 from .options import head_settings, with_defaults
 
-# Of each depth of ResNet: kind of blocks, blocks of each stage, channels of each stage.
+# By depth of ResNet: kind of blocks, blocks of each stage, channels of each stage.
 _RESNETS = {
     18: ('basic', [2, 2, 2, 2], [64, 128, 256, 512]),
     34: ('basic', [3, 4, 6, 3], [64, 128, 256, 512]),
@@ -25,10 +25,10 @@ _RESNETS = {
 
 
 def build_counterpart(model: ConfigDict) -> nn.Module:
-    """The model of transformers with the layers of a config's, randomly initialised.
+    """The model of transformers with the layers of a config's model, randomly initialised.
 
-    Activations and the layers of evaluation are the config's too; transformers' models have fewer
-    options beside, none of which changes the amount of work.
+    Activations and the layers of evaluation are the config's too. transformers' models lack some
+    other options, but none of these changes the amount of work.
 
     Args:
         model: ``model`` of one of this package's configs.
@@ -82,7 +82,7 @@ def _head_options(head: dict[str, Any]) -> dict[str, Any]:
     return dict(
         d_model=head['embed_dims'],
         decoder_ffn_dim=head['ffn_channels'],
-        # transformers has no layers that are trained only.
+        # transformers has no layers for training only.
         decoder_layers=head.get('num_eval_layers') or head['num_layers'],
         decoder_activation_function=head['act'].lower(),
         num_queries=head['num_queries'],
@@ -122,5 +122,5 @@ def _backbone_options(backbone: ConfigDict) -> dict[str, Any]:
             depths=depths,
             hidden_sizes=channels,
         )
-    # The stem is the first of their stages.
+    # transformers counts the stem as the first stage.
     return result | dict(out_indices=[index + 1 for index in options['out_indices']])

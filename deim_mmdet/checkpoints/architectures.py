@@ -1,4 +1,4 @@
-"""Which model a state dict is of, found by building the known ones without memory."""
+"""Finds out which model a state dict belongs to, by building the known ones without memory."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from .convert import count_classes
 
 PACKAGE = Path(__file__).parents[1]
 
-#: Backbones that have weights of their own.
+#: Backbones with published weights of their own.
 BACKBONES = {
     **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in ARCHS},
     **{
@@ -29,7 +29,7 @@ BACKBONES = {
     **{f'ResNet-vd {n}': dict(type='ResNetVd', depth=n) for n in (18, 34, 50, 101)},
 }
 
-# A norm's counter of batches. Frozen norms have none, and nothing is computed from it.
+# A norm's counter of batches. Frozen norms have none, and no result depends on it.
 _COUNTER = 'num_batches_tracked'
 
 
@@ -38,7 +38,7 @@ class Architecture(NamedTuple):
 
     Attributes:
         name: Name of its config, or of the backbone.
-        shapes: Shape of each entry of its state dict, by our names.
+        shapes: Shape of each entry of its state dict, by the names of this package.
         config: Its config with the number of classes set; ``None`` for a backbone alone.
     """
 
@@ -48,7 +48,7 @@ class Architecture(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How a state dict differs from an architecture; counters of norms don't count."""
+    """How a state dict differs from an architecture; the norms' counters are ignored."""
 
     missing: list[str]
     unexpected: list[str]
@@ -68,7 +68,7 @@ class Comparison(NamedTuple):
 
 def published_configs() -> dict[str, Path]:
     """Config file of each published model in ``model-index.yml``, by name."""
-    # What an installed package holds in .mim lies beside the package in a checkout.
+    # An installed package holds these files in .mim; in a checkout they lie beside the package.
     installed = PACKAGE / '.mim' / 'model-index.yml'
     index = installed if installed.is_file() else PACKAGE.parent / 'model-index.yml'
     models = yaml.safe_load(index.read_text())['Models']
@@ -76,7 +76,7 @@ def published_configs() -> dict[str, Path]:
 
 
 def config_path(name: str) -> Path:
-    """Path of a config that is given by path, or by the name of one of the package's.
+    """Path of a config that is given by its path, or by its name in this package.
 
     Raises:
         ValueError: There is no such config.
@@ -116,7 +116,7 @@ def _shapes(model: dict) -> dict[str, Size]:
 
 
 def compare(state_dict: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> Comparison:
-    """Names that only one side has, and entries of different shape; both by our names."""
+    """Names that only one side has, and entries whose shapes differ."""
     return Comparison(
         missing=[n for n in shapes if n not in state_dict and not n.endswith(_COUNTER)],
         unexpected=[n for n in state_dict if n not in shapes and not n.endswith(_COUNTER)],
@@ -131,18 +131,17 @@ def identify(
     file_name: str = '',
     baseline: bool = False,
 ) -> Architecture:
-    """The model that a state dict is of.
+    """The model that a state dict belongs to.
 
     Args:
-        state_dict: Parameters of a detector or of a backbone alone, by our names.
+        state_dict: Parameters of a detector or of a backbone alone, by the names of this package.
         config: Path or name of the config to compare with, instead of all published models.
-        file_name: The file's name. DEIM and its baseline can have the same parameters: a name that
-            says ``deim`` is taken for DEIM's, one that says ``dfine`` or ``rtdetr`` for the
-            baseline's.
-        baseline: Consider models that aren't DEIM's only.
+        file_name: The file's name. DEIM and its baseline can have the same parameters. Then
+            ``deim`` in the name means DEIM; otherwise ``dfine`` or ``rtdetr`` means the baseline.
+        baseline: Consider only the baselines, without DEIM's models.
 
     Raises:
-        ValueError: The parameters are of no known model, of more than one, or a mixture of two.
+        ValueError: The parameters belong to no known model, to several, or mix two models.
     """
     num_classes = count_classes(state_dict)
     if num_classes is None and any(name.startswith('bbox_head.') for name in state_dict):
@@ -173,7 +172,7 @@ def _choose(
         is_deim = 'deim' in file_name
         matching = [m for m in matching if m.name.startswith('deim') == is_deim] or matching
     if len(matching) > 1:
-        # Frozen norms, of some of the recipes, have no counters.
+        # Some recipes freeze norms, which then have no counters.
         matching = [m for m in matching if m.shapes.keys() == state_dict.keys()] or matching
     if len(matching) > 1:
         names = [model.name for model in matching]

@@ -1,11 +1,11 @@
-"""Class layers of a checkpoint in a model with other classes."""
+"""Fits the class layers of a checkpoint to a model with other classes."""
 
 import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-#: The parameters with one row a class; the embedding's last row stands for no class.
+#: Parameters with one row for each class; the embedding's last row stands for no class.
 CLASS_LAYERS = re.compile(
     r'bbox_head\.(query_selection\.score|decoder\.score_heads\.\d+|denoising\.embedding)\.'
     r'(weight|bias)'
@@ -18,8 +18,8 @@ def adapt_class_layers(
 ) -> str | None:
     """Replace the class layers of a checkpoint by the model's, where their classes differ.
 
-    Rows of classes that have the same name in both are kept, if both lists are known; without
-    them class layers are replaced only if their numbers of classes differ.
+    If both lists of class names are known, rows of classes with the same name in both are kept.
+    Otherwise class layers are replaced only if the numbers of classes differ.
 
     Args:
         model: Detector with freshly initialised class layers.
@@ -27,7 +27,7 @@ def adapt_class_layers(
         classes: Class names of the training set, where known.
 
     Returns:
-        What was done, for the log; ``None`` if nothing.
+        A line for the log that says what was done; ``None`` if nothing.
     """
     source = checkpoint.get('state_dict', checkpoint)
     own = {
@@ -66,7 +66,7 @@ def _count(state_dict: dict[str, Tensor]) -> int:
 
 
 def _known_classes(checkpoint: dict, count: int) -> list[str]:
-    """Class names that the checkpoint states; none if they aren't as many as its classes."""
+    """Class names that the checkpoint states; none if their number isn't ``count``."""
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     classes = list(meta.get('classes') or ())
     return classes if len(classes) == count else []
@@ -75,7 +75,7 @@ def _known_classes(checkpoint: dict, count: int) -> list[str]:
 def _with_shared_rows(
     name: str, fresh: Tensor, source: Tensor, shared: list[tuple[int, int]]
 ) -> Tensor:
-    """``fresh`` with the rows ``shared`` (ours, theirs), and the padding, of ``source``."""
+    """``fresh`` with rows of ``source``: the pairs ``shared`` (ours, theirs), and the padding."""
     rows = fresh.detach().to(source, copy=True)
     for ours, theirs in shared:
         rows[ours] = source[theirs]

@@ -1,4 +1,4 @@
-"""Foreign checkpoints as checkpoints of this package."""
+"""Converts checkpoints of other implementations into checkpoints of this package."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from ..models.backbones.resnet_vd import rename_resnet_vd
 from .huggingface import to_reference_names
 from .reference import convert_reference_state_dict
 
-#: Whose naming a state dict follows.
+#: The known namings of a state dict.
 OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transformers', 'backbone'
 
-# Marks of a naming; the first that some name begins with holds.
+# Marks of a naming. The first mark that any parameter's name begins with decides.
 _MARKS = [
     ('bbox_head.', OURS),
     ('model.backbone.model.', HUGGING_FACE),
     ('decoder.', REFERENCE),
     ('backbone.', REFERENCE),
-    # ImageNet weights: HGNetv2's (named alike here), ResNet-vd's, and ours of the latter.
+    # ImageNet weights: HGNetv2's (same names here), ResNet-vd's, and ours of ResNet-vd.
     *((mark, BACKBONE) for mark in ('stem.', 'conv1.conv1_')),
 ]
 
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
     Attributes:
         state_dict: Tensors by name, without the prefix ``module.`` of distributed training.
         part: Where the checkpoint holds them, e.g. ``ema.module``.
-        naming: Whose names they are, one of the constants above, or ``None`` if unknown.
+        naming: The naming, one of the constants above, or ``None`` if unknown.
     """
 
     state_dict: dict[str, Tensor]
@@ -41,14 +41,14 @@ class Weights(NamedTuple):
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> Weights:
-    """The parameters of a checkpoint, of the moving average where it has one.
+    """The parameters of a checkpoint; those of the moving average where it has one.
 
     Args:
         checkpoint: As the reference writes it (``{'ema': {'module': …}}``, ``{'model': …}``), as
             mmengine does (``{'state_dict': …}``), or parameters alone.
 
     Raises:
-        ValueError: There are none; names what there is.
+        ValueError: There are none; the message says what there is instead.
     """
     parts = {
         'ema.module': (checkpoint.get('ema') or {}).get('module'),
@@ -80,7 +80,7 @@ def to_our_names(weights: Weights) -> dict[str, Tensor]:
     """The parameters by the names of this package.
 
     Raises:
-        ValueError: Names are unknown; they are listed.
+        ValueError: Names are unknown; the message lists them.
     """
     if weights.naming == OURS:
         return weights.state_dict
@@ -103,7 +103,7 @@ def default_classes(num_classes: int) -> Sequence[str] | None:
 
 
 def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Classes that a detector's parameters (by our names) tell apart; ``None`` without a head."""
+    """Number of classes of a detector's parameters (by our names); ``None`` without a head."""
     bias = state_dict.get('bbox_head.query_selection.score.bias')
     return None if bias is None else len(bias)
 
@@ -111,10 +111,10 @@ def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
 def make_checkpoint(
     state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, **meta: Any
 ) -> dict:
-    """A checkpoint as mmengine writes it, of weights alone.
+    """A checkpoint of weights alone, as mmengine writes it.
 
     Args:
-        state_dict: Parameters by our names.
+        state_dict: Parameters by the names of this package.
         classes: Class names, ``None`` where they aren't known.
         meta: Further entries of ``meta``.
     """
@@ -126,8 +126,8 @@ def make_checkpoint(
 def classes_of_annotations(path: str | Path, num_classes: int) -> list[str]:
     """Class names of annotations in COCO format, in the order of a reference model's scores.
 
-    The reference numbers the classes of its own data sets by category id: ids from 1 on leave
-    score 0 without a class.
+    The reference numbers the classes of its own data sets by category id. If ids start at 1, score
+    0 has no class.
 
     Args:
         path: Annotation file.

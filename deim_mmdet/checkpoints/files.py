@@ -1,4 +1,4 @@
-"""Reading and writing of checkpoint files, none of which gets to run code."""
+"""Reads and writes checkpoint files; none of them can run code."""
 
 import hashlib
 import zipfile
@@ -21,10 +21,10 @@ def is_url(filename: str | Path) -> bool:
 
 
 def file_name(filename: str | Path) -> str:
-    """Last part of a path or an address; of an address' fragment where it has one.
+    """Last part of a path or an address, or of the address's fragment (after ``#``) if it has one.
 
-    Addresses that end in a query (``…/download?id=…#/name.pth``) state the name there: a fragment
-    isn't sent to the server.
+    Addresses that end in a query (``…/download?id=…#/name.pth``) give the name in the fragment,
+    which isn't sent to the server.
     """
     if not is_url(filename):
         return Path(filename).name
@@ -36,10 +36,10 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
     """Content of a checkpoint file.
 
     Args:
-        filename: Path of a file that ``torch.save`` wrote (only tensors, plain containers and what
-            :mod:`.safe_globals` lists are accepted), path of a ``.safetensors`` file, folder that
-            ``save_pretrained`` of transformers wrote, or ``https://`` address of a file, which is
-            downloaded once to torch's hub folder.
+        filename: Path of a file that ``torch.save`` wrote; it may hold only tensors, plain
+            containers and the types of :mod:`.safe_globals`. Or path of a ``.safetensors`` file;
+            folder that ``save_pretrained`` of transformers wrote; or ``https://`` address of a
+            file, which is downloaded once to torch's hub folder.
         map_location: See ``torch.load``.
 
     Raises:
@@ -62,8 +62,8 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
 def find_damage(path: str | Path) -> str | None:
     """What is wrong with a file that ``torch.save`` wrote; None where every byte is as written.
 
-    ``torch.load`` doesn't compare the checksums in the file and would take changed bytes for
-    weights.
+    ``torch.load`` (2.13) doesn't compare the checksums in the file: it would take changed bytes
+    for weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path, map_location) -> dict:
 
 
 def download(url: str) -> Path:
-    """Local copy of the file at ``url``; the first process of each machine fetches it, once.
+    """Local copy of the file at ``url``; the first process of each machine downloads it, once.
 
     Raises:
         RuntimeError: The server can't be reached, refuses, or answers with a web page.
@@ -118,7 +118,7 @@ def download(url: str) -> Path:
 
 
 def _refuse_web_page(path: Path, url: str) -> None:
-    """Remove and refuse a download that is HTML, which servers send instead of a missing file."""
+    """Remove and refuse a download that is HTML: servers send that instead of a missing file."""
     with open(path, 'rb') as file:
         start = file.read(64)
     if start.lstrip().startswith(b'<'):
@@ -130,6 +130,6 @@ def _refuse_web_page(path: Path, url: str) -> None:
 
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
-    """Save a checkpoint; under its name there is either nothing new or all of it."""
+    """Save a checkpoint; it gets its name only when all of it is written."""
     with replaced_when_complete(path) as temporary:
         torch.save(checkpoint, temporary)

@@ -1,7 +1,7 @@
 """Parameter names of the D-FINE and RT-DETRv2 models of Hugging Face's transformers.
 
-The names are those of the files that ``save_pretrained`` writes; they are translated to the
-reference's, from which :mod:`.reference` goes on.
+The names are those of the files that ``save_pretrained`` writes. Here they are translated to the
+reference's names; :mod:`.reference` translates those.
 """
 
 import json
@@ -67,7 +67,7 @@ _HEAD = [
     ('model.enc_score_head.{leaf}', 'decoder.enc_score_head.{leaf}'),
     ('model.enc_bbox_head.{path}', 'decoder.enc_bbox_head.{path}'),
     ('model.decoder.query_pos_head.{path}', 'decoder.query_pos_head.{path}'),
-    # The heads of the decoder layers are stored under either of two names, or both.
+    # The heads of the decoder layers are stored under one of two names, or under both.
     ('model.decoder.class_embed.{path}', 'decoder.dec_score_head.{path}'),
     ('class_embed.{path}', 'decoder.dec_score_head.{path}'),
     ('model.decoder.bbox_embed.{path}', 'decoder.dec_bbox_head.{path}'),
@@ -84,7 +84,7 @@ _HEAD = [
     ),
 ]  # fmt: skip
 
-# Fusion blocks and what only one kind of decoder has.
+# Fusion blocks, and parts that only one kind of decoder has.
 _KINDS = {
     DFINE: [
         *_BACKBONE,
@@ -134,12 +134,12 @@ def to_reference_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state_dict: Tensors of a ``DFineForObjectDetection`` or ``RTDetrV2ForObjectDetection``.
 
     Returns:
-        The same tensors by reference name, those of queries, keys and values joined, without what
-        is derived.
+        The same tensors by reference name. Projections of queries, keys and values are joined;
+        derived tensors are left out.
 
     Raises:
         ValueError: There are names that such a model doesn't have, or two names of one parameter
-            hold different values; they are listed.
+            hold different values; the message lists them.
     """
     table = _table(DFINE if 'model.decoder.up' in state_dict else RTDETRV2)
     converted, unknown, differing = {}, [], []
@@ -191,7 +191,7 @@ def saved_classes(filename: str | Path) -> list[str] | None:
         filename: The file, or the folder of both.
 
     Returns:
-        Names in the order of the scores; ``None`` if there are none but placeholders.
+        Names in the order of the scores; ``None`` if there are only placeholders.
     """
     path = Path(filename)
     path = (path if path.is_dir() else path.parent) / 'config.json'

@@ -1,12 +1,11 @@
-"""Loading of checkpoints by mmengine's ``CheckpointLoader``, through which all of mmengine loads.
+"""Loads checkpoints through mmengine's ``CheckpointLoader``, which all of mmengine uses.
 
-``deim-mmdet://FILE`` loads checkpoints of any origin. It is what
-:class:`~deim_mmdet.engine.DEIMRunner` loads for every ``load_from``, and works in any place that
-the loader serves, such as ``init_detector``.
+``deim-mmdet://FILE`` loads checkpoints of any origin. :class:`~deim_mmdet.engine.DEIMRunner` uses
+it for every ``load_from``. It works wherever the loader is used, such as in ``init_detector``.
 
-Files without a scheme, and in Ceph, are read here too, whoever loads them: mmengine 0.10.7 can't
-read its own checkpoints with torch 2.6 or later, and the fork's unpickles what torch refuses
-without a check, which runs code. Addresses are left to mmengine.
+Files without a scheme, and files in Ceph, are read here too, whoever loads them. mmengine 0.10.7
+can't read its own checkpoints with torch 2.6 or later. The fork's mmengine 0.10.12 unpickles
+without a check what torch refuses, which runs code. Addresses are left to mmengine.
 """
 
 import io
@@ -33,11 +32,11 @@ SCHEME = 'deim-mmdet://'
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
-    """Load a checkpoint; one of the reference or of transformers is converted, and a line logged.
+    """Load a checkpoint; convert one of the reference or of transformers, and log a line.
 
     Args:
-        filename: ``deim-mmdet://`` and a path or address; of another scheme of mmengine's loader
-            as well.
+        filename: ``deim-mmdet://`` and a path or address, also one with another scheme of
+            mmengine's loader.
         map_location: See ``torch.load``.
 
     Raises:
@@ -50,14 +49,14 @@ def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
     checkpoint = read_checkpoint(filename, map_location or 'cpu')
     if 'state_dict' not in checkpoint:
         return _converted(checkpoint, filename)
-    # Of some versions of mmengine; to resume, it would be run as Python to find a number of GPUs.
+    # Some versions of mmengine save it. A resume would run it as Python to find a number of GPUs.
     (checkpoint.get('meta') or {}).pop('config', None)
     return checkpoint
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location=None) -> dict:
-    """Load a file as mmengine's loader of this name does, but for what the module's text says.
+    """Load a file as mmengine's loader of this name does, except for what the module says.
 
     Args, Raises: See :func:`~deim_mmdet.checkpoints.files.read_checkpoint`.
     """
@@ -67,7 +66,7 @@ def load_from_local(filename: str, map_location=None) -> dict:
 # The prefixes are regular expressions, the same that mmengine registers.
 @CheckpointLoader.register_scheme([r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], force=True)
 def load_from_ceph(filename: str, map_location=None) -> dict:
-    """Load from Ceph as mmengine's loader of this name does, but for what the module's text says.
+    """Load from Ceph as mmengine's loader of this name does, except for what the module says.
 
     Args, Raises: See :func:`~deim_mmdet.checkpoints.safe_globals.load`.
     """
@@ -76,7 +75,7 @@ def load_from_ceph(filename: str, map_location=None) -> dict:
 
 
 def _converted(checkpoint: dict, filename: str) -> dict:
-    """A checkpoint of foreign naming, converted; any other as it is."""
+    """The checkpoint, converted if its names are those of another implementation."""
     name = file_name(filename)
     try:
         weights = find_weights(checkpoint)
@@ -91,7 +90,7 @@ def _converted(checkpoint: dict, filename: str) -> dict:
         logger='current',
     )
     classes = saved_classes(filename)
-    # 80 scores of whose classes nothing is known are most often COCO's.
+    # 80 scores without class names are most often COCO's.
     assumed = classes is None
     if assumed:
         classes = default_classes(count_classes(state_dict) or 0)

@@ -1,8 +1,8 @@
 """Parameter names of the reference implementations and of this package.
 
-One table of name pairs serves both ways. The reference implementations are DEIM, D-FINE and
-RT-DETRv2; their models share most names. Where a name means different things in the two kinds of
-decoder, the kind decides.
+One table of name pairs serves both directions. The reference implementations are DEIM, D-FINE and
+RT-DETRv2; their models share most names. A name may mean different things in the two kinds of
+decoder; then the kind decides.
 """
 
 import re
@@ -66,7 +66,7 @@ _DECODER = {
     ],
 }  # fmt: skip
 
-# Buffers, and second names of parameters, that the reference stores and this package derives.
+# Buffers, and second names of parameters. The reference stores them; this package derives them.
 _DERIVED = re.compile(
     r'decoder\.(anchors|valid_mask)'
     r'|decoder\.decoder\.(up|reg_scale)'
@@ -88,15 +88,15 @@ def decoder_kind(names: Iterable[str]) -> str:
         names: All names of the state dict.
 
     Returns:
-        ``'dfine'`` where there is the box head of its first decoder layer or a distribution's
-        parameter, else ``'rtdetrv2'``.
+        ``'dfine'`` where there is D-FINE's second box head of the first layer, or a parameter of a
+        distribution; else ``'rtdetrv2'``.
     """
     marks = re.compile(r'decoder\.(up$|pre_bbox_head\.)|bbox_head\.decoder\.(up$|initial_box_head)')
     return DFINE if any(marks.match(name) for name in names) else RTDETRV2
 
 
 def convert_name(name: str, kind: str = DFINE) -> str | None:
-    """Name here of the reference's parameter ``name``; ``None`` if it is derived here.
+    """This package's name of the reference's parameter ``name``; ``None`` if it is derived here.
 
     Args:
         name: E.g. ``decoder.enc_output.proj.weight``.
@@ -109,7 +109,7 @@ def convert_name(name: str, kind: str = DFINE) -> str | None:
 
 
 def reference_name(name: str, kind: str = DFINE) -> str:
-    """Name in the reference of our parameter ``name``, the inverse of :func:`convert_name`.
+    """The reference's name of our parameter ``name``; the inverse of :func:`convert_name`.
 
     Raises:
         KeyError: This package has no parameter of that name.
@@ -127,7 +127,7 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
         The same tensors by the names of this package.
 
     Raises:
-        ValueError: There are names that the reference doesn't have; they are listed.
+        ValueError: There are names that the reference doesn't have; the message lists them.
     """
     kind = decoder_kind(state_dict)
     converted, unknown = {}, []

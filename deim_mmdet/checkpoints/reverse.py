@@ -1,4 +1,4 @@
-"""Checkpoints of this package in the naming of the reference implementations."""
+"""Converts checkpoints of this package to the names of the reference implementations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 from .reference import DFINE, decoder_kind, reference_name
 
-#: Side of the square input in pixels, and the margin of valid anchors, that the reference stores
-#: anchors for.
+#: The reference stores anchors for a square input of this side in pixels, and this margin of valid
+#: anchors.
 INPUT_SIZE, ANCHOR_MARGIN = 640, 0.01
 
 
 def to_reference_state_dict(
     state_dict: Mapping[str, Tensor], strides: Sequence[int], num_points: Sequence[int]
 ) -> dict[str, Tensor]:
-    """State dict of a detector in the naming of the reference, with what the latter derives.
+    """State dict of a detector by the reference's names, with the buffers that it stores.
 
     Args:
-        state_dict: Parameters by our names.
+        state_dict: Parameters by the names of this package.
         strides: Strides of the levels in pixels, finest first.
         num_points: Sampling points of the cross-attention on each level.
 
     Returns:
         The same tensors by reference name, and the buffers that the reference's strict loading
-        wants: anchors of a 640×640 input and their validity, point scales, and in D-FINE's case
-        second names of ``up`` and ``reg_scale``.
+        wants: anchors of a 640×640 input and their validity, point scales, and for D-FINE second
+        names of ``up`` and ``reg_scale``.
 
     Raises:
         ValueError: There are names that this package doesn't have; they are listed.
@@ -68,7 +68,7 @@ def _renamed(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 def _anchors(strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Anchors (1, N, 4) before the sigmoid, +∞ where invalid, and their validity (1, N, 1).
 
-    They are this package's own (``make_anchors``) but for rounding: here it is the reference's.
+    They equal this package's own (``make_anchors``) but for rounding, which is the reference's.
     """
     levels = []
     for level, stride in enumerate(strides):

@@ -1,8 +1,8 @@
 """What a checkpoint may hold: tensors, plain containers and mmengine's log history.
 
-From version 2.6 on ``torch.load`` refuses every type that isn't on a list, because unpickling can
-run code. mmengine's checkpoints hold its ``HistoryBuffer`` with numpy arrays: :func:`load` puts
-exactly these on the list while it reads a file. Any other type stays refused.
+From version 2.6 on, ``torch.load`` refuses every type that isn't on a list, because unpickling can
+run code. mmengine's checkpoints hold its ``HistoryBuffer`` with numpy arrays. :func:`load` puts
+exactly these types on the list while it reads a file. All others stay refused.
 """
 
 import pickle
@@ -20,10 +20,10 @@ HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
 
 def _history_statistic(owner: type, name: str):
-    """Stands for ``getattr`` in a checkpoint, for the four attributes that HistoryBuffer needs.
+    """Replaces ``getattr`` in a checkpoint, for the four attributes that HistoryBuffer needs.
 
-    A pickled HistoryBuffer refers to its own methods by ``getattr``. Admitting the real one would
-    give a checkpoint a way to any object of the interpreter.
+    A pickled HistoryBuffer refers to its own methods by ``getattr``. The real ``getattr`` would let
+    a checkpoint reach any object of the interpreter.
     """
     if owner is HistoryBuffer and name in HISTORY_STATISTICS:
         return getattr(HistoryBuffer, name)
@@ -31,9 +31,9 @@ def _history_statistic(owner: type, name: str):
 
 
 def _allowed() -> list[tuple[Any, str]]:
-    """What mmengine's checkpoints hold beside tensors, each with its name in a file."""
+    """Types and functions that mmengine's checkpoints hold, each with its name in a file."""
     # numpy renamed its core package in version 2; checkpoints of either must load under either.
-    # The first of what pickle writes of an object is the function that makes it again.
+    # pickle writes the function that makes an object again first.
     functions = [value.__reduce__()[0] for value in (np.zeros(1), np.float64())]
     rebuild = [
         (function, f'numpy.{package}.multiarray.{function.__name__}')
@@ -41,7 +41,7 @@ def _allowed() -> list[tuple[Any, str]]:
         for package in ('core', '_core')
     ]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
-    # With their names: entries of others, without names, stay on torch's list when these go.
+    # With names: entries that others put on torch's list without names stay when these go.
     types = [
         (kind, f'{kind.__module__}.{kind.__qualname__}')
         for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
@@ -53,11 +53,11 @@ ALLOWED = _allowed()
 
 
 def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
-    """``torch.load`` of a checkpoint, with the types of mmengine's on torch's list meanwhile.
+    """``torch.load`` of a checkpoint; meanwhile mmengine's types are on torch's list.
 
     Args:
-        file: Path, or what it holds.
-        name: How messages call it.
+        file: Path, or an open file.
+        name: Name of the file in messages.
         map_location: See ``torch.load``.
 
     Raises:
@@ -69,10 +69,11 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
 
 @contextmanager
 def explain_load_errors(filename: str) -> Iterator[None]:
-    """Turn what ``torch.load`` raises for a refused or damaged file into one clear message.
+    """Turn the errors of ``torch.load`` for a refused or damaged file into one clear message.
 
     Raises:
-        RuntimeError: Names the file, the refused type where there is one, and the remedy.
+        RuntimeError: The file is refused or damaged; the message names it, the refused type where
+            there is one, and the remedy.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What can be wrong with the data of a config, found before training or testing starts.
+"""Finds what is wrong with the data of a config, before training or testing starts.
 
-What a data set itself refuses or drops is defined in :mod:`deim_mmdet.datasets`, once for both.
+:mod:`deim_mmdet.datasets` defines what a data set refuses or drops; the checks use that.
 """

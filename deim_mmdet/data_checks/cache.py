@@ -27,13 +27,13 @@ def cached_report(
 ) -> DatasetReport:
     """The report of ``compute``, from the cache where the file's contents were checked before.
 
-    What is in the cache and cannot be read is computed anew; where it cannot be written, it is not
-    kept.
+    If an entry of the cache cannot be read, the report is computed anew. If the cache cannot be
+    written, the report is not kept.
 
     Args:
-        annotation_file: Its contents are half of the key.
-        settings: What else the report depends on, as JSON.
-        compute: Makes the report.
+        annotation_file: The file; its contents are half of the key.
+        settings: The other half of the key: values for JSON that the report depends on too.
+        compute: Function that makes the report.
     """
     if not Path(annotation_file).is_file():
         return compute()

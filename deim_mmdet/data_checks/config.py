@@ -1,4 +1,4 @@
-"""The check of all data sets of a config."""
+"""Checks all data sets of a config."""
 
 import os
 import os.path as osp
@@ -21,7 +21,7 @@ from .limits import DetectionLimit, beyond_limits, detection_limits
 from .pool import inspect_images
 from .report import DatasetReport
 
-# Where launchers say which of several processes this one is.
+# Variables by which launchers say which of several processes this one is.
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 SPLITS = dict(training='train_dataloader', validation='val_dataloader', test='test_dataloader')
@@ -30,14 +30,14 @@ SPLITS = dict(training='train_dataloader', validation='val_dataloader', test='te
 def check_data(config: Config, splits: Sequence[str] = ('training', 'validation')) -> None:
     """Check the annotations of data sets before they are used, and print what is found.
 
-    The first of several processes does so, and takes what it checked before from a cache.
+    Only the first of several processes checks. Files that were checked before come from a cache.
 
     Args:
         config: The run's config.
-        splits: Which sets: 'training', 'validation', 'test'.
+        splits: The sets to check: 'training', 'validation', 'test'.
 
     Raises:
-        ValueError: Something would break the run; names it and the remedy.
+        ValueError: Something would break the run; the message names it and the remedy.
     """
     if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES):
         return
@@ -59,18 +59,17 @@ def check_datasets(
     use_cache: bool = True,
     splits: Sequence[str] = tuple(SPLITS),
 ) -> list[DatasetReport]:
-    """Check every COCO-format data set that a config trains on, validates or tests with.
+    """Check every data set in COCO format that a config trains, validates or tests with.
 
     Args:
         config: A config; its data sets are read but not built.
         images: Whether to read all images too.
-        workers: Processes that read images; 0: this one does.
-        use_cache: Whether the check of an annotation file that has not changed may be taken from
-            the cache.
-        splits: Which sets: 'training', 'validation', 'test'.
+        workers: Number of processes that read images; with 0, this process reads them.
+        use_cache: Whether the report of an unchanged annotation file may come from the cache.
+        splits: The sets to check: 'training', 'validation', 'test'.
 
     Returns:
-        A report for each annotation file and way in which it is read.
+        A report for each annotation file, and for each way in which it is read.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
     reports: dict[tuple, DatasetReport] = {}
@@ -102,7 +101,7 @@ class CocoSource:
         options: The config of the data set.
         loader: Config of the transform that reads its images.
         skips_unreadable: Whether training goes on without images that it can't read.
-        limits: Most detections of an image that count in its evaluation.
+        limits: The limits on the detections of an image that count in its evaluation.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class CocoSource:
     ) -> None:
         self.dataset = DATASETS.build(dict(options, pipeline=[], lazy_init=True))
         self.loader = TRANSFORMS.build(loader)
-        # Errors of other loaders aren't told from those of the program, and end training.
+        # Errors of other loaders can't be told from errors of the program, so they end training.
         self.skips_unreadable = skips_unreadable and isinstance(self.loader, LoadImageChecked)
         self.limits = tuple(limits)
         self.evaluation = bool(self.dataset.test_mode)
@@ -136,7 +135,7 @@ class CocoSource:
             return self._check(images, workers)
         settings = [self.evaluation, self.classes, self.limits]
         report = cached_report(self.dataset.ann_file, settings, self._check)
-        # The same contents may be kept under the name of another file.
+        # A cached report may name another file with the same contents.
         report.annotation_file, report.image_folder = self.dataset.ann_file, self.folder
         return report
 
@@ -172,13 +171,13 @@ class CocoSource:
 
 
 def _reads_coco(options: dict) -> bool:
-    """Whether a data set reads its file as COCO's; some that derive from ``CocoDataset`` don't."""
+    """Whether a data set reads COCO format; some that derive from ``CocoDataset`` don't."""
     ways = (CheckedCocoDataset.load_data_list, CocoDataset.load_data_list)
     return getattr(component_class(DATASETS, options), 'load_data_list', None) in ways
 
 
 def _base_datasets(options: object) -> Iterator[dict]:
-    """Configs of the data sets under wrappers."""
+    """Configs of the data sets, without their wrappers."""
     for key in ('dataset', 'datasets'):
         inner = options.get(key) if isinstance(options, dict) else None
         if inner is not None:

@@ -1,4 +1,4 @@
-"""What is wrong with, or unusual about, an image file."""
+"""Finds what is wrong with an image file, or unusual about it."""
 
 import io
 import warnings
@@ -13,7 +13,7 @@ from ..datasets.transforms.loading import PNG_START, is_truncated, oversize
 
 EXIF_ORIENTATION = 0x0112
 TIFF_BITS_PER_SAMPLE = 258
-# By Pillow's modes; "I" and "F" have 32 bits.
+# Pillow's modes of grey images; "I" and "F" have 32 bits.
 GREYSCALE = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F')
 DEEP = ('I', 'I;16', 'I;16B', 'I;16L', 'F')
 ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
@@ -29,11 +29,12 @@ class ImageTask(NamedTuple):
 
 
 def inspect_image(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
-    """Read an image as training does and look at its kind.
+    """Read an image as training does, and look at its kind.
 
     Args:
         task: The image.
-        loader: Transform by which training or evaluation reads images; what it refuses breaks them.
+        loader: Transform by which training or evaluation reads images. What it refuses would end
+            the run.
     """
     path, name, size = task
 
@@ -50,7 +51,7 @@ def inspect_image(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
     truncated = is_truncated(data)
     try:
         img = loader.transform({'img_path': path})['img']
-    except Exception as error:  # each decoder has its own kinds of errors
+    except Exception as error:  # each decoder raises its own types
         if not data:
             problem = 'image_empty'
         else:
@@ -79,7 +80,7 @@ def _kinds(data: bytes) -> tuple[list[str], int | None]:
             warnings.simplefilter('ignore')
             image = Image.open(io.BytesIO(data))
             orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # what OpenCV reads, Pillow need not
+    except Exception:  # Pillow can't read everything that OpenCV reads
         return [], None
     mode = image.mode
     bits = 8

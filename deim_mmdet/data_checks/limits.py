@@ -1,4 +1,4 @@
-"""Images with more objects than can count as found, by the evaluators and by the model."""
+"""Finds images with more objects than evaluators or model can count as found."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -16,16 +16,19 @@ from ..models.dense_heads.query_selection_head import QuerySelectionHead
 from ..utils.components import find_components, is_component
 
 EVALUATORS = dict(validation='val_evaluator', test='test_evaluator')
-# Of mmdet's evaluation, and of the heads of this package for queries and detections alike.
+# Defaults of mmdet's evaluation, and of this package's heads for queries and for detections.
 DEFAULT_PROPOSALS = (100, 300, 1000)
 DEFAULT_QUERIES = 300
 
 
 class DetectionLimit(NamedTuple):
-    """The most detections of an image, with ``of_class`` of one class in it, that count.
+    """The largest number of detections of an image that count.
 
-    ``option`` of the config sets it, that of the evaluators without their names, so that a
-    validation set that is the test set too is checked once.
+    Attributes:
+        option: The config's option that sets it. An evaluator's option has no evaluator's name
+            here, so that a set used for both validation and test is checked once.
+        most: The number.
+        of_class: Whether it is the number for each class of the image.
     """
 
     option: str
@@ -34,9 +37,9 @@ class DetectionLimit(NamedTuple):
 
 
 def detection_limits(config: Config, split: str) -> list[DetectionLimit]:
-    """What limits the detections of the validation or test set; nothing does in training.
+    """The limits on detections in the validation or test set; training has none.
 
-    COCO's AP takes the best detections of an image class by class.
+    COCO's AP takes the best detections of an image for each class.
     """
     if split not in EVALUATORS:
         return []
@@ -63,7 +66,7 @@ def detection_limits(config: Config, split: str) -> list[DetectionLimit]:
 
 
 def beyond_limits(checked: CheckedAnnotations, limits: list[DetectionLimit]) -> Iterator[Finding]:
-    """A finding for each image with more objects than a limit; crowds are no objects."""
+    """A finding for each image with more objects than a limit; crowds don't count as objects."""
     ids = set(checked.category_ids)
     counts: dict[object, Counter] = defaultdict(Counter)
     for annotation in checked.annotations:

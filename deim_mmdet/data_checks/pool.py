@@ -1,4 +1,4 @@
-"""Inspection of many images by several processes, any of which a decoder may crash."""
+"""Inspects many images in several processes; a decoder may crash any of them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,13 +19,13 @@ def inspect_images(
 ) -> Iterator[Finding]:
     """What is found in images, in their order; progress goes to the terminal.
 
-    A file that kills the process that reads it, by a fault of the decoder or by its size, is a
+    A file may kill the process that reads it, by a fault of the decoder or by its size. That is a
     finding like others.
 
     Args:
         tasks: The images.
         loader: Transform that reads them.
-        workers: Number of processes; 0: this one, which such a file would kill.
+        workers: Number of processes. With 0, this process reads; such a file would kill it.
     """
     with tqdm(total=len(tasks), unit=' images', desc='Reading') as progress:
         inspected = _by_pool(tasks, loader, workers) if workers else _here(tasks, loader)
@@ -51,7 +51,7 @@ def _by_pool(
                     done += 1
             return
         except BrokenProcessPool:
-            # Which file did it, the pool can't say: it is among those that were next.
+            # The pool can't say which file did it: it is among those that were next.
             suspects = tasks[done : done + 2 * workers + 1]
             tasks = tasks[done + len(suspects) :]
         for task in suspects:

@@ -1,4 +1,4 @@
-"""The faults that data sets have: those of annotations, of images, and of both with a config."""
+"""The faults of data sets: in annotations, in images, and of both together with a config."""
 
 from ..datasets import annotation_problems
 from ..datasets.annotation_problems import Problem

@@ -1,4 +1,4 @@
-"""What was found in a data set: counts, examples, as text and as JSON."""
+"""The report on a data set: counts and examples, as text and as JSON."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -12,10 +12,10 @@ EXAMPLES = 20
 
 @dataclass
 class Count:
-    """How often a problem was found, how often it breaks training, and the first places of it.
+    """How often a problem was found, how often it breaks training, and the first examples.
 
-    Examples are dictionaries with ``says`` and, where they are about one, ``image`` (the file name)
-    and ``bbox`` (x, y, w, h in pixels; None for a number that is not finite).
+    Examples are dictionaries with ``says`` and, where they are about an image or a box, ``image``
+    (the file name) and ``bbox`` (x, y, w, h in pixels; None for a number that is not finite).
     """
 
     count: int = 0
@@ -56,7 +56,7 @@ class DatasetReport:
                 )
 
     def to_dict(self) -> dict:
-        """As JSON, each problem with its title and what training does."""
+        """The report for JSON; each problem has its title and what training does."""
         content = asdict(self)
         for name, count in content['problems'].items():
             problem = PROBLEMS[name]
@@ -65,7 +65,7 @@ class DatasetReport:
 
     @classmethod
     def from_dict(cls, content: dict) -> 'DatasetReport':
-        """The report of a :meth:`to_dict`."""
+        """The report that :meth:`to_dict` gave."""
         problems = {
             name: Count(count['count'], count['breaking'], count['examples'])
             for name, count in content['problems'].items()
@@ -74,7 +74,7 @@ class DatasetReport:
         return cls(**{**content, 'problems': problems})
 
     def text(self, shown: int = 3) -> str:
-        """Some lines for a terminal, with ``shown`` examples of each problem."""
+        """Text for a terminal, with ``shown`` examples of each problem."""
         lines = [
             f'{", ".join(self.splits)}: {self.annotation_file}: {self.images} images'
             f'{" (read)" if self.images_read else ""}, {self.annotations} annotations, '

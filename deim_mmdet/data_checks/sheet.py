@@ -15,7 +15,7 @@ SIDE = 224
 
 
 def draw_report(reports: Sequence[DatasetReport]) -> np.ndarray | None:
-    """A row of example images for each problem, the boxes concerned drawn on them.
+    """A row of example images for each problem, with the boxes concerned.
 
     Returns:
         (H, W, 3) uint8, BGR; None where no problem has an image that can be read.
@@ -40,13 +40,13 @@ def _draw(example: dict, folder: str, loader: LoadImageChecked) -> np.ndarray | 
         return None
     try:
         img = loader.transform({'img_path': osp.join(folder, example['image'])})['img']
-    except Exception:  # that it cannot be read may be what is wrong with it
+    except Exception:  # an unreadable image may be the very problem
         return None
     bbox = example['bbox'] or []
     boxes = np.zeros((0, 4))
     if bbox and None not in bbox:
         x, y, w, h = bbox
         sides = np.array([img.shape[1], img.shape[0]] * 2)
-        # Far outside, OpenCV's coordinates overflow.
+        # OpenCV's coordinates overflow far outside of the image.
         boxes = np.clip([[x, y, x + w, y + h]], -sides, 2 * sides)
     return draw_tile(img, boxes, np.zeros(len(boxes), int), side=SIDE)

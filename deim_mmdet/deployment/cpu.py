@@ -1,7 +1,8 @@
 """The form of models in which a CPU runs them fastest.
 
-For :func:`torch.nn.functional.linear` torch takes MKL's products, which on CPUs of AMD use half of
-the vector units' width. oneDNN's, which torch has for its convolutions, use all of it.
+For :func:`torch.nn.functional.linear` torch takes MKL's matrix products. On AMD's CPUs these use
+half of the vector units' width (torch 2.13). oneDNN's products, which torch has for its
+convolutions, use all of it.
 """
 
 import torch
@@ -14,20 +15,20 @@ from ..models.layers.attention import SelfAttention
 from ..models.layers.basic import set_with_cp
 
 _HAS_ONEDNN = compat.has_onednn_linear()
-# Multiplications from which on oneDNN's product pays for laying out the weight.
+# From this number of multiplications on, oneDNN's product pays for laying out the weight.
 _LARGE = 2**22
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`torch.nn.functional.linear`, large products in single precision by oneDNN.
+    """:func:`torch.nn.functional.linear`, with large products in single precision by oneDNN.
 
-    Small ones, those in other types or on other devices, and what traces, compiles or casts get
-    torch's own operator. Large ones can't be differentiated twice.
+    Small products, other types and other devices get torch's own operator; so do tracing,
+    compilation and autocast. Large products can't be differentiated twice.
 
     Args:
-        x: (..., I).
-        weight: (O, I).
-        bias: (O,).
+        x: (..., I), inputs of I channels.
+        weight: (O, I), for O output channels.
+        bias: (O,), added to each output; None adds nothing.
 
     Returns:
         (..., O).
@@ -40,7 +41,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        # The first, since compilers can't follow the others.
+        # First, since compilers can't follow the other conditions.
         not torch.compiler.is_compiling()
         and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
@@ -88,17 +89,17 @@ class OneDNNSelfAttention(SelfAttention):
 def optimize_for_cpu(model: nn.Module) -> nn.Module:
     """Let oneDNN's kernels do the convolutions and large linear layers of a model, in place.
 
-    Linear layers and self-attention are replaced by such that take oneDNN's products and have the
-    same parameters, by the same names. Weights of convolutions are laid out channels-last, in which
-    the features follow them; from any other layout the kernels convert features before and after
-    each convolution. Training forms concatenated features again in the backward pass instead of
+    Linear layers and self-attention are replaced by modules that take oneDNN's products; their
+    parameters and names stay the same. Weights of convolutions are laid out channels-last, and
+    features follow them. With any other layout the kernels convert features before and after each
+    convolution. Training computes concatenated features again in the backward pass instead of
     keeping them. Results change by rounding only.
 
     Args:
-        model: Any model, which may be in training.
+        model: Any model, also in training.
 
     Returns:
-        The model; another one only where it is itself one of the replaced layers.
+        The model itself; a new module only where ``model`` is one of the replaced layers.
     """
     model = _replaced(model, {})
     set_with_cp(model, True)
@@ -106,7 +107,7 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
 
 
 def _replaced(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module, or what stands for it; ``made`` keeps shared modules shared."""
+    """The module, or its replacement; ``made`` keeps shared modules shared."""
     if module not in made:
         if type(module) is nn.Linear:
             sizes, parts = (module.in_features, module.out_features), ('weight', 'bias')

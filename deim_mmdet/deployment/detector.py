@@ -8,15 +8,15 @@ from .fuse import fuse_for_export
 
 
 class DeployedDetector(nn.Module):
-    """Images to detections, preprocessing of values and post-processing included.
+    """Turns images into detections, with normalisation and post-processing.
 
-    It has the inputs and outputs of the models that the authors of DEIM, D-FINE and RT-DETR export,
-    so that code around those runs this one too.
+    It has the inputs and outputs of the models that the authors of DEIM, D-FINE and RT-DETR export:
+    code written for those runs this one too.
 
     Args:
         model: A detector with one of this package's heads; it stays as it is.
         half: Compute backbone and neck in half precision. The head and the attention of the neck
-            stay in single precision: there users of TensorRT lost accuracy.
+            stay in single precision: there users of TensorRT lost accuracy, see :mod:`.tensorrt`.
     """
 
     def __init__(self, model: nn.Module, half: bool = False) -> None:
@@ -24,7 +24,7 @@ class DeployedDetector(nn.Module):
         fused = fuse_for_export(model)
         preprocessor = fused.data_preprocessor
         self.backbone, self.neck, self.head = fused.backbone, fused.neck, fused.bbox_head
-        # Networks that take what the file readers give are trained on BGR.
+        # OpenCV reads BGR: a network without this exchange is trained on BGR.
         self.flip_channels = not compat.exchanges_channels(preprocessor)
         mean, std = _mean_and_std(preprocessor)
         self.normalise = bool((mean != 0).any() or (std != 255).any())
@@ -41,14 +41,13 @@ class DeployedDetector(nn.Module):
         """Detections of a batch.
 
         Args:
-            images: (B, 3, H, W), RGB in [0, 1], resized to the network's input without keeping the
-                aspect ratio.
-            orig_target_sizes: (B, 2) int64, (width, height) that boxes are wanted for: pixels of
-                the original images.
+            images: (B, 3, H, W), B images, RGB in [0, 1], resized to the network's input without
+                keeping the aspect ratio.
+            orig_target_sizes: (B, 2) int64, (width, height) of the original images in pixels.
 
         Returns:
-            Labels (B, N) int64, boxes (B, N, 4) as (x1, y1, x2, y2) in pixels and scores (B, N),
-            best first.
+            Labels (B, N) int64, boxes (B, N, 4) as (x1, y1, x2, y2) in pixels of the original
+            images, and scores (B, N) of N detections, best first.
         """
         if self.flip_channels:
             images = images.flip(1)
@@ -60,7 +59,7 @@ class DeployedDetector(nn.Module):
 
 
 class InSinglePrecision(nn.Module):
-    """A module of tokens that computes in single precision within a net in half precision."""
+    """Wraps a module of tokens: it computes in single precision in a net of half precision."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ class InSinglePrecision(nn.Module):
 
 
 def _mean_and_std(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each, of values in [0, 255]; without normalisation those that change nothing."""
+    """Mean and deviation, (3, 1, 1) each, of values in [0, 255]; 0 and 1 without normalisation."""
     if getattr(preprocessor, 'mean', None) is not None:
         return preprocessor.mean, preprocessor.std
     return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)

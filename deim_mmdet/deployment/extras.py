@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-# How to install a module.
+# How to install each module.
 _COMMANDS = {
     'onnx': "pip install 'deim_mmdet[export]'",
     'onnxruntime': "pip install 'deim_mmdet[export]'",
@@ -22,7 +22,7 @@ def require(*modules: str) -> None:
     """Check that optional modules are installed.
 
     Raises:
-        ImportError: One isn't; the message says how to install it.
+        ImportError: One is missing; the message says how to install it.
     """
     for module in modules:
         if not is_installed(module):

@@ -1,4 +1,4 @@
-"""Rewriting of a trained detector into a faster one that computes the same in evaluation."""
+"""Rewrites a trained detector into a faster one that computes the same in evaluation."""
 
 import copy
 from collections.abc import Callable
@@ -30,15 +30,16 @@ from .modules import (
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """A copy of a detector for evaluation with everything merged or dropped that can be.
+    """A copy of a detector for evaluation, with everything merged or dropped that can be.
 
     - A batch norm, trained or frozen, becomes part of the convolution before it.
-    - A learnable affine after a ReLU becomes part of the convolution too: ``s·max(y, 0) + b`` is
-      ``s·y + b`` limited from below by b, for negative s from above.
+    - A learnable affine after a ReLU becomes part of the convolution too: ``s·max(y, 0) + b``
+      equals ``s·y + b`` with b as lower bound (upper bound for negative s).
     - The two branches of a RepVGG block become one 3×3 convolution.
-    - Attention takes what it can from one product of matrices; see :mod:`.modules`.
-    - Decoder layers beyond those of evaluation, score heads and quality estimators of all layers
-      but the last, and the denoising embedding are dropped; D-FINE's table W(n) is computed once.
+    - Attention computes offsets and weights by one matrix product; see :mod:`.modules`.
+    - Parts that evaluation doesn't use are dropped: further decoder layers, score heads and quality
+      estimators of all layers but the last, and the denoising embedding.
+    - D-FINE's table of bin distances, W(n) in the paper, is computed once.
     - A model on a CPU takes oneDNN's kernels where it can;
       see :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
 
@@ -46,12 +47,12 @@ def fuse(model: nn.Module) -> nn.Module:
     copy works with ``torch.compile``.
 
     Args:
-        model: A detector with one of this package's heads; of its backbone and neck every
-            convolution that is followed by a batch norm in the order of registration is fused.
+        model: A detector with one of this package's heads. In its backbone and neck, a convolution
+            is fused if a batch norm follows it in the order of registration.
 
     Returns:
-        The copy, in evaluation mode, without gradients. It raises a ``RuntimeError`` where it is
-        run in training mode.
+        The copy, in evaluation mode, without gradients. It raises a ``RuntimeError`` if it runs in
+        training mode.
 
     Raises:
         TypeError: The head is not one of this package's.
@@ -63,7 +64,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fuse_for_export(model: nn.Module) -> nn.Module:
-    """As :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
+    """Like :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
     fused = _fuse(model)
     _replace(fused, nn.LayerNorm, BoundedLayerNorm)
     _replace(fused, nn.Linear, TokenLinear)
@@ -109,7 +110,7 @@ def _fuse_norms(module: nn.Module) -> None:
 
 
 def _has_statistics(module: nn.Module) -> bool:
-    """Whether a module is a norm that evaluates by the statistics of training."""
+    """Whether a module is a norm that uses the statistics of training in evaluation."""
     return isinstance(module, FrozenBatchNorm2d) or (
         is_norm(module) and getattr(module, 'running_mean', None) is not None
     )
@@ -165,7 +166,7 @@ def _fold_affine(layer: ConvBNAct) -> nn.Module:
 
 
 def _drop_unused_heads(decoder: DFINEDecoder | RTDETRDecoder) -> None:
-    """Drop the decoder's parameters that evaluation doesn't use, the others keep their names."""
+    """Drop the decoder's parameters that evaluation doesn't use; the others keep their names."""
     if isinstance(decoder, RTDETRDecoder):
         used = decoder.num_eval_layers
         decoder.layers, decoder.box_heads = decoder.layers[:used], decoder.box_heads[:used]

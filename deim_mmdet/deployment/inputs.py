@@ -1,4 +1,4 @@
-"""Pictures as input of deployed detectors."""
+"""Reads pictures as input of deployed detectors."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.
         Image (1, 3, H, W) float32, RGB in [0, 1], and its original (width, height) (1, 2) int64.
 
     Raises:
-        FileNotFoundError: There is no such file, or it is no picture.
+        FileNotFoundError: There is no such file, or it isn't a picture.
     """
     image = cv2.imread(str(path))
     if image is None:

@@ -1,4 +1,4 @@
-"""Modules that compute what those of a trained model do, with fewer or cheaper operations."""
+"""Modules that compute the same as those of a trained model, with fewer or cheaper operations."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..ops import deformable_attention
 
 
 class Clamp(nn.Module):
-    """Limits values to [low, high], in place: it stands for an activation."""
+    """Limits values to [low, high], in place; it replaces an activation."""
 
     def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Clamp(nn.Module):
 
 
 class FusedSelfAttention(nn.Module):
-    """:class:`SelfAttention` in evaluation, of linear layers, which exporters know."""
+    """:class:`SelfAttention` in evaluation, made of linear layers, which exporters know."""
 
     def __init__(self, attention: SelfAttention) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class FusedSelfAttention(nn.Module):
         self.out_proj = attention.out_proj
 
     def forward(self, positioned: Tensor, tokens: Tensor, attn_mask: None = None) -> Tensor:
-        """Tokens with positions and without, (B, N, D) each, to (B, N, D)."""
+        """Tokens with positions and without, (B, N, D) each, to (B, N, D): N tokens of width D."""
         queries, keys = self.query_key(positioned).chunk(2, dim=-1)
         return self.out_proj(attend(queries, keys, self.value(tokens), self.num_heads))
 
 
 class FusedCrossAttention(nn.Module):
-    """:class:`DeformableCrossAttention`, offsets and weights of the samples by one product.
+    """:class:`DeformableCrossAttention`; one matrix product gives offsets and weights.
 
-    The scales of the points are part of that product's parameters. Centres and sizes of the
-    reference boxes are repeated for every sample by a product too, with zeros and ones: runtimes
-    broadcast over the pairs (x, y) ten times slower.
+    The scales of the points are part of that product's parameters. Another product, with zeros and
+    ones, repeats centres and sizes of the reference boxes for every sample: runtimes broadcast over
+    the pairs (x, y) ten times slower.
     """
 
     def __init__(self, attention: DeformableCrossAttention) -> None:
@@ -61,14 +61,14 @@ class FusedCrossAttention(nn.Module):
         self.method = attention.method
         offsets, weights = attention.sampling_offsets, attention.attention_weights
         samples = self.num_heads * sum(self.num_points)
-        # Of the offsets' outputs, heads are outermost, then points, then (x, y).
+        # The order of the offsets is by heads, then points, then (x, y).
         scale = attention.point_scale.expand(-1, 2).flatten().repeat(self.num_heads)
         self.samples = as_linear(
             torch.cat([offsets.weight * scale[:, None], weights.weight]),
             torch.cat([offsets.bias * scale, weights.bias]),
         )
         self.split = [2 * samples, samples]
-        # The fallback is for D-FINE's attention, which has no projections.
+        # D-FINE's attention has no projections.
         self.value_proj = getattr(attention, 'value_proj', nn.Identity())
         self.output_proj = getattr(attention, 'output_proj', nn.Identity())
         pairs = torch.eye(2, dtype=offsets.weight.dtype, device=offsets.weight.device)
@@ -100,19 +100,19 @@ class FusedCrossAttention(nn.Module):
 class SplitConvolution(nn.Module):
     """The convolution of two concatenated features, and its ReLU, as a sum of two convolutions.
 
-    Runtimes merge the sum into a convolution; to concatenate costs more, and on many channels at
-    once their convolutions are slow.
+    Runtimes merge the sum into a convolution. Concatenation costs more, and their convolutions are
+    slow on many channels at once.
 
     Args:
-        layer: The convolution, fused, with a ReLU or a bound from below.
-        width: Channels of the first features.
+        layer: The convolution, fused, with a ReLU or a lower bound.
+        width: Number of channels of the first features.
         following: The 1×1 convolution after it, whose bias is changed.
     """
 
     def __init__(self, layer: ConvBNAct, width: int, following: nn.Conv2d) -> None:
         super().__init__()
-        # A bound other than 0 would keep runtimes from merging it: as b + max(y − b, 0), the next
-        # convolution takes the b in.
+        # Runtimes can't merge a bound b other than 0. It is b + max(y − b, 0), and the next
+        # convolution's bias takes in the first b.
         bound = layer.act.low if isinstance(layer.act, Clamp) else 0.0
         following.bias.add_(following.weight.sum((1, 2, 3)) * bound)
         self.of_first = _part_of(layer.conv, slice(width), layer.conv.bias - bound)
@@ -123,7 +123,7 @@ class SplitConvolution(nn.Module):
         return not (isinstance(layer.act, Clamp) and layer.act.low is None)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """(B, C_1, H, W) and (B, C_2, H, W) to (B, C, H', W')."""
+        """The output (B, C, H', W') for features (B, C_1, H, W) and (B, C_2, H, W)."""
         return (self.of_second(second) + self.of_first(first)).relu()
 
 
@@ -145,7 +145,7 @@ class SplitBlock(nn.Module):
 
 
 def _part_of(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d:
-    """The convolution of some of the input's channels."""
+    """The part of a convolution that takes some of the input's channels."""
     weight = conv.weight[:, channels].contiguous()
     part = nn.Conv2d(
         weight.shape[1], weight.shape[0], conv.kernel_size, conv.stride, conv.padding,
@@ -157,9 +157,9 @@ def _part_of(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d
 
 
 class BoundedLayerNorm(nn.Module):
-    """Layer norm of tokens limited to what half precision holds.
+    """Layer norm of tokens that are limited to the range of half precision.
 
-    The bound is no more than a safeguard, but it keeps ONNX Runtime from merging the norm with the
+    The bound is only a safeguard. But it keeps ONNX Runtime (1.32) from merging the norm with the
     sum before it, into an operator that takes ten times as long as both.
     """
 
@@ -172,9 +172,9 @@ class BoundedLayerNorm(nn.Module):
 
 
 class TokenLinear(nn.Module):
-    """A linear layer of tokens (B, …, D), laid out as one matrix.
+    """A linear layer of tokens (B, …, D), of width D, laid out as one matrix.
 
-    Runtimes add the bias within that product; to one of more dimensions they add it afterwards.
+    Runtimes add the bias within a matrix product. With more dimensions they add it afterwards.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

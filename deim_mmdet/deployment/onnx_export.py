@@ -1,4 +1,4 @@
-"""Export to ONNX: one file from images to detections, for a dynamic batch."""
+"""Exports a detector to ONNX: one file from images to detections, for any batch size."""
 
 import json
 import warnings
@@ -16,7 +16,8 @@ from .extras import require
 if TYPE_CHECKING:
     import onnx
 
-#: 17 is the first with LayerNormalization: of its parts in half precision, the square overflows.
+#: 17 is the first version with LayerNormalization. Earlier ones take it apart into operators, whose
+#: square overflows in half precision.
 OPSET = 17
 
 INPUTS = ('images', 'orig_target_sizes')
@@ -31,17 +32,17 @@ def export_onnx(
     half: bool = False,
     classes: Sequence[str] | None = None,
 ) -> Path:
-    """Write a detector as ONNX file.
+    """Write a detector as an ONNX file.
 
-    Inputs and outputs are those of :class:`DeployedDetector`; the batch is dynamic, the size of the
-    images fixed. Only operators of the ONNX standard are used.
+    Inputs and outputs are those of :class:`DeployedDetector`. The batch is dynamic, the size of the
+    images is fixed. Only operators of the ONNX standard are used.
 
     Args:
         model: A detector with one of this package's heads; it stays as it is.
         path: File to write; folders are made.
         size: Height and width of the images.
         opset: Version of the operators, at least 17.
-        half: Backbone and neck in half precision; the inputs stay in single precision.
+        half: Write backbone and neck in half precision; the inputs stay in single precision.
         classes: Class names in the order of the labels, for the file's metadata: a list in JSON
             under ``classes``. None where they aren't known.
 
@@ -62,15 +63,15 @@ def export_onnx(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     detector = DeployedDetector(model.cpu(), half).eval()
-    # A batch of two: what depends on the batch must not be traced as the constant 1.
+    # A batch of two: the batch size must not be traced as the constant 1.
     example = (torch.rand(2, 3, *size), torch.tensor([[size[1], size[0]]] * 2))
     with torch.no_grad(), warnings.catch_warnings():
-        # That numbers taken from shapes become constants is intended, and that the exporter that
-        # traces is the old one: it gives operators the names of their modules.
+        # Numbers taken from shapes become constants on purpose. The old exporter, which traces, is
+        # used on purpose too: it gives operators the names of their modules.
         warnings.filterwarnings('ignore', category=torch.jit.TracerWarning)
         warnings.filterwarnings('ignore', category=DeprecationWarning)
         warnings.filterwarnings('ignore', message='Constant folding', category=UserWarning)
-        # Positions and anchors are cached from here on, and so constants to the tracer.
+        # This call caches positions and anchors, so that they are constants to the tracer.
         detector(*example)
         torch.onnx.export(
             detector,
@@ -83,7 +84,7 @@ def export_onnx(
             dynamo=False,
         )
     if not half:
-        # The runtime would put casts around what it can't compute in half precision on a CPU.
+        # Not with half: the runtime would put casts around what a CPU can't do in half precision.
         simplify(path)
     if classes is not None:
         _write_classes(path, classes)
@@ -113,7 +114,7 @@ def check_size(size: tuple[int, int], stride: int) -> None:
 
 
 def simplify(path: Path) -> None:
-    """Fold constants and pads, in place. Operators stay those of the standard, and their names."""
+    """Fold constants and pads, in place. Operators stay standard ones and keep their names."""
     import onnx
     import onnxruntime
 
@@ -123,7 +124,7 @@ def simplify(path: Path) -> None:
     options.optimized_model_filepath = str(path)
     onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     model = onnx.load(path)
-    # The runtime declares its own operators too, of which none is used.
+    # The runtime declares its own operators too, but none is used.
     standard = [opset for opset in model.opset_import if opset.domain == '']
     del model.opset_import[:]
     model.opset_import.extend(standard)
@@ -135,8 +136,8 @@ def simplify(path: Path) -> None:
 def _fold_pads(graph: 'onnx.GraphProto') -> None:
     """Make pads with zeros part of the convolutions and poolings after them.
 
-    Runtimes lay features out in blocks of channels and undo that for a pad. Pooling pads with what
-    is smaller than everything, which is the same for features that aren't negative.
+    Runtimes lay features out in blocks of channels and undo that for a pad. Pooling pads with the
+    smallest number instead of 0; for features that aren't negative the result is the same.
     """
     from onnx.numpy_helper import to_array
 
@@ -156,7 +157,7 @@ def _fold_pads(graph: 'onnx.GraphProto') -> None:
             continue
         if node.op_type == 'Conv' or not_negative(pad.input[0]):
             node.input[0] = pad.input[0]
-            # Before and after each axis; batch and channels aren't padded.
+            # Pads before and after each axis; batch and channels have none.
             before, after = constants[pad.input[1]].reshape(2, -1)
             (own,) = (attribute.ints for attribute in node.attribute if attribute.name == 'pads')
             own[:] = [int(size) for size in own + np.concatenate([before[2:], after[2:]])]

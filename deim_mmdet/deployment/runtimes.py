@@ -1,4 +1,4 @@
-"""Deployed detectors in other runtimes, with one call for all of them, and their comparison."""
+"""Runs deployed detectors in several runtimes by the same call, and compares them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from .onnx_export import INPUTS, OUTPUTS
 
 
 class Detections(NamedTuple):
-    """What a deployed detector finds in a batch, best first.
+    """What a deployed detector finds in a batch of B images: N detections of each, best first.
 
     Attributes:
-        labels: (B, N) int64.
+        labels: (B, N) int64, positions in the list of classes.
         boxes: (B, N, 4) as (x1, y1, x2, y2) in pixels.
-        scores: (B, N).
+        scores: (B, N), in [0, 1].
     """
 
     labels: np.ndarray
@@ -92,7 +92,7 @@ def export_openvino(onnx_path: str | Path, path: str | Path) -> Path:
     require('openvino')
     import openvino
 
-    # Not by convert_model, which sends statistics of its use to its makers.
+    # convert_model (OpenVINO 2026.4) would send statistics of its use to its makers.
     model = openvino.Core().read_model(str(onnx_path))
     # Weights stay in single precision; by default they would be stored in half.
     openvino.save_model(model, str(path), compress_to_fp16=False)
@@ -103,10 +103,10 @@ class Agreement(NamedTuple):
     """How far the detections of two runtimes agree.
 
     Attributes:
-        score: Largest difference of the scores, rank by rank.
+        score: Largest difference of scores at the same rank.
         box: Largest difference of a coordinate between partners, in pixels.
-        unmatched: Share of detections without partner: one of the same label and, but for 1e-3,
-            the same score. Rounding decides which token is the last to be selected.
+        unmatched: Share of detections without a partner. A partner has the same label and, within
+            1e-3, the same score. There may be some: rounding decides which token is selected last.
     """
 
     score: float
@@ -125,8 +125,8 @@ def compare(
 ) -> Agreement:
     """Compare detections of the same images in two runtimes; see :class:`Agreement`.
 
-    Each detection is compared with the nearest of those that can be its partner, within 1 % of the
-    spread of the coordinates, since equal scores may change places.
+    Equal scores may change places. So each detection is compared with the nearest possible partner,
+    within 1 % of the spread of the coordinates.
     """
     score = float(np.abs(expected.scores - actual.scores).max())
     reach = 0.01 * float(np.ptp(expected.boxes))
@@ -149,7 +149,7 @@ def _partner_distances(
     other_scores: np.ndarray,
     score_tolerance: float,
 ) -> np.ndarray:
-    """Of each detection the largest distance (N,) of a coordinate to its partner's, or infinity."""
+    """(N,) largest distance of each detection's coordinates to its partner's; infinity without."""
     candidates = (labels[:, None] == other_labels) & (
         np.abs(scores[:, None] - other_scores) <= score_tolerance
     )

@@ -1,13 +1,17 @@
-"""TensorRT: the commands that build an engine, and the engine built and run where it can be.
+"""TensorRT: the commands that build an engine; builds and runs the engine where that is possible.
 
-Users of DEIM, D-FINE and RT-DETR lose accuracy, up to every detection, with engines in half
-precision throughout. They found it in the normalisation layers (Peterande/D-FINE issues 44 and 98),
-where an ONNX file has them as single operations of ONNX 16 and below, whose square overflows
-(marcoslucianops/DeepStream-Yolo pull request 647), in the decoder and its choice of queries
-(Intellindust-AI-Lab/DEIMv2 issue 60), and without half precision too on GPUs that compute in TF32
-(Peterande/D-FINE issue 44). Hence the recipe here: the convolutions of backbone and neck in half
-precision, which are most of the work; the attention of the neck and the whole head, choice of
-queries and arithmetic of boxes included, in single precision; no TF32; layer norm as one operator.
+Users of DEIM, D-FINE and RT-DETR lose accuracy, up to every detection, with engines that are wholly
+in half precision. They found these causes:
+
+- the normalisation layers (https://github.com/Peterande/D-FINE/issues/44 and 98). ONNX opset 16 and
+  below takes them apart into single operations, whose square overflows
+  (https://github.com/marcoslucianops/DeepStream-Yolo/pull/647);
+- the decoder and its choice of queries (https://github.com/Intellindust-AI-Lab/DEIMv2/issues/60);
+- TF32 on GPUs that compute in it, without half precision too (D-FINE issue 44).
+
+Hence the recipe here. The convolutions of backbone and neck, which are most of the work, are in
+half precision. The attention of the neck and the whole head, with choice of queries and arithmetic
+of boxes, are in single precision. There is no TF32, and layer norm is one operator.
 """
 
 import fnmatch
@@ -22,13 +26,13 @@ from .extras import require
 from .onnx_export import INPUTS, OUTPUTS
 from .runtimes import Detections
 
-#: Operators by the names that they have in the exported file, at most one * each: what stays in
-#: single precision. Operators outside of any module are those of the post-processing.
+#: Operators that stay in single precision, by their names in the exported file; a name has at most
+#: one *. Operators outside of any module belong to the post-processing.
 SINGLE_PRECISION = ('/neck/encoder/*', '/head/*')
 
 
 def in_single_precision(names: Iterable[str]) -> list[str]:
-    """Those of the operators' names that :data:`SINGLE_PRECISION` holds."""
+    """The names that a pattern of :data:`SINGLE_PRECISION` matches."""
     return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in SINGLE_PRECISION)]
 
 
@@ -46,10 +50,10 @@ def trtexec_command(
         engine_path: The engine to write.
         size: Height and width that it was exported for.
         max_batch: Largest batch that the engine takes.
-        half: ``None``: single precision. ``'typed'``: as the operators of the file are typed, for a
-            file exported in half precision (TensorRT 10 and later; the only way from 11 on).
-            ``'layers'``: half precision but for :data:`SINGLE_PRECISION`, for a file in single
-            precision (TensorRT 8.6 to 10).
+        half: ``None``: single precision. ``'typed'``: the types of the file, for a file exported
+            in half precision (TensorRT 10 and later; the only way from 11 on). ``'layers'``: half
+            precision except for :data:`SINGLE_PRECISION`, for a file in single precision (TensorRT
+            8.6 to 10).
     """
     height, width = size
     shapes = {batch: f'images:{batch}x3x{height}x{width},orig_target_sizes:{batch}x2'
@@ -66,7 +70,7 @@ def trtexec_command(
         options.append('--stronglyTyped')
     elif half == 'layers':
         layers = ','.join(f'{pattern}:fp32' for pattern in SINGLE_PRECISION)
-        # 'prefer': the patterns meet operators on integers too, which have no other type.
+        # 'prefer': the patterns also match operators on integers, which have no other type.
         options += ['--fp16', '--precisionConstraints=prefer', f'--layerPrecisions={layers}']
     return shlex.join(['trtexec', *options])
 

@@ -18,9 +18,9 @@ from ..evaluation import CheckedCocoMetric
 from ..utils.text import some
 from .checks import base_datasets, class_names, parts_of_dataset
 
-# Names that are shown of a list; COCO's 80 fit in, those of LVIS don't.
+# A message shows at most so many names of a list: COCO's 80, but not all of LVIS.
 SHOWN_NAMES = 100
-#: What the options of a split begin with.
+#: The first word of the config's options for a split.
 OPTIONS = dict(validation='val', test='test')
 
 
@@ -32,13 +32,13 @@ def annotation_files(dataset) -> str:
 
 
 def check_numbering(dataset) -> None:
-    """Look for a ``CocoDataset`` of mmdet whose labels don't stand for its class names.
+    """Refuse a ``CocoDataset`` of mmdet whose labels don't stand for its class names.
 
-    It numbers labels in the order of the file's categories, whatever order the classes are given
-    in.
+    Such a data set numbers labels in the order of the file's categories, in whatever order the
+    classes are given (mmdet 3.3.0).
 
     Raises:
-        ValueError: The orders differ; lists both.
+        ValueError: The orders differ; the message lists both.
     """
     for base in base_datasets(dataset):
         classes = class_names(base)
@@ -60,19 +60,20 @@ def check_numbering(dataset) -> None:
 
 
 def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> bool:
-    """Number the classes of a data set as those of something else, by their names.
+    """Number the classes of a data set in a given order, by their names.
 
     Args:
         dataset: Data set, possibly under wrappers; one without class names is left alone.
         classes: The names in the order wanted.
-        what: The data set, for messages.
-        whose: What ``classes`` are the classes of, for messages.
+        what: How messages call the data set.
+        whose: How messages call the owner of ``classes``.
 
     Returns:
         Whether any label has changed.
 
     Raises:
-        ValueError: The names are others, or the data set can't change its numbers; lists both.
+        ValueError: The names differ, or the data set can't change its numbers; the message lists
+            both.
     """
     classes, changed = tuple(classes), False
     for part in base_datasets(dataset):
@@ -99,7 +100,7 @@ def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> b
         part.set_class_order(classes)
         changed = True
     for part in parts_of_dataset(dataset):
-        # Wrappers hold copies of what their parts said when they were built.
+        # A wrapper keeps a copy of its parts' names, made when it was built.
         kept = compat.own_metainfo(part)
         if changed:
             kept['classes'] = classes
@@ -118,8 +119,8 @@ def name_categories(evaluator: Evaluator, config: Any) -> None:
     """Let every ``CocoMetric`` of an evaluator find the categories by their names.
 
     Args:
-        evaluator: Its metrics of mmdet's class are replaced.
-        config: What it was built from.
+        evaluator: Each of its metrics that is mmdet's ``CocoMetric`` is replaced.
+        config: The config that it was built from.
     """
     files = evaluator_files(config)
     for index, metric in enumerate(evaluator.metrics):
@@ -132,7 +133,7 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
     """Compare the annotation files of an evaluator's COCO metrics with the data set.
 
     Images are compared by id, file name and size, categories by name. A metric that takes the
-    objects from the samples agrees by nature.
+    objects from the samples always agrees.
 
     Args:
         evaluator: Evaluator of the loop.
@@ -140,7 +141,7 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
         split: 'validation' or 'test'.
 
     Raises:
-        ValueError: They differ; names both files, what differs and the remedy.
+        ValueError: They differ; the message names both files, what differs and the remedy.
     """
     parts = [dataset] * len(evaluator.metrics)
     if isinstance(evaluator, MultiDatasetsEvaluator):
@@ -164,7 +165,7 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
 
 
 def _fault_of_classes(classes: Sequence[str], categories: dict[str, Any]) -> str | None:
-    """Which of a data set's classes an evaluator lacks among its categories, by name."""
+    """The classes that an evaluator's categories lack, as a message; None if they lack none."""
     missing = [name for name in classes if name not in categories]
     if not missing:
         return None
@@ -175,7 +176,7 @@ def _fault_of_classes(classes: Sequence[str], categories: dict[str, Any]) -> str
 
 
 def _fault_of_images(infos: Sequence[dict], annotated: dict[Any, dict]) -> str | None:
-    """What is wrong with a data set's images for an evaluation on the ``annotated`` ones, by id."""
+    """How a data set's images differ from the ``annotated`` ones (by id); None if they don't."""
     counts = Counter(info['img_id'] for info in infos)
     repeated = [str(id) for id, count in counts.items() if count > 1]
     if repeated:
@@ -205,10 +206,10 @@ def _fault_of_images(infos: Sequence[dict], annotated: dict[Any, dict]) -> str |
 def saved_classes(checkpoint: dict) -> tuple[tuple[str, ...] | None, bool]:
     """Class names that a checkpoint states, and whether they are certain.
 
-    Those of a converted checkpoint of 80 classes are taken for COCO's, which is no certainty.
+    A converted checkpoint of 80 classes is taken for one of COCO; its names aren't certain.
     """
     meta = checkpoint.get('meta') or {}
-    # The second is what MMDetection 2 wrote.
+    # MMDetection 2 wrote 'CLASSES'.
     stated = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}
     classes = stated.get('classes', stated.get('CLASSES'))
     certain = not meta.get('assumed_classes', False)

@@ -1,4 +1,4 @@
-"""A recipe's numbers for all parts of a training that take them."""
+"""Hands a recipe's numbers to the parts of a training that take them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,20 +11,20 @@ from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
 from .recipe import Recipe
 from .schedulers import FlatCosineLR
 
-# What FlatCosineLR takes of a recipe.
+# The numbers of a recipe that FlatCosineLR takes.
 SCHEDULE = ('warmup_iters', 'cosine_begin', 'cosine_end', 'lr_gamma')
 
 
 def apply_recipe(runner, recipe: Recipe) -> Recipe:
-    """Give a recipe's numbers to optimiser, schedulers and hooks, unless the config has own ones.
+    """Give a recipe's numbers to optimiser, schedulers and hooks where the config gives none.
 
     Args:
-        runner: Runner of a training whose optimiser is built; its schedulers are configs yet.
+        runner: Runner of a training. Its optimiser is built; its schedulers still are configs.
         recipe: The derived numbers.
 
     Returns:
-        The numbers in force: those of the config where it gives some, None for what the training
-        has no part for.
+        The numbers in force. Those that the config gives are the config's; those that no part of
+        the training uses are None.
     """
     for group in runner.optim_wrapper.param_groups:
         group['lr'] *= recipe.lr_scale
@@ -54,7 +54,7 @@ def apply_recipe(runner, recipe: Recipe) -> Recipe:
 
 
 def _schedulers(schedulers: Any) -> Iterator[Any]:
-    """Configs, or objects, in whatever form mmengine takes them."""
+    """The schedulers, configs or objects, out of any form that mmengine accepts."""
     if isinstance(schedulers, dict) and 'type' not in schedulers:
         schedulers = [*schedulers.values()]
     if isinstance(schedulers, list | tuple):

@@ -1,4 +1,4 @@
-"""What is checked before training or testing starts, with one clear message each."""
+"""Checks before training or testing starts, with one clear message each."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,24 +29,24 @@ def parts_of_dataset(dataset) -> Iterator[Any]:
 
 
 def base_datasets(dataset) -> Iterator[BaseDataset]:
-    """The data sets under wrappers that hold annotations."""
+    """The data sets that hold annotations, without their wrappers."""
     return (part for part in parts_of_dataset(dataset) if isinstance(part, BaseDataset))
 
 
 def class_names(dataset) -> tuple[str, ...] | None:
     """Names of a data set's classes in the order of its labels; None where it states none."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
-    # mmdet's ConcatDataset lists those of its parts where they differ.
+    # mmdet's ConcatDataset has a list, one entry for each part, where its parts differ.
     first = metainfo[0] if isinstance(metainfo, list) else metainfo
     classes = first.get('classes')
     return None if classes is None else tuple(classes)
 
 
 def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
-    """Look for a training loop that counts epochs, which a hook needs.
+    """Refuse a training loop that doesn't count epochs, for a hook that needs them.
 
     Raises:
-        TypeError: The loop is another; names both and the remedy.
+        TypeError: It doesn't; the message names loop, hook and the remedy.
     """
     if not isinstance(loop, EpochBasedTrainLoop):
         raise TypeError(
@@ -60,7 +60,7 @@ def check_classes(model: nn.Module, dataset, split: str) -> None:
     """Compare the number of classes of the head with that of the data set.
 
     Raises:
-        ValueError: They differ; names both and the classes.
+        ValueError: They differ; the message names both and the classes.
     """
     expected = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
     classes = class_names(dataset)
@@ -75,12 +75,12 @@ def check_classes(model: nn.Module, dataset, split: str) -> None:
 
 
 def check_object_counts(model: nn.Module, dataset) -> None:
-    """Look for an image with more objects than the head has queries.
+    """Refuse a data set with more objects in an image than the head has queries.
 
-    The matching is one-to-one, so that objects beyond the number of queries would never be learnt.
+    The matching is one-to-one: objects beyond the number of queries would never be learnt.
 
     Raises:
-        ValueError: There is one; names the image and both numbers.
+        ValueError: There is such an image; the message names it and both numbers.
     """
     num_queries = getattr(getattr(model, 'bbox_head', None), 'num_queries', None)
     if num_queries is None:
@@ -101,10 +101,10 @@ def check_object_counts(model: nn.Module, dataset) -> None:
 
 
 def check_resumable(checkpoint: dict) -> None:
-    """Look for the progress of a training run in a checkpoint.
+    """Refuse to resume from a checkpoint without the progress of a training.
 
     Raises:
-        ValueError: It holds weights alone.
+        ValueError: The checkpoint holds weights alone.
     """
     if 'epoch' not in (checkpoint.get('meta') or {}):
         raise ValueError(
@@ -117,9 +117,9 @@ def non_finite_names(values: Mapping[Any, Any], prefix: str = '') -> list[str]:
     """Names of tensors that hold NaN or an infinity.
 
     Args:
-        values: Tensors by name, also in further mappings, whose names are put before theirs; what
-            is no tensor is passed over.
-        prefix: Put before all names.
+        values: Tensors by name. Mappings among them are searched too; a name then begins with that
+            of its mapping. Other values are left out.
+        prefix: Begins all names.
     """
     names = []
     for name, value in values.items():
@@ -131,16 +131,16 @@ def non_finite_names(values: Mapping[Any, Any], prefix: str = '') -> list[str]:
 
 
 def enumerate_names(names: list[str], shown: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Text with the first ``shown`` names, and how many more there are."""
     more = len(names) - shown
     return ', '.join(names[:shown]) + (f' and {more} more' if more > 0 else '')
 
 
 def check_finite(model: nn.Module, checkpoint: dict) -> None:
-    """Look for NaN and infinity in the parameters, averages and optimiser of a checkpoint.
+    """Refuse NaN and infinity in the parameters, averages and optimiser of a checkpoint.
 
     Raises:
-        ValueError: There are some; names where.
+        ValueError: There are some; the message says where.
     """
     own = model.state_dict()
     state = checkpoint.get('state_dict', checkpoint)
@@ -160,8 +160,8 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     """Compare the shapes of a checkpoint's parameters with the model's.
 
     Raises:
-        ValueError: No parameter of the model is in the checkpoint, or shapes differ; names the
-            class counts where these are the reason.
+        ValueError: No parameter of the model is in the checkpoint, or shapes differ. If another
+            number of classes is the reason, the message names both numbers.
     """
     source = checkpoint.get('state_dict', checkpoint)
     source = {name.removeprefix('module.'): value for name, value in source.items()}

@@ -1,4 +1,4 @@
-"""Reading of configs for the command-line tools."""
+"""Reads configs for the command-line tools."""
 
 import difflib
 import inspect
@@ -12,14 +12,14 @@ from mmengine.runner import Runner
 from .config_variables import set_variables
 from .image_size import apply_image_size, input_sizes, set_image_size
 
-#: What runners and tools read of a config, beside its variables, which only it reads itself.
+#: The top-level names of a config that runners and tools read. Others are its own variables.
 RUNNER_OPTIONS = {
     *(set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}),
     *('runner_type', 'recipe', 'custom_imports', 'sync_bn', 'find_unused_parameters'),
     *('model_wrapper_cfg', 'compile', 'activation_checkpointing', 'efficient_conv_bn_eval'),
     *('tta_model', 'tta_pipeline'),
 }
-# What is read of settings that no constructor checks.
+# Keys that are read of settings that no constructor checks.
 KNOWN_KEYS = {
     'auto_scale_lr': {'enable', 'base_batch_size'},
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
@@ -30,20 +30,19 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config and merge ``--cfg-options`` into it.
 
     A variable of the config file or of its bases (``max_epochs`` of ``deim_dfine_custom.py``,
-    ``data_root``) takes effect everywhere the files use it. In a config that was dumped, whose
-    values stand for themselves, ``data_root`` is carried to folders and annotation files. What
-    ``image_size`` says holds wherever the config needs it, see
-    :func:`~deim_mmdet.engine.image_size.set_image_size`.
+    ``data_root``) takes effect everywhere the files use it. A dumped config no longer has such
+    links: there ``data_root`` is put into folders and annotation files. ``image_size`` takes effect
+    wherever the config needs it, see :func:`~deim_mmdet.engine.image_size.set_image_size`.
 
     Args:
         path: The config file.
-        options: Value by dotted name.
+        options: Value by dotted name, such as ``{'train_cfg.max_epochs': 12}``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: There is nothing of an option's name, it would change nothing, or its value is
-            of another kind than the config's, which names the option; or ``image_size`` can't hold,
-            see there.
+        ValueError: Nothing has an option's name, the option would change nothing, or its value is
+            of another kind than the config's; the message names the option. Or ``image_size`` can't
+            be applied, see :func:`~deim_mmdet.engine.image_size.set_image_size`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -66,10 +65,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def check_names(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Look for options of names that nothing reads.
+    """Refuse options whose names nothing reads.
 
     Raises:
-        ValueError: There is one; names similar ones.
+        ValueError: There is one; the message names similar ones.
     """
     for option in options:
         name, *rest = option.split('.')
@@ -87,14 +86,15 @@ def check_names(cfg: Config, options: Mapping[str, Any]) -> None:
 def check_no_conflict(
     options: Mapping[str, Any] | None, arguments: Mapping[str, tuple[str, Any]]
 ) -> None:
-    """Look for options that an argument of the command line would replace by something else.
+    """Refuse an option that an argument of the command line sets to another value.
 
     Args:
         options: ``--cfg-options``.
-        arguments: Name and value of the argument that sets an option; a value of None sets nothing.
+        arguments: By option, the name and value of the argument that sets it too. None as value
+            means that the argument isn't given.
 
     Raises:
-        ValueError: There is one; names both.
+        ValueError: There is one; the message names both.
     """
     for option, value in (options or {}).items():
         argument, given = arguments.get(option, ('', None))
@@ -106,17 +106,17 @@ def check_no_conflict(
 
 
 def _converted(cfg: Config, option: str, value: Any) -> Any:
-    """An option's value as what the config has in its place.
+    """An option's value in the type of the config's value.
 
     Raises:
-        ValueError: It is of another kind.
+        ValueError: The value is of another kind.
     """
     name, *parts = option.split('.')
     old = cfg[name]
     if parts:
         return value
     if name == 'data_root' and value:
-        # Configs put paths behind it.
+        # Configs append paths to it.
         return f'{str(value).rstrip("/")}/'
     if name == 'image_size':
         return tuple(value) if isinstance(value, list) else value
@@ -134,16 +134,16 @@ def _converted(cfg: Config, option: str, value: Any) -> Any:
 
 
 def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any]) -> Config:
-    """The config at ``path``, read as ``cfg``, with other values of its variables.
+    """The config at ``path`` with other values of its variables; ``cfg`` is it with its own.
 
     Raises:
-        ValueError: One of them would change nothing.
+        ValueError: One of the values would change nothing.
     """
-    # What is carried to its places where the files don't do it.
+    # Variables that are put in their places here where the files don't do it.
     follows = dict(data_root=True, image_size=bool(input_sizes(cfg)))
     effective = {}
     for option, value in variables.items():
-        # Files compute with image_size, which only a number can bear.
+        # The files may compute with image_size, which works for a number only.
         computes = option != 'image_size' or isinstance(value, int)
         alone = set_variables(path, {option: value}) if computes else None
         if alone is not None and _others(alone, option) != _others(cfg, option):
@@ -163,7 +163,7 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
 
 
 def _others(cfg: Config, option: str) -> dict:
-    """What a config holds beside the variable that an option is about."""
+    """A config without the variable that an option sets."""
     return {k: v for k, v in cfg.to_dict().items() if k != option.split('.')[0]}
 
 
@@ -186,7 +186,7 @@ def override_length(
     batch_size: int | None = None,
     val_interval: int | None = None,
 ) -> None:
-    """Put what is given in place of the length of a training; its recipe follows when it starts.
+    """Set the length of a training, as far as given; its recipe follows when it starts.
 
     Args:
         cfg: Config of a training, changed in place.

@@ -1,8 +1,8 @@
-"""Variables of text configs set from outside, with all that the config derives from them.
+"""Sets variables of text configs from outside, with all that the config derives from them.
 
-A config is a Python file: ``max_epochs = 60`` at its top stands in ``train_cfg`` further down, or
-in the files that inherit from it. mmengine merges options into the finished config, which would
-change the variable and nothing else. Here an option is written into the file, behind each
+A config is a Python file: it uses ``max_epochs = 60`` at its top in ``train_cfg`` further down, or
+in files that inherit from it. mmengine merges options into the finished config, which would
+change the variable and nothing else. Here an option is written into a copy of the file, behind each
 assignment of the variable, and the config is read from such copies of the file and its bases.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from mmengine.config import Config
 
 BASE = '_base_'
-# What mmengine replaces by the folder of the file, which a copy has another one of.
+# mmengine replaces this by the folder of the file; a copy lies in another folder.
 FOLDER = re.compile(r'\{\{\s*fileDirname\s*\}\}')
 
 
@@ -25,11 +25,11 @@ def set_variables(path: str | Path, options: Mapping[str, Any]) -> Config | None
 
     Args:
         path: The config file.
-        options: Value by name; of a part of a variable by its dotted name, ``pipeline.0.prob``.
+        options: Value by name. A dotted name, such as ``pipeline.0.prob``, is a part of a variable.
 
     Returns:
-        The config; where none of its files assigns a variable, as it is. None for a config that
-        imports its bases (``read_base``), which can't be copied, or is no Python file.
+        The config; unchanged where none of its files assigns a variable. None where the config
+        can't be copied: it imports its bases (``read_base``), or isn't a Python file.
     """
     path = Path(path)
     if path.suffix != '.py' or _imports_neighbours(path):
@@ -61,7 +61,7 @@ class _Copies:
         folder = str(path.parent)
         text = FOLDER.sub(lambda _: folder, path.read_text(encoding='utf-8'))
         lines = text.splitlines()
-        # From the last one on, so that line numbers before it stay true.
+        # From the last one backwards, so that the line numbers of the others stay true.
         for statement in reversed(ast.parse(text).body):
             name = _assigned(statement)
             if name == BASE:
@@ -77,7 +77,7 @@ class _Copies:
         return '\n'.join([*lines, ''])
 
     def _base(self, path: Path, base: str) -> str:
-        # mmdet::… and the like are files of other packages, which stay as they are.
+        # mmdet::… and the like name files of other packages, which stay as they are.
         return base if '::' in base else self.of(path.parent / base)
 
     def _assignments(self, variable: str) -> list[str]:
@@ -97,7 +97,7 @@ def _imports_neighbours(path: str) -> bool:
 
 
 def _assigned(statement: ast.stmt) -> str | None:
-    """The variable that a statement assigns."""
+    """The variable that a statement assigns; None if it assigns none."""
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target = statement.targets[0]
         return target.id if isinstance(target, ast.Name) else None

@@ -15,22 +15,22 @@ from mmengine.hooks import EMAHook
 from ..checkpoints.files import find_damage
 from ..datasets.transforms.loading import UnreadableImageError
 
-#: No space, quota used up, limit of file sizes.
+#: Errors of a full disk: no space, quota used up, limit of file sizes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GO_ON = 'then go on with --resume'
-# Neither half-written files, which begin with a dot, nor best ones.
+# Half-written files begin with a dot, best ones with "best_": neither can be resumed from.
 RESUMABLE = re.compile(r'(?!\.|best_).*_(\d+)\.pth')
 
 
 class RunFault(RuntimeError):
-    """A run ended for a reason outside of the program; the message says it and what to do."""
+    """A run ended for a reason outside the program; the message says why and what to do."""
 
 
 def check_work_dir(work_dir: str | Path) -> None:
-    """Make the work directory, write a file there and remove it.
+    """Check that the work directory can be made and written to.
 
     Raises:
-        RunFault: One of these is not possible.
+        RunFault: It can't.
     """
     try:
         os.makedirs(work_dir, exist_ok=True)
@@ -46,11 +46,11 @@ def check_work_dir(work_dir: str | Path) -> None:
 
 
 def check_space(folder: str | Path, needed: int) -> None:
-    """Compare the free space of a folder with what one checkpoint takes.
+    """Check that a checkpoint fits into a folder.
 
     Args:
         folder: Where checkpoints go; need not exist yet.
-        needed: Bytes.
+        needed: Size of one checkpoint in bytes.
 
     Raises:
         RunFault: Not even one fits.
@@ -72,7 +72,7 @@ def free_space(folder: str | Path) -> int:
 
 
 def checkpoint_size(runner) -> int:
-    """About how many bytes a checkpoint of a training takes: weights, average and optimiser."""
+    """Approximate size of a training's checkpoint (weights, average, optimiser) in bytes."""
     weights = _size(runner.model.state_dict().values())
     averages = sum(isinstance(hook, EMAHook) for hook in runner.hooks)
     moments = sum(
@@ -91,12 +91,12 @@ def megabytes(size: int) -> str:
 
 
 def unwritten_checkpoint(path: Path, needed: int, error: OSError) -> RunFault:
-    """The fault that ``path`` could not be written.
+    """The fault of a checkpoint that could not be written.
 
     Args:
         path: The checkpoint.
-        needed: About how many bytes it has.
-        error: What the system said.
+        needed: Its approximate size in bytes.
+        error: The system's error.
     """
     return RunFault(
         f'the checkpoint {path} could not be written ({error.strerror}): it takes about '
@@ -107,11 +107,11 @@ def unwritten_checkpoint(path: Path, needed: int, error: OSError) -> RunFault:
 
 @contextmanager
 def explained_faults(work_dir: str | Path) -> Iterator[None]:
-    """Turn what a fault of the machine raises somewhere in a training into one message.
+    """Turn the errors that a fault of the machine raises in a training into one message.
 
     Raises:
-        RunFault: A file could not be written for want of space, a data-loader worker died, or an
-            image that a worker wanted has vanished or can't be read.
+        RunFault: There was no space to write a file, a data-loader worker died, or an image has
+            vanished or can't be read.
     """
     try:
         yield
@@ -126,7 +126,7 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
             f'give the machine or container more shared memory, /dev/shm), {GO_ON}'
         ) from error
     except (FileNotFoundError, UnreadableImageError) as error:
-        # A worker puts its traceback into the message; the line behind it is the error's own.
+        # A worker puts its traceback into the message; the line after it is the error's own text.
         if 'in DataLoader worker process' not in str(error):
             raise
         message = str(error).strip().splitlines()[-1].split(': ', 1)[-1]
@@ -142,16 +142,15 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
 
 
 def find_resumable(work_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
-    """The checkpoint to resume from: that which ``last_checkpoint`` names, if it is intact.
+    """The checkpoint to resume from: the one that ``last_checkpoint`` names, if it is intact.
 
-    Otherwise the intact one of the latest step (the number at the end of its name) beside it; best
-    checkpoints don't count, as they hold no optimiser. A work directory that holds checkpoints
-    resumes from its own: where it was copied or moved, ``last_checkpoint`` still names the folder
-    that it was written in.
+    Otherwise it is the intact one beside it with the latest step (the number at the end of its
+    name). Best checkpoints don't count, as they hold no optimiser. A copied or moved work directory
+    resumes from its own checkpoints, though ``last_checkpoint`` still names the old folder.
 
     Returns:
-        The path, None where there is no checkpoint at all, and each damaged file that was
-        preferred to it, with what is wrong.
+        The path, None where there is no checkpoint at all; and each damaged file that would have
+        come first, with what is wrong.
 
     Raises:
         RunFault: There are checkpoints, but none is intact.

@@ -1,4 +1,4 @@
-"""What a training logged: read from its work directory, and kept as a small record of its AP."""
+"""Reads what a training logged, and keeps a small record of its AP."""
 
 import csv
 import json
@@ -17,11 +17,11 @@ from .recipe import PublishedRecipe, derive_stages
 
 @dataclass
 class History:
-    """What a training logged.
+    """The figures that a training logged.
 
     Args:
-        train: Per global iteration (from 1) the logged figures, ``epoch`` among them.
-        val: Per epoch (from 1) the figures of the evaluation.
+        train: Logged figures, with ``epoch`` among them, by global iteration (from 1).
+        val: Figures of the evaluation by epoch (from 1).
     """
 
     train: dict[int, dict[str, float]]
@@ -29,7 +29,7 @@ class History:
 
     @property
     def iterations_per_epoch(self) -> int:
-        """The least number that puts every logged iteration into its epoch."""
+        """The smallest number of iterations that puts every logged one into its epoch."""
         return max(math.ceil(step / line['epoch']) for step, line in self.train.items())
 
 
@@ -118,7 +118,7 @@ def evaluations_of(history: History) -> list[Evaluation]:
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
-    """Evaluations of a work directory, or of a record that :func:`write_evaluations` wrote.
+    """Evaluations from a work directory, or from a record that :func:`write_evaluations` wrote.
 
     Raises:
         FileNotFoundError: There is no such directory or file, or nothing was logged in it.

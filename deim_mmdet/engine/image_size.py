@@ -1,4 +1,4 @@
-"""The size of the network's input: said once in a config, put wherever the config needs it."""
+"""The size of the network's input: a config says it once, and it is put wherever it is needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,13 +12,13 @@ from ..datasets.transforms import DenseO2OMosaic
 from ..models.data_preprocessors import DenseO2OMultiScale
 from ..utils.components import component_class, is_component
 
-#: Sides of the input are multiples of the stride of the coarsest features.
+#: Sides of the input are multiples of this number, the stride of the coarsest features.
 SIZE_STEP = 32
 #: The variable that holds the ``image_size`` that a config's pipelines were written for.
 APPLIED = 'applied_image_size'
-# What a run builds. Pipelines elsewhere in a config are variables that these were made from.
+# The parts that a run builds. Pipelines elsewhere in a config are variables that these came from.
 BUILT = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'custom_hooks')
-# Transforms with alternatives, which may have other sizes on purpose.
+# Transforms that choose among alternatives, which may have other sizes on purpose.
 CHOICES = (RandomChoice, TestTimeAug)
 
 Size = tuple[int, int]
@@ -27,15 +27,15 @@ Size = tuple[int, int]
 def apply_image_size(cfg: Config | dict) -> None:
     """Put ``cfg.image_size`` wherever the config needs it, if a file or an option has changed it.
 
-    The base config of the data says in ``applied_image_size`` which one its pipelines were written
-    for. Where both are the same, or a config has no such variable, all sizes stay as written, those
-    too that somebody wrote into the pipelines by hand.
+    ``applied_image_size``, in the base config of the data, is the size that its pipelines were
+    written for. If both are the same, or a config has no such variable, all sizes stay as written,
+    also those that somebody wrote into the pipelines by hand.
 
     Args:
         cfg: A whole config, changed in place.
 
     Raises:
-        ValueError: As :func:`set_image_size`.
+        ValueError: See :func:`set_image_size`.
     """
     size, applied = cfg.get('image_size'), cfg.get(APPLIED)
     if applied is None:
@@ -57,26 +57,27 @@ def apply_image_size(cfg: Config | dict) -> None:
 def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
     """Put a size of the network's input wherever a config needs it.
 
-    Changed are, by the type of the component:
+    These options change, by the type of the component:
 
-    - ``Resize`` to a fixed size (``keep_ratio=False``) and ``scale`` of ``DenseO2OMosaic``: the
-      size. Within a data loader they must agree before, which shows that the input's is meant.
-    - ``tile_size`` of ``DenseO2OMosaic``: in proportion; half of the shorter side as published.
-    - ``base_size`` of ``DenseO2OMultiScale``, where it is given: the longer side.
-    - Alternatives (``TestTimeAug``, ``RandomChoice``): in proportion, in steps of 32.
+    - ``Resize`` to a fixed size (``keep_ratio=False``) and ``scale`` of ``DenseO2OMosaic`` become
+      the size. Within a data loader they must be equal before: then they mean the input.
+    - ``tile_size`` of ``DenseO2OMosaic`` changes in proportion; as published, it is half of the
+      shorter side.
+    - ``base_size`` of ``DenseO2OMultiScale``, where it is given, becomes the longer side.
+    - Alternatives (``TestTimeAug``, ``RandomChoice``) change in proportion, in steps of 32.
 
-    A text config whose size differs from that of its base calls it last, so that whoever reads the
-    file alone, as mmdet's ``DetInferencer`` does, finds that size too.
+    A text config whose size differs from that of its base calls this function last. Programs that
+    only read the file, such as mmdet's ``DetInferencer``, then find that size too.
 
     Args:
-        cfg: A config, or the ``_base_`` of one, changed in place; also its ``image_size``.
+        cfg: A config, or the ``_base_`` of one, changed in place together with its ``image_size``.
         size: Side of a square in pixels, or (height, width); multiples of 32.
 
     Returns:
         Number of components that were changed.
 
     Raises:
-        ValueError: ``size`` isn't of that kind, or a data loader resizes images to several sizes.
+        ValueError: ``size`` is no such size, or a data loader resizes images to several sizes.
 
     Example:
         >>> _base_ = './deim_dfine_s.py'
@@ -97,13 +98,13 @@ def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
                 f'several (height x width): {listed}. Write image_size there in place of numbers, '
                 'or change the numbers and leave image_size as it is in the base config'
             )
-    # Of what has no fixed size itself: that of the loaders, if it changes.
+    # The old size of components without a fixed size: that of the loaders, if it changes.
     default = next((old for old in input_sizes(cfg) if old != new), new)
-    # All are computed before one is set: a component may stand in several parts of the config.
+    # Compute all changes before setting any: a component may stand in several parts of the config.
     changes: dict[int, tuple[dict, dict]] = {}
     for name, part in cfg.items():
         old = next(iter(sizes[name]), default)
-        # A variable with several sizes isn't known to be about the input.
+        # A variable with several sizes may not be about the input.
         if len(sizes[name]) <= 1:
             for _, component, _ in _components(part):
                 if changed := _changes(component, old, new):
@@ -118,7 +119,7 @@ def input_sizes(cfg: Config | dict) -> dict[Size, list[str]]:
     """The fixed sizes (height, width) that a config's data loaders and hooks resize images to.
 
     Returns:
-        By size the places, as dotted names. Alternatives don't count.
+        By size, the dotted names of the places that have it. Alternatives don't count.
     """
     return _fixed_sizes({name: cfg.get(name) for name in BUILT})
 
@@ -164,7 +165,7 @@ def _components(
 
 
 def _fixed_size(component: Mapping) -> Size | None:
-    """(height, width) that a transform brings images to; None if it isn't the same for all."""
+    """(height, width) that a transform resizes images to; None if it isn't the same for all."""
     scale = component.get('scale')
     resizes = is_component(TRANSFORMS, component, Resize) and not component.get('keep_ratio')
     if scale is None or not (resizes or is_component(TRANSFORMS, component, DenseO2OMosaic)):
@@ -174,7 +175,7 @@ def _fixed_size(component: Mapping) -> Size | None:
 
 
 def _changes(component: Mapping, old: Size, new: Size) -> dict[str, Any]:
-    """Options of a component that follow the input's (height, width), as they become."""
+    """New values of a component's options that depend on the input's (height, width)."""
     changes: dict[str, Any] = {}
     is_multi_scale = is_component(MODELS, component, DenseO2OMultiScale)
     if is_multi_scale and component.get('base_size') not in (None, max(new)):

@@ -12,7 +12,8 @@ from mmengine.dist import get_dist_info
 
 from .faults import RunFault
 
-# Where launchers tell a process its rank, the number of processes, and its rank on the machine.
+# Variables by which launchers tell a process its rank (its number), the number of processes, and
+# its rank on the machine.
 VARIABLES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -25,9 +26,9 @@ class LostProcessError(RunFault):
 
 
 def init_gloo(launcher: str, timeout: float) -> None:
-    """Join the other processes over gloo, which needs no GPU.
+    """Join the other processes over gloo, torch's backend that needs no GPU.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` tell where process 0 is; they default to the first machine
+    ``MASTER_ADDR`` and ``MASTER_PORT`` say where process 0 is; they default to the first machine
     of a Slurm job and to 29500.
 
     Args:
@@ -35,7 +36,7 @@ def init_gloo(launcher: str, timeout: float) -> None:
         timeout: Seconds after which a process that doesn't answer counts as lost.
 
     Raises:
-        ValueError: The variables of that launcher are not set: it didn't start this process.
+        ValueError: The launcher's variables are not set: it didn't start this process.
     """
     missing = [name for name in VARIABLES[launcher] if name not in os.environ]
     if missing:
@@ -63,10 +64,10 @@ def _first_slurm_machine() -> str:
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Turn what a backend says of a broken connection into a message that helps.
+    """Turn a backend's error about a broken connection into a message that helps.
 
-    gloo notices at once when a process ends, NCCL after its timeout; what they raise names a socket
-    or a watchdog. Nothing else is touched.
+    gloo notices at once when a process ends, NCCL after its timeout. Their errors name a socket or
+    a watchdog. Other errors stay as they are.
 
     Raises:
         LostProcessError: The communication with another process has failed.
@@ -86,10 +87,10 @@ def naming_lost_processes() -> Iterator[None]:
 
 
 def wait_for_gloo_threads() -> None:
-    """Let the threads of gloo come to rest, before processes are forked.
+    """Wait until the threads of gloo are at rest, before processes are forked.
 
-    They drop the tensors of a finished exchange, for which they take locks of Python. A process
-    that is forked in that moment finds the lock taken for ever (seen with CPython 3.11).
+    The threads drop the tensors of a finished exchange, and take a lock of Python for that. A
+    process that is forked in that moment waits for the lock for ever (seen with CPython 3.11).
     """
     if dist.is_initialized() and dist.get_backend() == 'gloo':
         time.sleep(0.1)

@@ -1,14 +1,13 @@
 """The training recipe, derived from number of epochs, batch size and iterations an epoch.
 
-A published recipe is a set of numbers that belong to one length of training (``epochs`` on COCO)
-and one batch size. This module turns it into the numbers of another run; it is the only place
-where that is done.
+A published recipe is a set of numbers for one length of training (``epochs`` on COCO) and one batch
+size. This module alone turns it into the numbers of another run.
 
-Two rules (DEIM, Table "hyper-parameters"; reference recipes):
+There are two rules (DEIM, Table "hyper-parameters"; reference recipes):
 
-- *Batch size.* With ``k = batch size / published batch size`` the learning rate is multiplied by
-  ``k`` and everything that counts iterations (learning-rate warm-up, horizon ``1 / (1 - decay)``
-  and warm-up of the EMA) is divided by it.
+- *Batch size.* ``k`` is batch size / published batch size. The learning rate is multiplied by
+  ``k``. Everything that counts iterations (learning-rate warm-up; horizon ``1 / (1 - decay)`` and
+  warm-up of the EMA, the average of the weights) is divided by ``k``.
 - *Length.* A run that sees fewer images than the published one keeps each duration's *share* of
   the run: a warm-up of 2000 iterations is 0.9 % of the L recipe on COCO, and 0.9 % of a run on a
   small data set, not all of it. A longer run keeps the published durations.
@@ -20,16 +19,17 @@ from typing import Any
 
 #: Images of COCO train2017, on which the published recipes are defined.
 COCO_TRAIN_IMAGES = 118287
-#: What each evaluation of the no-augmentation stage that is no new best takes off the EMA's decay.
+#: The EMA's decay becomes smaller by this after each evaluation of the no-augmentation stage that
+#: is no new best.
 EMA_RESTART_STEP = 1e-4
-#: Iterations and training images from which on DEIM was seen ahead of its baseline
+#: From these numbers of iterations and training images on, DEIM was seen ahead of its baseline
 #: (docs/convergence.md). With as few images as in the second pair, 1500 iterations were too few.
 SEEN_AHEAD = ((1500, 2000), (3000, 205))
 
 
 @dataclass(frozen=True)
 class PublishedRecipe:
-    """Numbers of a published recipe, as they hold for COCO.
+    """Numbers of a published recipe, for COCO.
 
     Args:
         epochs: Epochs of training.
@@ -43,7 +43,7 @@ class PublishedRecipe:
         ema_warmup_iters: Time constant of the EMA's warm-up, in iterations.
         ema_restart_decay: Decay of the EMA from the restart at the no-augmentation stage on, in
             (0, 1).
-        train_images: Images an epoch, which makes ``train_images // batch_size`` iterations.
+        train_images: Images an epoch; an epoch has ``train_images // batch_size`` iterations.
 
     Raises:
         ValueError: A number is out of its range.
@@ -95,10 +95,11 @@ class Recipe:
     """Numbers of one training run; iterations are those of the training loop.
 
     ``lr_scale`` multiplies the published learning rates. The learning rate is warmed up over
-    ``warmup_iters``, is flat until ``cosine_begin``, falls along a cosine to ``lr_gamma`` times its
-    value at ``cosine_end`` and stays there. ``stages`` are ``(t1, t2, t3)`` in epochs. From t3 on
-    the EMA's decay is ``ema_restart_decay``, less ``ema_restart_step`` for each further restart.
-    Of the numbers in force, those that the training has no part for are None.
+    ``warmup_iters`` and is flat until ``cosine_begin``. Then it falls along a cosine to
+    ``lr_gamma`` times its value at ``cosine_end``, and stays there. ``stages`` are the first epochs
+    ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage. From t3 on the EMA's decay is
+    ``ema_restart_decay``, less ``ema_restart_step`` for each further restart. A number that no part
+    of the training uses is None.
     """
 
     epochs: int
@@ -119,12 +120,12 @@ class Recipe:
 def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, int]:
     """First epochs of the dense, flat and no-augmentation stage of a run of ``epochs`` epochs.
 
-    The no-augmentation stage keeps its share of the epochs and the dense stage its share of the
-    augmented ones; the warm-up stage keeps its share in shorter runs and its length in longer ones.
+    The no-augmentation stage keeps its share of the epochs, the dense stage its share of the
+    augmented epochs. The warm-up stage keeps its share in shorter runs, its length in longer ones.
     Every stage of the recipe has at least one epoch.
 
     Raises:
-        ValueError: Fewer epochs than the recipe has stages.
+        ValueError: There are fewer epochs than the recipe has stages.
     """
     t1, t2, t3 = published.stages
     no_aug = published.epochs - t3
@@ -174,7 +175,7 @@ def derive_recipe(
             raise ValueError(f'recipe: {name}={value} must be positive')
     scale = batch_size / published.batch_size if scale_by_batch else 1.0
     published_iters = published.epochs * published.iters_per_epoch
-    # Both in units of published iterations; exactly 1 for the published run.
+    # Both are relative to the published run, and exactly 1 for it.
     length = epochs * iters_per_epoch * scale / accumulation / published_iters
     stretch = min(1.0, length) / scale * accumulation
 
@@ -184,8 +185,8 @@ def derive_recipe(
         t2 = t3
 
     def stretched(decay: float) -> float:
-        # 1 - 1 / horizon, written so that the published decay comes back to the last bit; a
-        # horizon under an iteration is no averaging.
+        # This is 1 - 1 / horizon, written so that the published decay comes back to the last bit. A
+        # horizon under an iteration means no averaging.
         return max(0.0, 1 - (1 - decay) / stretch)
 
     return Recipe(
@@ -206,11 +207,11 @@ def derive_recipe(
 
 
 def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
-    """Table of the published numbers and those in force, for the log.
+    """Table of the published numbers and the numbers in force, for the log.
 
     Args:
         published: The published numbers.
-        recipe: The numbers in force; "not used" stands for None.
+        recipe: The numbers in force; the table says "not used" for None.
         lr: Learning rate for the published batch size.
     """
     total = recipe.epochs * recipe.iters_per_epoch
@@ -280,11 +281,11 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
 
 
 def regime_note(recipe: Recipe, images: int) -> str | None:
-    """A warning where Dense O2O is used outside the regime in which it was seen to pay.
+    """A warning where Dense O2O has fewer iterations or images than where it was seen to pay.
 
     Args:
-        recipe: The run's.
-        images: Training images.
+        recipe: The numbers of the run.
+        images: Number of training images.
     """
     dense = recipe.stages is not None and recipe.stages[1] > recipe.stages[0]
     total = recipe.epochs * recipe.iters_per_epoch

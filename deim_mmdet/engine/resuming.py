@@ -1,9 +1,9 @@
-"""Going on from a checkpoint with the settings of the present config, whatever they were before.
+"""Resumes from a checkpoint with the settings of the present config, whatever they were before.
 
-A checkpoint holds the learning rates, and counts iterations by the batches, of the run that wrote
-it. mmengine restores both, so that a changed option would be printed and not used. Here a resumed
+A checkpoint holds the learning rates of the run that wrote it, and counts iterations in the batches
+of that run. mmengine restores both: a changed option would be printed, but not used. Here a resumed
 run keeps the *position* (finished epochs) and the state (weights, average, moments) of its
-checkpoint; every number that follows from the config is the present config's.
+checkpoint. It takes every number that follows from the config from the present config.
 """
 
 import logging
@@ -20,9 +20,9 @@ from .checks import bare_model
 from .hooks.exp_warmup_ema import ExpWarmupEMAHook
 from .schedulers import FlatCosineLR
 
-#: Name of the settings in the message hub, hence in checkpoints.
+#: Name of the settings in the message hub, and so in checkpoints.
 SETTINGS = 'settings'
-# How they are called in the log.
+# Names of the settings in the log.
 TITLES = dict(
     epochs='epochs',
     iters_per_epoch='iterations an epoch',
@@ -34,7 +34,7 @@ TITLES = dict(
 
 
 def current_settings(runner) -> dict[str, Any]:
-    """The numbers of a training that decide on its schedule.
+    """The numbers of a training that determine its schedule.
 
     Args:
         runner: Runner of a training whose loop and optimiser are built.
@@ -57,7 +57,7 @@ def current_settings(runner) -> dict[str, Any]:
 
 
 def optimizer_name(optim_wrapper: OptimWrapper) -> str:
-    """The optimiser's class, for comparison with that of a checkpoint."""
+    """Name of the optimiser's class, for comparison with that of a checkpoint."""
     return type(optim_wrapper.optimizer).__name__
 
 
@@ -76,14 +76,14 @@ def settings_of(checkpoint: dict) -> dict[str, Any]:
 
 
 def check_same_optimizer(runner, checkpoint: dict) -> None:
-    """Look for what a resumed run can't change about its optimiser.
+    """Refuse changes of the optimiser that a resumed run can't make.
 
     Args:
         runner: Runner of the resumed training.
-        checkpoint: What it resumes from.
+        checkpoint: The checkpoint that it resumes from.
 
     Raises:
-        ValueError: The optimiser is another, or groups its parameters otherwise.
+        ValueError: The optimiser is another, or groups its parameters differently.
     """
     remedy = 'start a new training from the checkpoint instead (load_from, without resume)'
     before = settings_of(checkpoint).get('optimizer')
@@ -108,7 +108,7 @@ def _same_parameters(runner, saved: dict, settings: dict[str, Any]) -> bool:
         return False
     if 'parameters' in settings:
         return settings['parameters'] == parameters_digest(runner)
-    # Version 0.1 didn't note their names.
+    # Version 0.1 didn't save their names.
     parameters = [parameter for group in groups for parameter in group['params']]
     return all(
         value.shape in ((), parameters[index].shape)
@@ -119,7 +119,7 @@ def _same_parameters(runner, saved: dict, settings: dict[str, Any]) -> bool:
 
 
 def parameters_digest(runner) -> str:
-    """A short text that differs where an optimiser has other parameters, or in another order."""
+    """A short text that differs for other parameters of the optimiser, or another order of them."""
     names = {id(value): name for name, value in bare_model(runner.model).named_parameters()}
     groups = runner.optim_wrapper.optimizer.param_groups
     listed = [[names.get(id(value), '') for value in group['params']] for group in groups]
@@ -127,18 +127,18 @@ def parameters_digest(runner) -> str:
 
 
 def apply_settings(runner, fresh: list[dict[str, Any]]) -> None:
-    """Put the present config's numbers in place of those that a checkpoint has brought.
+    """Replace the numbers that a checkpoint has brought by those of the present config.
 
     Args:
         runner: Runner that has just resumed.
-        fresh: :func:`group_settings` of the optimiser before that.
+        fresh: :func:`group_settings` of the optimiser before it resumed.
     """
     _move_to_epoch(runner)
     for group, settings in zip(runner.optim_wrapper.param_groups, fresh, strict=True):
         before = group.get('initial_lr', group['lr'])
         now = settings.get('initial_lr', settings['lr'])
         if now != before:
-            # For schedulers that go on from the present rate.
+            # Some schedulers go on from the present rate.
             group['lr'] *= now / before
         group.update({key: value for key, value in settings.items() if key != 'lr'})
     for scheduler in runner.param_schedulers or ():
@@ -170,7 +170,7 @@ def saved_settings(runner) -> dict[str, Any]:
 
 
 def report_changes(runner, before: dict[str, Any]) -> None:
-    """Log what a resumed run does otherwise than the one before, and note its settings.
+    """Log which settings of a resumed run differ from before, and keep its settings.
 
     Args:
         runner: Runner of a training that is about to begin.

@@ -1,4 +1,4 @@
-"""Runner that derives the training recipe, checks its input and saves checkpoints atomically."""
+"""The runner: derives the training recipe, checks its input, saves checkpoints atomically."""
 
 import copy
 from pathlib import Path
@@ -47,29 +47,31 @@ from .resuming import (
 class DEIMRunner(Runner):
     """mmengine's ``Runner`` for configs with a published ``recipe``.
 
-    Before training it derives the run's numbers (:func:`~deim_mmdet.engine.recipe.derive_recipe`)
-    from ``train_cfg.max_epochs``, the joint batch size and the iterations of an epoch, prints them
-    beside the published ones and gives them to the optimiser (learning rates), ``FlatCosineLR``,
-    ``ExpWarmupEMAHook``, ``EMARestartHook`` and ``DenseO2OScheduleHook``. A number that the config
-    gives to one of them itself is left alone. ``auto_scale_lr`` holds the published batch size and
-    switches the rule for batch sizes; mmengine's own scaling isn't applied on top. Without
-    ``recipe`` in the config nothing is derived. The table shows the numbers in force, also those
-    that the config gives itself. A resumed run takes all numbers from its own config, see
+    *Recipe.* Before training it derives the run's numbers
+    (:func:`~deim_mmdet.engine.recipe.derive_recipe`) from ``train_cfg.max_epochs``, the joint batch
+    size and the iterations of an epoch. It gives them to the optimiser (learning rates),
+    ``FlatCosineLR``, ``ExpWarmupEMAHook``, ``EMARestartHook`` and ``DenseO2OScheduleHook``. A
+    number that the config gives to one of these itself is left alone. A table shows the published
+    numbers and those in force. ``auto_scale_lr`` holds the published batch size and switches the
+    rule for batch sizes; mmengine's own scaling isn't applied on top. Without ``recipe`` in the
+    config nothing is derived. A resumed run takes all numbers from its own config, see
     :mod:`~deim_mmdet.engine.resuming`.
 
-    What the config says in ``image_size`` is put wherever the config needs it, see
+    *Size.* It puts the config's ``image_size`` wherever the config needs it, see
     :func:`~deim_mmdet.engine.image_size.set_image_size`.
 
-    It refuses, before the first iteration, images with more objects than queries and, by
-    :class:`~deim_mmdet.engine.AgreementHook`, classes and evaluators that don't fit the data sets
-    and the checkpoint; loads checkpoints of the reference and of transformers as its
-    own, and names the reason where one can't be loaded; and writes checkpoints so that a killed run
-    leaves no half-written one. Faults of the machine (a full disk, a killed data-loader worker, a
-    damaged checkpoint, another process of the run that is lost) end with one message or are got
-    over; see :mod:`~deim_mmdet.engine.faults`. Where mmengine finds no accelerator of any kind, and
-    so trains on the CPU, this runner trains with ``--launcher`` over gloo, with ``--amp`` in
-    bfloat16, without SyncBN, and with the model in the form of
-    :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
+    *Checks.* Before the first iteration it refuses images with more objects than queries. By
+    :class:`~deim_mmdet.engine.AgreementHook` it refuses classes and evaluators that don't fit the
+    data sets and the checkpoint.
+
+    *Checkpoints.* It loads checkpoints of the reference and of transformers like its own, and gives
+    the reason where one can't be loaded. A killed run leaves no half-written checkpoint. A fault of
+    the machine (a full disk, a killed data-loader worker, a damaged checkpoint, a lost process)
+    ends with one message, or training goes on; see :mod:`~deim_mmdet.engine.faults`.
+
+    *CPU.* Where mmengine finds no accelerator of any kind, it trains on the CPU. Then
+    ``--launcher`` uses gloo, ``--amp`` uses bfloat16, there is no SyncBN, and the model has the
+    form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
     """
 
     #: The numbers in force, from the start of training on; None without a recipe in the config.
@@ -91,7 +93,7 @@ class DEIMRunner(Runner):
         return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict) -> None:
-        # mmengine's own initialisation selects a CUDA device in any case.
+        # mmengine's own initialisation (0.10.7) always selects a CUDA device.
         if self.distributed and not is_distributed() and get_device() == 'cpu':
             init_gloo(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout', 1800))
         super().setup_env(env_cfg)
@@ -112,10 +114,10 @@ class DEIMRunner(Runner):
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         if isinstance(dataloader, dict):
-            # Where nothing takes pinned memory, torch warns of it.
+            # torch warns where no device can use pinned memory.
             dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **dataloader}
             if not dataloader.get('num_workers'):
-                # Both need workers; a config that had some may set their number to 0.
+                # Both need workers; an option may have set the number of workers to 0.
                 for option in ('persistent_workers', 'prefetch_factor'):
                     dataloader.pop(option, None)
         return Runner.build_dataloader(dataloader, *args, **kwargs)
@@ -123,7 +125,7 @@ class DEIMRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
         if fn_name in ('before_train_epoch', 'before_val_epoch', 'before_test_epoch'):
-            # Next, the data loader forks its workers.
+            # The data loader forks its workers next.
             wait_for_gloo_threads()
 
     @naming_lost_processes()
@@ -227,8 +229,8 @@ class DEIMRunner(Runner):
         """Train as mmengine does.
 
         Raises:
-            RunFault: See :func:`~deim_mmdet.engine.faults.explained_faults`; a
-                :class:`LostProcessError` where another process of the run is lost.
+            RunFault: See :func:`~deim_mmdet.engine.faults.explained_faults`. It is a
+                :class:`LostProcessError` if another process of the run is lost.
             ValueError: The config asks for a compiled training step.
         """
         if self.cfg.get('compile'):
@@ -241,7 +243,7 @@ class DEIMRunner(Runner):
             return super().train()
 
     def load_or_resume(self) -> None:
-        """Load or resume a checkpoint; a damaged last one is passed over for an intact one.
+        """Load or resume a checkpoint; if the last one is damaged, take an intact one.
 
         Raises:
             RunFault: There are checkpoints to resume from, but none is intact.
@@ -280,7 +282,7 @@ class DEIMRunner(Runner):
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save a checkpoint as mmengine does, but under its name only once it is on the disk.
+        """Save a checkpoint as mmengine does; it gets its name only once it is on the disk.
 
         Raises:
             RunFault: The disk is full, or writing fails otherwise.

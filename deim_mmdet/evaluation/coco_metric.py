@@ -1,4 +1,4 @@
-"""COCO's AP with classes by their names and boxes in the pixels of the annotation file."""
+"""COCO's AP with classes by name, and boxes in the pixels of the annotation file."""
 
 import logging
 import re
@@ -19,41 +19,41 @@ from ..datasets.annotated_size import box_factors, size_warning
 
 # Detections of a class in an image that count for ``mAP``, as on COCO's leaderboard.
 AP_DETECTIONS = 100
-# Kinds of figures that are computed here; the others are mmdet's.
+# Kinds of figures that are computed here; mmdet computes the others.
 OWN_KINDS = ('bbox', 'segm')
 DEFAULT_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-# Names of figures: the kind, the part that is looked at, and the detections that count.
+# Names of figures: the kind, the part of the objects, and the number of detections that count.
 FIGURE = re.compile(r'(mAP|AR)(?:_(50|75|s|m|l))?(?:@(\d+))?')
-# Position of a range of areas in COCO's tables, and threshold of the IoU, by the part's name.
+# By the part's name: position of the range of areas in COCO's tables, and threshold of the IoU.
 AREAS = {'s': 1, 'm': 2, 'l': 3}
 IOUS = {'50': 0.5, '75': 0.75}
 
 
 def ap_detections(proposal_nums: Sequence[int]) -> int:
-    """Detections of a class in an image that count for ``mAP``: 100, or else the most of all."""
+    """Detections of a class in an image that count for ``mAP``: 100, or the largest without 100."""
     return AP_DETECTIONS if AP_DETECTIONS in proposal_nums else max(proposal_nums)
 
 
 @METRICS.register_module()
 class CheckedCocoMetric(CocoMetric):
-    """mmdet's ``CocoMetric`` that takes nothing for granted of the annotation file.
+    """mmdet's ``CocoMetric`` that assumes nothing about the annotation file.
 
-    - Labels are numbers of ``dataset_meta['classes']``, the model's classes. They stand for the
+    - Labels are positions in ``dataset_meta['classes']``, the model's classes. They stand for the
       categories *of these names*, whatever order and ids the categories have in the file.
-    - Figures by class (``classwise=True``) carry the name of the class that they are of.
-    - Boxes of an image of another size than annotated are scaled to the annotated one.
-    - ``proposal_nums`` need not contain 100: ``mAP`` then counts as many detections of a class in
-      an image as the largest of them. mmdet's would be -1.
+    - Figures by class (``classwise=True``) carry the name of their class.
+    - If an image has another size than annotated, its boxes are scaled to the annotated size.
+    - ``proposal_nums`` need not contain 100. ``mAP`` then counts as many detections of a class in
+      an image as its largest number; in mmdet 3.3.0 it would be -1.
     - Without a single detection the figures are 0.
 
-    Where none of this applies, all figures are those of ``CocoMetric``.
+    In all other cases the figures are those of ``CocoMetric``.
 
     Args:
         ann_file: Annotation file in COCO's format; None takes the objects from the samples.
-        kwargs: Those of :class:`mmdet.evaluation.CocoMetric`.
+        kwargs: Arguments of :class:`mmdet.evaluation.CocoMetric`.
 
     Raises:
-        ValueError: A class has no category of its name in the file; lists both.
+        ValueError: A class has no category of its name in the file; the message lists both.
     """
 
     def __init__(self, ann_file: str | None = None, **kwargs) -> None:
@@ -80,10 +80,10 @@ class CheckedCocoMetric(CocoMetric):
 
     @classmethod
     def from_metric(cls, metric: CocoMetric, ann_file: str | None) -> 'CheckedCocoMetric':
-        """The evaluation of a built ``CocoMetric``, by this class.
+        """Turn a built ``CocoMetric`` into one of this class.
 
         Args:
-            metric: Its state is taken over: it must not be used any more.
+            metric: The metric. The new one takes over its state, so don't use it any more.
             ann_file: The annotation file, whose name ``metric`` doesn't keep.
         """
         new = cls.__new__(cls)
@@ -101,7 +101,7 @@ class CheckedCocoMetric(CocoMetric):
         """Ids of the categories that have the names of ``classes``, in the order of ``classes``.
 
         Raises:
-            ValueError: The file lacks one of them; lists both.
+            ValueError: The file lacks one of them; the message lists both.
         """
         ids = self.categories
         missing = [name for name in classes if name not in ids]
@@ -122,7 +122,7 @@ class CheckedCocoMetric(CocoMetric):
                 self._scale_to_annotations(found, sample)
 
     def _scale_to_annotations(self, found: dict, sample: dict) -> None:
-        """Scale the boxes of an image as it was read to its size in the annotation file."""
+        """Scale the boxes of an image from the size as read to the size in the annotation file."""
         image = self.annotations.imgs.get(sample['img_id'])
         read = tuple(sample['ori_shape'][:2])
         if image is None or (image['height'], image['width']) == read:
@@ -145,7 +145,7 @@ class CheckedCocoMetric(CocoMetric):
             prefix = self.outfile_prefix or str(Path(folder) / 'results')
             if self.annotations is None:
                 self.annotations = COCO(self.gt_to_coco_json(truths, prefix))
-            # mmdet's own look-up would number labels in the order of the file.
+            # mmdet's own look-up (3.3.0) would number labels in the order of the file.
             self.cat_ids = self.category_ids(self.dataset_meta['classes'])
             if self.img_ids is None:
                 self.img_ids = self.annotations.get_img_ids()
@@ -164,7 +164,7 @@ class CheckedCocoMetric(CocoMetric):
     def _evaluate(self, kind: str, found: list[dict]) -> dict[str, float]:
         """Figures of one kind, 'bbox' or 'segm', from detections in COCO's form."""
         if kind == 'segm':
-            # COCO's evaluation would take the area of the box for that of the mask.
+            # If there is a box, COCO's evaluation takes the box's area for the mask's.
             found = [{k: v for k, v in entry.items() if k != 'bbox'} for entry in found]
         tables = self._tables(kind, found)
         items = self.metric_items or DEFAULT_ITEMS
@@ -172,14 +172,15 @@ class CheckedCocoMetric(CocoMetric):
         if self.classwise:
             figures.update(self._by_class(tables))
         default = ' '.join(f'{self._figure(tables, item):.3f}' for item in DEFAULT_ITEMS)
-        # Under mmdet's name: people search logs for it.
+        # The same name as mmdet's: people search logs for it.
         print_log(f'{kind}_mAP_copypaste: {default}', logger='current')
         return figures
 
     def _tables(self, kind: str, found: list[dict]) -> dict[str, np.ndarray]:
-        """COCO's precision (IoU, recall, class, area, detections) and recall (…, without recall).
+        """COCO's tables of precision and recall.
 
-        Classes are in the order of the ids of their categories.
+        The axes of precision are (IoU, recall, class, area, detections); those of recall are the
+        same without recall. Classes are in the order of their categories' ids.
         """
         if found:
             detections = self.annotations.loadRes(found)
@@ -202,9 +203,9 @@ class CheckedCocoMetric(CocoMetric):
     def _figure(
         self, tables: dict[str, np.ndarray], item: str, category: int | None = None
     ) -> float:
-        """A figure by its name: the mean over all it covers, -1 where there are no objects.
+        """The figure of a name, a mean over the tables; -1 where there are no objects.
 
-        ``category`` is the position of the one category that counts; None: all of them.
+        ``category`` is the position of the one category that counts; None counts all.
         """
         kind, part, limit = FIGURE.fullmatch(item).groups()
         limits = sorted(self.proposal_nums)
@@ -220,7 +221,7 @@ class CheckedCocoMetric(CocoMetric):
         return float(known.mean()) if known.size else -1.0
 
     def _by_class(self, tables: dict[str, np.ndarray]) -> dict[str, float]:
-        """``<name>_precision`` of each class, NaN without objects; all figures go to the log."""
+        """``<name>_precision`` of each class, NaN without objects; logs all figures."""
         positions = {category: i for i, category in enumerate(sorted(self.cat_ids))}
         figures, rows = {}, [('category', *DEFAULT_ITEMS)]
         for name, category in zip(self.dataset_meta['classes'], self.cat_ids, strict=True):

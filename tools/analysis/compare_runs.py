@@ -1,13 +1,13 @@
-"""Draw AP of several trainings against epochs and iterations, and tell which gets there first.
+"""Draw AP of several trainings by epochs and iterations, and say when each reaches the baseline's.
 
     python tools/analysis/compare_runs.py work_dirs/dfine_n work_dirs/deim_dfine_n
     python tools/analysis/compare_runs.py D-FINE=runs/dfine_0,runs/dfine_1 DEIM=runs/deim_0 \
         --baseline D-FINE --out comparison.png
 
-An argument is a work directory, resumed runs included, or a record (.csv) that
-tools/analysis/convergence_study.py wrote; NAME=A,B,... is a group of trainings that differ in their
-seed alone. Drawn is a group's mean over the epochs that all of it was evaluated at, and the range
-of its trainings. Writes the plot and, beside it, the table as .csv.
+An argument is a work directory, with its resumed runs, or a record (.csv) that
+tools/analysis/convergence_study.py wrote. NAME=A,B,... is a group of trainings that differ in their
+seed alone. The plot shows a group's mean, over the epochs at which all its trainings were
+evaluated, and their range. Writes the plot and, beside it, the table as .csv.
 """
 
 import argparse
@@ -29,9 +29,9 @@ class Curve:
     """AP of trainings that differ in their seed alone.
 
     Args:
-        name: What they are.
-        epochs: (N,) int at which each of them was evaluated, in order.
-        iterations: (N,) int, the same.
+        name: Name of the trainings.
+        epochs: (N,) int, the N epochs after which all were evaluated, in order.
+        iterations: (N,) int, the iterations of these epochs.
         ap: (trainings, N) in [0, 1].
     """
 
@@ -52,10 +52,10 @@ class Curve:
 
 
 def join(name: str, trainings: Sequence[Sequence[Evaluation]]) -> Curve:
-    """The curve of trainings, over the epochs that all of them were evaluated at.
+    """The curve of trainings, over the epochs at which all of them were evaluated.
 
     Raises:
-        ValueError: There is no such epoch, or an epoch has another number of iterations in one.
+        ValueError: There is no such epoch, or the trainings have different iterations an epoch.
     """
     by_epoch = [{line.epoch: line for line in training} for training in trainings]
     epochs = sorted(set.intersection(*(set(lines) for lines in by_epoch)))
@@ -105,7 +105,7 @@ def read_curves(groups: Sequence[str]) -> list[Curve]:
 def compare(curves: Sequence[Curve], baseline: Curve) -> list[list]:
     """The table, its header first: final and best AP, and when the baseline's final AP is reached.
 
-    AP is the mean of a group, with the least and greatest of its trainings. ``-``: not reached.
+    AP is the mean of a group, with the lowest and highest of its trainings. ``-``: not reached.
     """
     target = baseline.mean[-1]
     goal = f'AP {target:.3f}'
@@ -133,7 +133,7 @@ def compare(curves: Sequence[Curve], baseline: Curve) -> list[list]:
 
 
 def draw(curves: Sequence[Curve], baseline: Curve, title: str | None) -> Figure:
-    """AP against epochs and against iterations; dotted is the baseline's final AP."""
+    """AP against epochs and against iterations; the dotted line is the baseline's final AP."""
     figure = Figure(figsize=(11, 4.2), layout='constrained')
     for axes, unit in zip(
         figure.subplots(1, 2, sharey=True), ('epochs', 'iterations'), strict=True

@@ -5,14 +5,14 @@
     python tools/analysis/convergence_study.py --only 'sparse_short_*' --seeds 0 1 2
     python tools/analysis/convergence_study.py --list --records docs/convergence
 
-A run is a config of configs/convergence with a budget and a seed, trained on the CPU with one
-thread. What is finished in the work directory is left alone and what is unfinished is resumed, so
-that the study may be stopped (Ctrl-C) and started again at any time. The scenes with digits are
+A run is a config of configs/convergence with a budget (number of iterations) and a seed. It trains
+on the CPU with one thread. Finished runs in the work directory are kept, unfinished ones are
+resumed: the study may be stopped (Ctrl-C) and started again at any time. The scenes with digits are
 made first. A run's name is <data set>_<budget>_<variant>_seed<n>.
 
-With --records, the small record of each run that was begun (AP by epoch as .csv, settings as .json)
-is written to a folder, and from all records in it, also from those of other machines, the
-comparisons of tools/analysis/compare_runs.py, one for each data set and budget.
+--records writes a small record of each run that was begun (AP by epoch as .csv, settings as .json)
+to a folder. From all records there, also those of other machines, it draws the comparisons of
+tools/analysis/compare_runs.py, one for each data set and budget.
 """
 
 import argparse
@@ -48,8 +48,8 @@ class Data:
     """A data set of the study.
 
     Args:
-        iters_per_epoch: Of its training images, in the study's batches of 8.
-        make: Options of tools/demo/make_dataset.py, or None for a data set that is there.
+        iters_per_epoch: Iterations an epoch, in the study's batches of 8.
+        make: Options of tools/demo/make_dataset.py, or None for a data set that already exists.
     """
 
     iters_per_epoch: int
@@ -62,8 +62,8 @@ DATA = {
     'crowded': Data(250, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
     'bccd': Data(25),
 }
-# Iterations of a run, about; whole epochs are taken. A long run has twice as many: a short one with
-# DEIM beside a long one without shows whether it halves a training.
+# Approximate iterations of a run, in whole epochs. A long run has twice as many as a short one: a
+# short run with DEIM beside a long one without shows whether DEIM halves a training.
 BUDGETS = {'short': 1500, 'long': 3000}
 EVALUATIONS = 20
 
@@ -73,12 +73,12 @@ class Run:
     """One training.
 
     Args:
-        name: Of its work directory and record.
+        name: Name of its work directory and record.
         config: File under configs/convergence.
-        epochs: Its length.
+        epochs: Number of epochs.
         val_interval: Epochs between evaluations.
-        seed: Of weights, order and augmentation.
-        data: The key in ``DATA``.
+        seed: Seed of weights, order and augmentation.
+        data: Key of its data set in ``DATA``.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Run:
         return self.epochs * DATA[self.data].iters_per_epoch
 
     def command(self, root: Path) -> list[str]:
-        """Command that trains it, or goes on with it, under ``root``."""
+        """Command that trains or resumes it under ``root``."""
         options = {
             'train_cfg.max_epochs': self.epochs,
             'train_cfg.val_interval': self.val_interval,
@@ -112,7 +112,7 @@ class Run:
 
 
 def plan(seeds: Iterable[int]) -> list[Run]:
-    """All runs of the study, the most telling ones first."""
+    """All runs of the study, the most important ones first."""
     runs = []
     for seed in seeds:
         for model in REPRODUCED:
@@ -130,21 +130,21 @@ def plan(seeds: Iterable[int]) -> list[Run]:
 
 
 def progress(run: Run, root: Path) -> tuple[float, float]:
-    """Share of a run that is done, in [0, 1], and its seconds an iteration (0 where unknown)."""
+    """Finished share of a run, in [0, 1], and its seconds an iteration (0 where unknown)."""
     try:
         history = read_history(root / run.name)
     except FileNotFoundError:
         return 0.0, 0.0
-    # The median: a machine may be busy or asleep for a while.
+    # The median, as a machine may be busy or asleep for a while.
     seconds = median([line['time'] for line in history.train.values() if 'time' in line] or [0.0])
     if max(history.val, default=0) >= run.epochs:
         return 1.0, seconds
-    # Not all of it before the last evaluation.
+    # Not 1 before the last evaluation.
     return min(0.999, max(history.train) / run.iterations), seconds
 
 
 def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
-    """Make the data sets that the runs need and that aren't there."""
+    """Make the data sets that the runs need and that don't exist."""
     for name in sorted({run.data for run in runs}):
         if options := DATA[name].make:
             tool = ROOT / 'tools/demo/make_dataset.py'
@@ -160,16 +160,16 @@ def run_all(
 ) -> list[str]:
     """Run commands, ``jobs`` at a time, each with one thread.
 
-    Stopped, it ends the commands that it started before it ends itself.
+    If it is stopped, it first ends the commands that it started.
 
     Args:
-        commands: By name, in order.
-        logs: File that a command's output is appended to.
-        jobs: Commands side by side.
-        report: Called now and then with the names of those running and of those waiting.
+        commands: Commands by name, in order.
+        logs: Gives the file that the output of a command, by its name, is appended to.
+        jobs: Number of commands side by side.
+        report: Called now and then with the names of running and of waiting commands.
 
     Returns:
-        Names of those that failed; the others were run all the same.
+        Names of the commands that failed; the others ran all the same.
     """
     waiting, running, failed = list(commands), {}, []
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
@@ -237,14 +237,13 @@ def train(runs: list[Run], root: Path, jobs: int) -> None:
 
 
 def seconds_left(runs: Iterable[Run], done: dict[str, tuple[float, float]]) -> float:
-    """Seconds of training, one run after the other, that are left.
+    """Seconds of training that are left, one run after the other.
 
-    A run that didn't begin is taken to be as fast as others of its configuration, or else as the
-    mean of all.
+    A run that didn't begin counts as fast as others of its configuration, or else as the mean.
 
     Args:
         runs: The runs.
-        done: What :func:`progress` gives, by name.
+        done: Result of :func:`progress` by the run's name.
     """
     measured: dict[str, float] = {}
     for run in runs:
@@ -257,7 +256,7 @@ def seconds_left(runs: Iterable[Run], done: dict[str, tuple[float, float]]) -> f
 
 
 def write_record(run: Run, root: Path, folder: Path) -> bool:
-    """Write the record of a run; False where nothing was evaluated yet."""
+    """Write the record of a run; returns False where nothing was evaluated yet."""
     try:
         history = read_history(root / run.name)
     except FileNotFoundError:
@@ -281,7 +280,7 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
 
 
 def comparisons(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """Records in a folder that belong into one plot: ``{comparison: {variant: records}}``."""
+    """Records in a folder, grouped by plot: ``{comparison: {variant: records}}``."""
     groups: dict[str, dict[str, list[Path]]] = {}
     pairs = [
         (f'{data}_{budget}', variant, f'{data}_{budget}_{variant}_seed*.csv')

@@ -1,9 +1,10 @@
-"""Draw VFL against MAL by the predicted probability, for matches of given IoU.
+"""Draw VFL and MAL against the predicted probability, for matches of given IoU.
 
     python tools/analysis/loss_curves.py --out loss_curves.png
 
-VFL weighs a match by its IoU, so that one of low IoU hardly counts however confident it is; MAL
-doesn't (DEIM, section 3.2). Both are the package's own losses, on a single matched class.
+VFL (varifocal loss) weighs a match by its IoU: a match of low IoU hardly counts, however confident
+it is. MAL doesn't do so (DEIM, section 3.2). Both are the package's own losses, on a single matched
+class.
 """
 
 import argparse
@@ -22,8 +23,8 @@ def loss_curve(loss: torch.nn.Module, probabilities: torch.Tensor, iou: float) -
     """Loss of matched pairs.
 
     Args:
-        loss: A loss of (labels, IoU), built with ``reduction='none'``.
-        probabilities: (N,) predicted probabilities of the matched class in (0, 1).
+        loss: A loss that takes (labels, IoU), built with ``reduction='none'``.
+        probabilities: (N,) predicted probabilities of the matched class, in (0, 1).
         iou: IoU of the pairs in [0, 1].
 
     Returns:

@@ -3,20 +3,20 @@
     python tools/analysis/match_statistics.py configs/deim_dfine_l.py --num 1000
     python tools/analysis/match_statistics.py CONFIG --checkpoint FILE --out statistics.png
 
-Images go through the config's own training pipeline and batch augments. What is counted, of one
-matching (a decoder's layers match one by one):
+Images go through the config's own training pipeline and batch augments. The tool counts, for one
+matching (each decoder layer has its own):
 
-- *one-to-one*: objects of an image in the no-augmentation stage (flip and resize; a config without
-  stages: its augmentation as it is), but no more than the head has queries. That is what Hungarian
-  matching assigns, whatever is predicted.
-- *Dense one-to-one*: the same of the same images in the dense stage, mosaics and mixup included.
+- *one-to-one*: objects of an image in the no-augmentation stage (flip and resize; for a config
+  without stages, its own augmentation), but no more than the head has queries. Hungarian matching
+  assigns exactly these, whatever the model predicts.
+- *Dense one-to-one*: the same for the same images in the dense stage, with mosaics and mixup.
 - *one-to-many*: cells that mmdet's SimOTAAssigner makes positive in the images of the first count.
-  It depends on the predictions. With --checkpoint they are the model's: box and scores at every
-  cell of its feature levels, from which query selection draws. Without, a stand-in: every cell of a
-  grid with the strides --strides predicts, at equal scores, the smallest object that it lies in
-  (or else the nearest one) with the IoU given by --iou. SimOTA then makes the integer part of ten
-  times the IoU positive for an object with that many cells. Low IoUs are like the beginning of a
-  training, high ones like its end.
+  They depend on the predictions. With --checkpoint these are the model's: box and scores at every
+  cell of its feature levels, from which query selection chooses. Otherwise they are a stand-in's:
+  every cell of a grid with the strides --strides predicts the smallest object that it lies in (or
+  else the nearest one), with the IoU of --iou and equal scores. SimOTA then makes ten times the
+  IoU, cut down to an integer, positive for an object with that many cells. Low IoUs are like the
+  beginning of a training, high ones like its end.
 
 Writes a plot and, beside it, the table as .csv.
 """
@@ -67,10 +67,10 @@ class Batch:
 
 @dataclass
 class CellPredictions:
-    """What a one-to-many matching sees of an image with N cells and C classes.
+    """The predictions for an image with N cells and C classes, for a one-to-many matching.
 
     Args:
-        cells: (N, 4) centre and stride of each, x, y, stride_x, stride_y in pixels.
+        cells: (N, 4) centre and stride of each cell: x, y, stride_x, stride_y in pixels.
         boxes: (N, 4) predicted x1, y1, x2, y2 in pixels.
         scores: (N, C) in [0, 1].
     """
@@ -81,7 +81,7 @@ class CellPredictions:
 
 
 class TrainingImages:
-    """Batches of a config's training, in a stage of one's choice.
+    """Batches of a config's training, in any stage.
 
     Raises:
         ValueError: The config describes no training, or its data set is empty.
@@ -101,13 +101,13 @@ class TrainingImages:
             raise ValueError(f'the training set of {config.filename} has no images')
 
     def choose(self, number: int) -> np.ndarray:
-        """Indexes of up to ``number`` images in random order, for whole batches if for any."""
+        """Indexes of up to ``number`` images in random order; whole batches if there is one."""
         chosen = np.random.permutation(len(self.dataset))[:number]
         whole = len(chosen) // self.batch_size * self.batch_size
         return chosen[: whole or len(chosen)]
 
     def batches(self, indexes: np.ndarray, stage: Stage) -> Iterator[Batch]:
-        """The images as training in ``stage`` sees them."""
+        """The images as training sees them in ``stage``."""
         for part in staged_augmentations(self.dataset, self.preprocessor):
             part.set_stage(stage)
         for start in range(0, len(indexes), self.batch_size):
@@ -117,7 +117,7 @@ class TrainingImages:
 
 
 def has_dense_stage(config: Config) -> bool:
-    """Whether the config's schedule comes to a dense stage."""
+    """Whether the config's schedule has a dense stage."""
     hook = find_component(HOOKS, config.get('custom_hooks'), DenseO2OScheduleHook)
     if hook is None:
         return False
@@ -126,7 +126,7 @@ def has_dense_stage(config: Config) -> bool:
 
 
 def query_limit(config: Config) -> float:
-    """Queries of the config's head, infinite for a detector without."""
+    """Number of queries of the config's head; infinite for a detector without queries."""
     model = config.model
     return (
         model.get('num_queries') or setting(model.get('bbox_head') or {}, 'num_queries') or np.inf
@@ -134,7 +134,7 @@ def query_limit(config: Config) -> float:
 
 
 def boxes_of(sample: DetDataSample) -> Tensor:
-    """(n, 4) x1, y1, x2, y2 of a sample's objects in pixels of the input."""
+    """(n, 4) boxes x1, y1, x2, y2 of a sample's n objects, in pixels of the input."""
     boxes = sample.gt_instances.bboxes
     return getattr(boxes, 'tensor', boxes)
 
@@ -167,8 +167,8 @@ def stand_in_predictions(cells: Tensor, boxes: Tensor, iou: float) -> CellPredic
 
     Args:
         cells: (N, 4); see :class:`CellPredictions`.
-        boxes: (n, 4) x1, y1, x2, y2 of the objects in pixels, n > 0.
-        iou: In (0, 1].
+        boxes: (n, 4) x1, y1, x2, y2 of the n objects in pixels, n > 0.
+        iou: IoU of prediction and object, in (0, 1].
     """
     x, y = cells[:, 0, None], cells[:, 1, None]
     x1, y1, x2, y2 = boxes.T
@@ -176,7 +176,7 @@ def stand_in_predictions(cells: Tensor, boxes: Tensor, iou: float) -> CellPredic
     areas = ((x2 - x1) * (y2 - y1)).expand(inside.shape).masked_fill(~inside, torch.inf)
     distances = (x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2
     own = boxes[torch.where(inside.any(1), areas.argmin(1), distances.argmin(1))]
-    # A little more: SimOTA cuts the sum of ten IoUs down to an integer.
+    # A little more than iou, as SimOTA cuts the sum of ten IoUs down to an integer.
     shrink = (1 - min(1.0, iou + 1e-4) ** 0.5) / 2
     margin = torch.cat([own[:, 2:] - own[:, :2]] * 2, dim=1) * shrink
     predicted = own + margin * own.new_tensor([1, 1, -1, -1])
@@ -216,7 +216,7 @@ class TrainedModel:
     """A model with query selection, which scores every cell of its feature levels.
 
     Raises:
-        ValueError: The config's model is another one.
+        ValueError: The config's model has no query selection.
     """
 
     def __init__(self, config: Config, checkpoint: str) -> None:
@@ -271,15 +271,15 @@ def match_statistics(
 
     Args:
         config: A training config.
-        number: Most images to take.
+        number: Largest number of images to take.
         matchings: One-to-many matchings by name.
         seed: Seed of augmentations and choice of images.
 
     Returns:
-        {name: (N,) int} of the same N images, one-to-one first.
+        By name of the matching, (N,) int positives of the same N images; one-to-one first.
 
     Raises:
-        ValueError: The config describes no training, or there is no object in the images.
+        ValueError: The config describes no training, or the images have no object.
     """
     set_random_seed(seed)
     images = TrainingImages(config)

@@ -2,7 +2,7 @@
 
     python tools/analysis/plot_training.py work_dirs/deim_dfine_l
 
-Reads what mmengine's logger hook leaves in the work directory. Where a training was resumed, the
+It reads what mmengine's logger hook writes to the work directory. If a training was resumed, the
 later run's figures replace the earlier ones of the same iterations.
 """
 
@@ -38,7 +38,7 @@ def plot_training(work_dir: Path, out: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
 
-    # The last layer's terms; those of the other layers follow them and would crowd the plot.
+    # Only the last layer's terms: those of the other layers look alike and would crowd the plot.
     terms = sorted(
         {
             key

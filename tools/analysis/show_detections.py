@@ -18,7 +18,7 @@ def find_images(directory: Path, number: int) -> list[Path]:
     """Up to ``number`` images of a directory, evenly spread over it.
 
     Raises:
-        FileNotFoundError: If it has none.
+        FileNotFoundError: It has none.
     """
     images = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES)
     if not images:

@@ -3,7 +3,7 @@
     python tools/analysis/show_samples.py configs/deim_dfine_l.py --out samples.png
 
 Samples go through the data set's transforms and the data preprocessor's batch augments, as in
-training; boxes are those that the losses get.
+training. The boxes are those that the losses get.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from mmengine.runner import set_random_seed
 
 
 def draw_batch(dataset, preprocessor, indices: list[int], side: int) -> tuple[list, list[int]]:
-    """Tiles of one training batch with their boxes, and the number of objects of each image."""
+    """Pictures of one training batch with boxes, and the number of objects in each image."""
     batch = preprocessor(pseudo_collate([dataset[index] for index in indices]), training=True)
     images = (batch['inputs'].clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()[..., ::-1]
     tiles, counts = [], []
@@ -42,8 +42,8 @@ def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) 
 
     Args:
         config: A config with ``train_dataloader`` and ``model.data_preprocessor``.
-        columns: Images of a batch.
-        rows: Batches of each stage.
+        columns: Number of images of a batch.
+        rows: Number of batches of each stage.
         side: Side of one picture in pixels.
         seed: Seed of augmentations and choice of images.
 

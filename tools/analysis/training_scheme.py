@@ -4,9 +4,9 @@
     python tools/analysis/training_scheme.py CONFIG --processes 8 --out training_scheme.png
 
 Nothing is trained: the config's runner derives the recipe, and its schedulers step an optimiser
-without gradients through every iteration. Any detector's config will do, MMDetection's own
-included. The length of an epoch is that of the training set; --images gives the number of its
-images where the data are not at hand.
+without gradients through every iteration. The config may be any detector's, also MMDetection's own.
+The training set gives the length of an epoch; without the data, --images gives the number of
+images.
 """
 
 import argparse
@@ -39,21 +39,21 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-# Epochs [start, stop) of an augmentation.
+# Epochs [start, stop) in which an augmentation acts.
 Span = tuple[float, float]
 
-# The stages in which DenseO2O's transforms act, and these batch augments; all others always do.
+# The stages in which DenseO2O's transforms and these batch augments act. All others always act.
 STAGES_OF_ARGUMENT = dict(mosaic=(Stage.DENSE,), single=(Stage.DENSE, Stage.FLAT))
 STAGES_OF_AUGMENT = {
     DenseO2OMixUp: (Stage.DENSE,),
     DenseO2OMultiScale: (Stage.WARM_UP, Stage.DENSE, Stage.FLAT),
 }
-# The EMA's decay changes slowly.
+# So few points are enough: the EMA's decay changes slowly.
 EMA_POINTS = 400
 
 
 class CountedImages(Dataset):
-    """Stands for a training set of ``number`` images where only their number matters."""
+    """Replaces a training set of ``number`` images where only the number matters."""
 
     metainfo: dict = {}
 
@@ -69,11 +69,11 @@ class CountedImages(Dataset):
 
 @dataclass
 class ParameterGroup:
-    """Parameters that share a learning rate throughout.
+    """Parameters that always have the same learning rate.
 
     Args:
-        label: What they are, and how many.
-        rates: (iterations,) learning rate at each.
+        label: Modules of the parameters, and how many there are.
+        rates: (iterations,) learning rate at each iteration.
     """
 
     label: str
@@ -82,15 +82,15 @@ class ParameterGroup:
 
 @dataclass
 class TrainingScheme:
-    """What changes over a training.
+    """The quantities that change over a training.
 
     Args:
         iters_per_epoch: Iterations an epoch.
         groups: Learning rates, highest first.
         boundaries: First epochs (t1, t2, t3) of the dense, flat and no-augmentation stage; None
             without Dense O2O.
-        augmentations: Spans in epochs by the transform's or batch augment's name.
-        ema: (points, 2) epoch and decay; None without an EMA.
+        augmentations: By name of a transform or batch augment, the epochs in which it acts.
+        ema: (points, 2) epoch and decay of the weights' average; None without an EMA.
     """
 
     iters_per_epoch: int
@@ -108,14 +108,14 @@ def build_runner(config: Config, work_dir: str) -> Runner:
     """The config's runner with loop, optimiser and schedulers as at the start of a training."""
     config = copy.deepcopy(config)
     config.work_dir = work_dir
-    # Loggers and visualisers are kept by this name, beyond the folder's life.
+    # mmengine keeps loggers and visualisers by this name, also when the folder is gone.
     config.experiment_name = Path(work_dir).name
     config.log_level = 'ERROR'
     config.visualizer = None
     for split in ('val', 'test'):
         for part in ('dataloader', 'cfg', 'evaluator'):
             config[f'{split}_{part}'] = None
-    # Mixed precision changes no rate, and needs a GPU outside of DEIMRunner.
+    # Mixed precision changes no learning rate, and needs a GPU outside of DEIMRunner.
     if is_component(OPTIM_WRAPPERS, config.optim_wrapper, AmpOptimWrapper):
         config.optim_wrapper = {
             key: value
@@ -124,24 +124,24 @@ def build_runner(config: Config, work_dir: str) -> Runner:
         } | dict(type='OptimWrapper')
     # In training the runner does the same, in this order.
     runner = RUNNERS.build(config)
-    _ = runner.train_loop  # looking at it builds it
+    _ = runner.train_loop  # reading it builds it
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     return runner
 
 
 def describe_parameters(names: Sequence[str], count: int) -> str:
-    """``backbone, neck (12.3 M)``, of the parameters' names and their number of elements."""
+    """Text such as ``backbone, neck (12.3 M)``, from parameter names and number of elements."""
     parts = sorted({name.split('.')[0] for name in names})
     shown = ', '.join(parts[:3]) + (', …' if len(parts) > 3 else '')
     return f'{shown} ({count / 1e6:.3g} M)'
 
 
 def learning_rates(runner: Runner) -> list[ParameterGroup]:
-    """Learning rates at every iteration, of each initial rate once.
+    """Learning rates at every iteration, once for each initial rate.
 
-    The runner's schedulers step an optimiser of one parameter for each rate: the real one may have
-    a group for each of hundreds of parameters.
+    The runner's schedulers step an optimiser with one parameter for each rate. The real one may
+    have hundreds of parameter groups.
     """
     names = {id(parameter): name for name, parameter in runner.model.named_parameters()}
     shared: dict[float, list[nn.Parameter]] = {}
@@ -154,7 +154,7 @@ def learning_rates(runner: Runner) -> list[ParameterGroup]:
     loop = runner.train_loop
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     rates = np.empty((loop.max_iters, len(shared)))
-    # As ParamSchedulerHook steps them. Schedulers warn of an optimiser that hasn't stepped yet.
+    # Steps as ParamSchedulerHook does. Schedulers warn if the optimiser hasn't stepped yet.
     small.step()
     for iteration in range(loop.max_iters):
         rates[iteration] = [group['lr'] for group in small.param_groups]
@@ -177,8 +177,8 @@ def learning_rates(runner: Runner) -> list[ParameterGroup]:
 def ema_decay(runner: Runner) -> np.ndarray | None:
     """Epoch and decay of the first EMA hook's average, (points, 2); None without such a hook.
 
-    The hook's own averaging class is asked: an average of ones, updated with zeros, becomes the
-    decay.
+    The hook's own averaging class gives the decay: an average of ones, updated with zeros, becomes
+    the decay.
     """
     hook = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
     if hook is None:
@@ -199,7 +199,7 @@ def ema_decay(runner: Runner) -> np.ndarray | None:
 
 
 def transform_names(transforms: Sequence[dict]) -> Iterator[str]:
-    """Names of the transforms that change an image by themselves: none that load or pack it."""
+    """Names of the transforms that change an image, without those that load or pack it."""
     for transform in transforms:
         name = component_name(transform)
         if not name.startswith(('Load', 'Pack')) and not is_component(
@@ -209,7 +209,7 @@ def transform_names(transforms: Sequence[dict]) -> Iterator[str]:
 
 
 def pipelines(dataset: dict) -> Iterator[list[dict]]:
-    """Pipelines of a data set's config in the order in which they act, through wrappers."""
+    """Pipelines of a data set's config and its wrappers, in the order in which they act."""
     for child in dataset.get('datasets') or [dataset.get('dataset')]:
         if child:
             yield from pipelines(child)
@@ -218,7 +218,7 @@ def pipelines(dataset: dict) -> Iterator[list[dict]]:
 
 
 def union(spans: Sequence[Span]) -> list[Span]:
-    """Spans in order, those that overlap or touch joined, empty ones left out."""
+    """Spans in order; overlapping or touching ones are joined, empty ones left out."""
     joined: list[Span] = []
     for start, stop in sorted(span for span in spans if span[0] < span[1]):
         if joined and start <= joined[-1][1]:
@@ -236,9 +236,9 @@ def augmentation_spans(
 ) -> dict[str, list[Span]]:
     """When each transform and batch augment acts; see :class:`TrainingScheme`.
 
-    Known are Dense O2O's schedule and mmdet's PipelineSwitchHook and YOLOXModeSwitchHook.
+    It knows Dense O2O's schedule and mmdet's PipelineSwitchHook and YOLOXModeSwitchHook.
     """
-    # Without the hook, DenseO2O stays in the dense stage.
+    # Without the schedule's hook, DenseO2O stays in the dense stage.
     boundaries = boundaries or (0, epochs, epochs)
     switch, second = epochs, None
     skipped: Sequence[str] = ()
@@ -279,15 +279,15 @@ def augmentation_spans(
 def training_scheme(
     config: Config, images: int | None = None, processes: int = 1
 ) -> TrainingScheme:
-    """What changes over the training of a config.
+    """The quantities that change over the training of a config.
 
     Args:
         config: A training config.
-        images: Images of an epoch; None reads the training set.
-        processes: Processes that share the work, each with the config's batch size.
+        images: Number of images of an epoch; None reads the training set.
+        processes: Number of processes that share the work, each with the config's batch size.
 
     Raises:
-        FileNotFoundError: The training set is not there, and ``images`` not given.
+        FileNotFoundError: The training set is missing, and ``images`` isn't given.
         ValueError: The config describes no training, or its recipe doesn't fit.
     """
     if not all(config.get(key) for key in ('model', 'train_dataloader', 'optim_wrapper')):
@@ -326,7 +326,7 @@ def training_scheme(
 
 
 def draw_scheme(scheme: TrainingScheme, title: str) -> Figure:
-    """Learning rates, augmentation and EMA decay above each other, the stages shaded."""
+    """Plots of learning rates, augmentation and EMA decay, with shaded stages."""
     rows = len(scheme.augmentations)
     heights = [3, 0.5 + 0.25 * rows] + ([1.6] if scheme.ema is not None else [])
     figure = Figure(figsize=(10, sum(heights) + 1), layout='constrained')
@@ -337,7 +337,7 @@ def draw_scheme(scheme: TrainingScheme, title: str) -> Figure:
     for group in scheme.groups:
         rate.plot(epochs, group.rates, label=group.label)
     rate.set_yscale('log', nonpositive='mask')
-    # Warm-ups begin at 0 or close to it; all else lies in the last few decades.
+    # Warm-ups begin at 0 or close to it; the other rates span a few powers of ten.
     lowest = min(min(group.rates.max() / 100, group.rates[-1] / 2) for group in scheme.groups)
     rate.set_ylim(bottom=lowest if lowest > 0 else None)
     rate.set_ylabel('learning rate')

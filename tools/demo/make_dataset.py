@@ -1,9 +1,9 @@
 """Make a small detection data set in COCO format out of what scikit-learn ships.
 
-Handwritten digits (``sklearn.datasets.load_digits``, 1,797 scans of 8 x 8 pixels) are enlarged,
-turned a little, coloured and pasted, many sizes and some overlapping, onto crops of scikit-learn's
-two photographs. Training and validation share no source: each digit scan belongs to one of them,
-and so does each half of a photograph.
+It takes handwritten digits (``sklearn.datasets.load_digits``, 1,797 scans of 8 x 8 pixels),
+enlarges them, turns them a little and colours them. It pastes them in many sizes, some overlapping,
+onto crops of scikit-learn's two photographs. Training and validation share no source: each scan of
+a digit, and each half of a photograph, belongs to one of them.
 
     python tools/demo/make_dataset.py data/digits --train 800 --val 150 --objects 1 4
     python tools/demo/make_dataset.py data/crowd --train 5000 --objects 8 20 --jobs 4
@@ -28,19 +28,19 @@ from sklearn.datasets import load_digits, load_sample_images
 SETTINGS_FILE = 'settings.json'
 SPLITS = ('train', 'val')
 VAL_SHARE = 0.25
-# Opacity from which a pixel counts as ink: half, where the eye sees the stroke's edge.
+# From this opacity on, a pixel counts as ink. At half, the eye sees the edge of a stroke.
 INK_OPACITY = 0.5
 # Every object keeps at least this share of its ink uncovered by those pasted after it.
 MIN_VISIBLE = 0.6
 MAX_TURN_DEG = 12.0
 PLACEMENT_TRIALS = 30
-# Every so many images a line says how far it is.
+# After so many images a line shows the progress.
 PROGRESS_IMAGES = 500
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What determines the data set, bit by bit.
+    """The settings that determine every bit of the data set.
 
     Args:
         train: Number of training images.
@@ -48,8 +48,8 @@ class SceneSettings:
         size: Side of the square images, in pixels.
         objects: Least and greatest number of objects in an image: (1, 3) is sparse, (8, 20) a
             crowd.
-        scale: Least and greatest height of an object, as a share of the image's side; drawn
-            uniformly in the logarithm, so that small ones are as frequent as large ones.
+        scale: Least and greatest height of an object, as a share of the image's side. Its
+            logarithm is drawn uniformly, so that small ones are as frequent as large ones.
         digits: The digits in use, each a class.
         seed: Seed of everything random. Image i doesn't depend on how many images there are.
     """
@@ -75,7 +75,7 @@ class SceneSettings:
             raise ValueError(f'digits must be some of 0 to 9, got {self.digits}')
 
     def as_json(self) -> dict:
-        """The settings as they read back from JSON."""
+        """The settings in the form in which JSON gives them back."""
         return json.loads(json.dumps(asdict(self)))
 
 
@@ -84,7 +84,7 @@ class Material:
     """The source material of one split.
 
     Args:
-        scans: Per digit in use, (N, 8, 8) float32 opacities in [0, 1].
+        scans: For each digit in use, opacities (N, 8, 8) of N scans, float32 in [0, 1].
         photographs: (H, W, 3) uint8 BGR images.
     """
 
@@ -94,7 +94,7 @@ class Material:
 
 @cache
 def load_material(settings: SceneSettings, split: str) -> Material:
-    """The scans and halves of photographs that belong to ``split`` and to no other."""
+    """The scans and halves of photographs that belong to ``split`` alone."""
     digits = load_digits()
     opacities = (digits.images / 16).astype(np.float32)
     scans = {}
@@ -136,7 +136,7 @@ def draw_ink(scan: np.ndarray, height: float, rng: np.random.Generator) -> np.nd
     matrix[0] *= stretch
     matrix[:, 2] += canvas / 2 - matrix @ np.array([3.5, 3.5, 1.0])
     opacity = cv2.warpAffine(scan, matrix, (canvas, canvas), flags=cv2.INTER_CUBIC)
-    # A steeper edge than interpolation gives, as of a pen; strokes keep their smooth outline.
+    # Edges become steeper than by interpolation, like a pen's; strokes keep their smooth outline.
     opacity = np.clip((opacity - 0.5) * 2.5 + 0.5, 0, 1)
     ink = opacity >= INK_OPACITY
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -154,8 +154,8 @@ def compose(material: Material, settings: SceneSettings, rng: np.random.Generato
     """Compose one scene.
 
     Returns:
-        The (size, size, 3) uint8 BGR image, (N, 4) boxes x, y, w, h in pixels, tight to the ink
-        that stays visible, and (N,) digits.
+        The image, (size, size, 3) uint8 BGR; boxes of its N objects, (N, 4) x, y, w, h in pixels,
+        tight around the visible ink; and (N,) digits.
     """
     size = settings.size
     image = draw_background(material.photographs, size, rng)
@@ -248,15 +248,15 @@ def write_split(folder: Path, settings: SceneSettings, split: str, jobs: int) ->
 def make_dataset(out: Path, settings: SceneSettings, jobs: int = 1) -> bool:
     """Write the data set to ``out``: ``train/``, ``val/``, ``train.json`` and ``val.json``.
 
-    Written beside ``out`` and moved there when complete. A data set made with the same settings
-    is kept, one made with others is replaced. Its bytes don't depend on ``jobs``, the processes
-    that draw the images.
+    It is written beside ``out`` and moved there when complete. A data set with the same settings is
+    kept, one with other settings is replaced. Its bytes don't depend on ``jobs``, the number of
+    processes that draw the images.
 
     Returns:
-        Whether it was written; False if it was there.
+        Whether it was written; False if it already existed.
 
     Raises:
-        FileExistsError: If ``out`` exists and wasn't made by this function.
+        FileExistsError: ``out`` exists and wasn't made by this function.
     """
     out = Path(out)
     if out.exists():
@@ -284,7 +284,7 @@ def make_dataset(out: Path, settings: SceneSettings, jobs: int = 1) -> bool:
 
 
 def describe(out: Path) -> str:
-    """One line a split: images, objects and the quantiles of their sizes."""
+    """A line for each split: images, objects and the quantiles of their sizes."""
     lines = []
     for split in SPLITS:
         coco = json.loads((out / f'{split}.json').read_text())

@@ -2,7 +2,7 @@
 
     python tools/demo/run.py [--work-dir work_dirs/demo] [--fraction 1.0]
 
-What `make demo` runs. Fails where the detector doesn't reach AP50 0.5 on the validation set.
+`make demo` runs this. It fails if the detector doesn't reach AP50 0.5 on the validation set.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from make_dataset import SceneSettings, describe, make_dataset
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/deim_dfine_demo.py'
 TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 960, 120, 12
-# Still through all four stages, with a few iterations in each.
+# The smallest demo still has all four stages, with a few iterations in each.
 FEWEST_IMAGES, FEWEST_EPOCHS = 32, 4
 REQUIRED_AP50 = 0.5
 STEPS = 4
@@ -37,11 +37,11 @@ STAGE = re.compile(r'Epoch (?P<epoch>\d+) of \d+: stage (?P<stage>\S+) begins')
 
 
 class DemoError(Exception):
-    """What went wrong, in words for the user."""
+    """The demo failed; the message is for the user."""
 
 
 def progress_line(line: str) -> str | None:
-    """What of a line of mmengine's log is shown; all of it goes to the log file."""
+    """The part of a line of mmengine's log that is shown; None shows nothing of it."""
     if match := TRAINED.search(line):
         return (
             '  epoch {epoch:>2} iteration {iter:>3} of {iters}  loss {loss}  lr {lr}  '
@@ -55,14 +55,14 @@ def progress_line(line: str) -> str | None:
 
 
 def run(command: Sequence[str], log: Path) -> None:
-    """Run a command from the root of the checkout, its output to ``log``, its progress shown.
+    """Run a command in the root of the checkout; write its output to ``log``, show its progress.
 
     Raises:
-        DemoError: It failed; names the log and shows its end.
+        DemoError: It failed; the message names the log and shows its end.
     """
-    # The data loader's worker and the network share the cores: a thread that waits for another may
-    # spin for moments only. Without spinning an idle machine takes half as long again, with the
-    # default a busy one many times as long.
+    # The data loader's worker and the network share the cores. So a thread that waits for another
+    # may spin only briefly. Without spinning, an idle machine takes half as long again; with the
+    # default, a busy one takes many times as long.
     env = dict(os.environ, GOMP_SPINCOUNT='20000', PYTHONUNBUFFERED='1')
     env.setdefault('PYTHONWARNINGS', 'ignore')
     with log.open('w') as file:
@@ -101,7 +101,7 @@ def run_demo(work_dir: Path, fraction: float) -> float:
 
     data, pictures = work_dir / 'data', work_dir / 'pictures'
     training, test = work_dir / 'training', work_dir / 'test'
-    # Of an earlier demo; a plot shows one training.
+    # Remove those of an earlier demo: a plot shows one training.
     for folder in (training, test, pictures):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -113,7 +113,7 @@ def run_demo(work_dir: Path, fraction: float) -> float:
         size=128,
         objects=(1, 3),
         scale=(0.3, 0.7),
-        # A 1 of eight pixels is a bar, like much of the photographs.
+        # No 1: in eight pixels it is a bar, like many things in the photographs.
         digits=(0, 2, 3, 4),
     )
     make_dataset(data, settings)
@@ -127,7 +127,7 @@ def run_demo(work_dir: Path, fraction: float) -> float:
         training / 'output.log',
     )
 
-    # The last one, not the best: the best is chosen on the images that it is judged by.
+    # The last, not the best: the best was chosen on the images that are evaluated here.
     checkpoint = Path((training / 'last_checkpoint').read_text().strip())
     begin(3, f'evaluation: mim test deim_mmdet {CONFIG} --checkpoint {checkpoint}')
     run(

@@ -3,8 +3,8 @@
 #
 #     tools/dev/build_mmcv.sh VENV
 #
-# No wheel of MMCV 2.1 with operators exists for today's torch. It is compiled once for each pair of
-# Python and torch and kept in $DEIM_MMDET_CACHE (default: ~/.cache/deim_mmdet), outside the clone.
+# No wheel of MMCV 2.1 with operators exists for today's torch. MMCV is compiled once for each pair
+# of Python and torch, and kept in $DEIM_MMDET_CACHE (default: ~/.cache/deim_mmdet), outside the clone.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: compile the operators, test them there as on the CPU, and time them.
+# On a machine with a GPU: compile the operators, run the tests of the CPU there, and time them.
 #
 #     PYTHON=.venv/bin/python tools/dev/check_gpu.sh [options of benchmarks/operators.py]
 set -euo pipefail

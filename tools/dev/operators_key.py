@@ -1,6 +1,6 @@
-"""Print what compiled operators depend on, as the name of a folder.
+"""Print the name of a folder for compiled operators; it stands for all that they depend on.
 
-The sources, torch, the kind of processor, where CUDA's tools lie, and what ``setup.py`` says.
+These are the sources, torch, the kind of processor, the place of CUDA's tools, and ``setup.py``.
 """
 
 import hashlib

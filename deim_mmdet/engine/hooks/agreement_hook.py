@@ -21,19 +21,19 @@ from ..checks import bare_model, check_classes
 
 @HOOKS.register_module()
 class AgreementHook(Hook):
-    """Compares classes by name, and an evaluator's images with its data set's.
+    """Compares classes by name, and an evaluator's images with those of its data set.
 
-    The order of the classes is the model's: that of the training set in a new training, that of
-    the checkpoint's classes (``meta.dataset_meta``) in resuming, validation and test. Labels of all
-    other data sets are changed to that order, whatever order their files have, and evaluators find
-    the categories by name (:class:`~deim_mmdet.evaluation.CheckedCocoMetric` takes the place of
-    mmdet's ``CocoMetric``). Whatever can't be brought to agree ends the run before its first
-    image. ``DEIMRunner`` has this hook in any case.
+    The model decides the order of the classes. In a new training it is that of the training set; in
+    resuming, validation and test that of the checkpoint (``meta.dataset_meta``). Labels of all
+    other data sets are changed to that order, whatever order their files have. Evaluators find the
+    categories by name: :class:`~deim_mmdet.evaluation.CheckedCocoMetric` takes the place of mmdet's
+    ``CocoMetric``. Anything that can't be made to agree ends the run before its first image.
+    ``DEIMRunner`` always has this hook.
 
     Raises:
-        ValueError: Classes are others, not in the order of the labels, or not as many as the
-            head's; or an evaluator reads other images than its data set. Names both sides and the
-            remedy.
+        ValueError: Class names differ, are not in the order of the labels, or are not as many as
+            the head's classes; or an evaluator reads other images than its data set. The message
+            names both sides and the remedy.
     """
 
     priority = 'HIGHEST'
@@ -91,7 +91,7 @@ class AgreementHook(Hook):
 
 
 def _renumber(runner, split: str, loop: BaseLoop, classes, whose: str) -> None:
-    """Give the data set of a loop, its evaluator and the visualizer the classes of ``whose``."""
+    """Give a loop's data set and evaluator, and the visualizer, the ``classes`` of ``whose``."""
     dataset = loop.dataloader.dataset
     if classes is None or not set_class_order(dataset, classes, f'the {split} data set', whose):
         return

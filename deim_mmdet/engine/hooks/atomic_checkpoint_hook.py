@@ -15,19 +15,19 @@ from ..faults import check_space, checkpoint_size
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` in an order that always leaves a checkpoint to resume from.
 
-    The new checkpoint is written (atomically by ``DEIMRunner.save_checkpoint``), then the pointer
-    ``last_checkpoint`` is replaced, and only then outdated checkpoints are removed: those over
-    ``max_keep_ckpts``, and former best ones, which the checkpoint before may still name. The names
-    of the outdated are in the checkpoint, so that a run that is killed before it has removed them
-    does so when it is resumed.
+    First the new checkpoint is written (atomically, by ``DEIMRunner.save_checkpoint``). Then the
+    pointer ``last_checkpoint`` is replaced. Only then outdated checkpoints are removed: those over
+    ``max_keep_ckpts``, and former best ones, which the checkpoint before may still name. The
+    checkpoint holds the names of the outdated ones. So a run that is killed before it has removed
+    them does so when it is resumed.
 
-    A checkpoint by epoch is written before the evaluation that follows, and once more after it,
-    when every hook has seen its result. The message hub knows the last epoch that was evaluated, as
-    ``validated_epoch``: a run that is resumed from a checkpoint whose evaluation was interrupted
+    A checkpoint by epoch is written before the evaluation that follows, and again after it, when
+    every hook has seen the result. The message hub keeps the last evaluated epoch as
+    ``validated_epoch``. A run that resumes from a checkpoint whose evaluation was interrupted
     evaluates before it goes on.
 
-    Before training it removes what a killed run left half written, and compares the free space
-    with the size of a checkpoint.
+    Before training it removes half-written files of a killed run, and compares the free space with
+    the size of a checkpoint.
 
     Raises:
         RunFault: Not even one checkpoint fits on the disk.
@@ -39,13 +39,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        # A path object would get into the checkpoint, which may hold text only.
+        # The path gets into the checkpoint, which may hold text but no path objects.
         self.out_dir = str(self.out_dir)
         self._training = True
         self._enter_best(
             {key: path and self._in_own_folder(path) for key, path in self._entered_best().items()}
         )
-        # The best checkpoint of each indicator, and all best ones that are on the disk.
+        # The best checkpoint by indicator (the figure that decides), and all best ones on the disk.
         self._best = {key: path for key, path in self._entered_best().items() if path}
         self._best_written = set(self._best.values())
         self._outdated = list(runner.message_hub.get_info('outdated_ckpts', []))
@@ -60,13 +60,13 @@ class AtomicCheckpointHook(CheckpointHook):
             self._make_up_for_evaluation(runner)
 
     def _in_own_folder(self, path: str) -> str:
-        """Path of a checkpoint where the work directory was copied or moved since it was saved."""
+        """Today's path of a checkpoint; the work directory may have been copied or moved."""
         own = self.file_backend.join_path(self.out_dir, Path(path).name)
         return own if self.file_backend.isfile(own) else path
 
     def _make_up_for_evaluation(self, runner) -> None:
         hub = runner.message_hub
-        # Without an entry nothing is known of earlier evaluations, or there were no epochs.
+        # Without an entry, earlier evaluations are unknown, or there were no epochs.
         validated = hub.get_info('validated_epoch', runner.epoch)
         hub.update_info('validated_epoch', validated)
         if validated < runner.epoch and self._is_validated(runner):
@@ -93,13 +93,13 @@ class AtomicCheckpointHook(CheckpointHook):
             self._write(runner, runner.iter + 1, epoch=runner.epoch, iter=runner.iter + 1)
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        # Runner.val evaluates without a training, for which mmengine's hook is not prepared.
+        # Runner.val evaluates without a training; mmengine's hook isn't made for that (0.10.7).
         if not self._training:
             return
-        # mmengine writes the last checkpoint, where it knows one, again: in its own order, and
-        # before all hooks have seen the result.
+        # If mmengine (0.10.7) knows a last checkpoint, it writes it again, before all hooks have
+        # seen the result. It also removes the former best one before it has written the new one.
+        # So neither is entered here while it works.
         last, self.last_ckpt = self.last_ckpt, None
-        # It removes the best checkpoint that is entered before it has written the new one.
         self._enter_best(dict.fromkeys(self._entered_best()))
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last
@@ -133,12 +133,12 @@ class AtomicCheckpointHook(CheckpointHook):
         Args:
             runner: The training.
             step: The number in the name.
-            meta: Finished epochs and iterations.
+            meta: Numbers of finished epochs and iterations.
         """
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             kept = [*self.keep_ckpt_ids, step]
             self._outdated += map(self.filename_tmpl.format, kept[: -self.max_keep_ckpts])
-            # A deque of limited length: it drops the outdated ones itself.
+            # A deque of limited length, which drops the outdated ones itself.
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         best = set(self._best.values())
@@ -177,7 +177,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._best_written.update(self._best.values())
 
     def _entered_best(self) -> dict[str, str | None]:
-        """Path by indicator, as mmengine's hook keeps it; of a single one without its name."""
+        """Best path by indicator, as mmengine's hook keeps it; '' stands for a single one."""
         if not self.save_best:
             return {}
         return dict(getattr(self, 'best_ckpt_path_dict', None) or {'': self.best_ckpt_path})

@@ -14,11 +14,11 @@ from ..resuming import check_same_optimizer
 class CheckpointCheckHook(Hook):
     """Compares parameters when a checkpoint is loaded, before any hook or the model sees it.
 
-    mmengine itself only logs parameters that don't fit and goes on without them. Where training
-    starts from a checkpoint with other classes, its class layers are replaced by the model's new
-    ones, but for the rows of classes with the same name, and a line is logged. For testing and
-    for resuming, such a checkpoint is refused. So is, in any case, one with NaN or infinite
-    numbers, and for resuming one of another optimiser.
+    mmengine itself only logs parameters that don't fit and goes on without them. If training
+    starts from a checkpoint with other classes, the model's new class layers replace those of the
+    checkpoint, except the rows of classes with the same name; a line is logged. Testing and
+    resuming refuse such a checkpoint. NaN and infinite numbers are always refused; resuming also
+    refuses another optimiser.
 
     Raises:
         ValueError: See :func:`~deim_mmdet.engine.checks.check_checkpoint`,

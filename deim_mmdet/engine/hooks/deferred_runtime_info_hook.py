@@ -11,10 +11,10 @@ from ...models.detectors import LossLog
 class DeferredRuntimeInfoHook(RuntimeInfoHook):
     """mmengine's ``RuntimeInfoHook`` that lets the host run ahead of the device.
 
-    mmengine reads every loss term after every iteration, for which the host waits until the device
-    has computed it. Here the losses of :class:`~deim_mmdet.models.DEIMDetector` stay on the device
-    until they are logged or saved, or an epoch ends, and are then read at once. The averages in the
-    log are those of every iteration all the same.
+    mmengine reads every loss term after every iteration; the host waits until the device has
+    computed it. Here the losses of :class:`~deim_mmdet.models.DEIMDetector` stay on the device
+    until they are logged or saved, or an epoch ends. Then they are read at once. The averages in
+    the log still cover every iteration.
     """
 
     def before_train(self, runner) -> None:
@@ -38,7 +38,7 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
             self._read(runner)
 
     def _read(self, runner) -> None:
-        """Hand the losses of all iterations since the last time to the message hub."""
+        """Give the losses of all iterations since the last call to the message hub."""
         numbers = iter(torch.cat([log.values_on_device for log in self._pending]).tolist())
         for log in self._pending:
             for name in log.names:

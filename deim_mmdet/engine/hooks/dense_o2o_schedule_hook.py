@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 
 from ..checks import bare_model, check_counts_epochs
 
-# Where wrappers of datasets and transforms, mmdet's and mmengine's, keep what they wrap.
+# Where wrappers, mmdet's and mmengine's, keep the datasets and transforms that they wrap.
 CHILDREN = ('dataset', 'datasets', 'pipeline', 'transforms', 'load', 'mosaic', 'single')
 
 
@@ -28,7 +28,7 @@ def parts_with(root: Any, method: str) -> Iterator[Any]:
             continue
         if callable(getattr(part, method, None)):
             yield part
-        # vars() rather than getattr(): wrappers that pass attributes on would repeat them.
+        # Not getattr() of each name: wrappers that pass attributes on would repeat them.
         attributes = getattr(part, '__dict__', {})
         pending.extend(attributes[name] for name in CHILDREN if name in attributes)
 
@@ -57,16 +57,16 @@ def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
 class DenseO2OScheduleHook(Hook):
     """Sets the :class:`Stage` of all augmentations before every training epoch.
 
-    It touches every object with ``set_stage`` among the transforms of the training dataset (through
-    wrappers) and the batch augments of the model's data preprocessor. The stage follows from the
-    epoch alone, so nothing has to be saved: a resumed run is in the right stage at once. Transforms
-    keep their stage in shared memory, which persistent workers see. Every rank does the same.
-    The stage's name is kept in the message hub as ``stage``.
+    It calls ``set_stage`` of every object that has it, among the transforms of the training dataset
+    (through wrappers) and the batch augments of the model's data preprocessor. The stage follows
+    from the epoch alone, so nothing has to be saved: a resumed run is in the right stage at once.
+    Transforms keep their stage in shared memory, which persistent workers see. All processes do the
+    same. The message hub keeps the stage's name as ``stage``.
 
     Args:
         stages: First 0-based epochs ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage;
-            ``(0, 0, t3)`` has neither warm-up nor dense stage. None leaves them to
-            :class:`~deim_mmdet.engine.DEIMRunner`.
+            ``(0, 0, t3)`` has neither warm-up nor dense stage. If None,
+            :class:`~deim_mmdet.engine.DEIMRunner` sets them.
 
     Raises:
         ValueError: ``stages`` are not three epochs in order, or not given.

@@ -12,25 +12,25 @@ from .dense_o2o_schedule_hook import batch_augments, parts_with
 
 @HOOKS.register_module()
 class DerivedSeedHook(Hook):
-    """Derives every random draw of training from (seed, position), so that none is carried on.
+    """Derives every random draw of training from (seed, position); no random state is carried on.
 
     - A sample (partners of its mosaic, crops, colours, flips) follows from seed, epoch and index,
-      by ``DenseO2ODataset.set_seed``: the number of workers, and whether they persist, play no
-      part.
-    - What is drawn in the training process (mixup, noise of denoising queries, dropout) follows
-      from seed, iteration and rank: generators are seeded before each iteration.
-    - What all processes of a training draw alike (the size of the batch) follows from seed and
-      iteration, by ``DenseO2OMultiScale.set_step_seed``. The seed is that of the first process.
-    - The order of the samples follows from seed and epoch already, in mmengine's
-      ``DefaultSampler``. The seed of the sampler is kept in the message hub, hence in checkpoints:
-      where the config gives no seed, a resumed run would draw another one.
+      by ``DenseO2ODataset.set_seed``. It doesn't depend on the number of workers and on whether
+      they persist.
+    - Draws in the training process (mixup, noise of denoising queries, dropout) follow from seed,
+      iteration and rank (the number of the process): generators are seeded before each iteration.
+    - Draws that all processes share (the size of the batch) follow from seed and iteration, by
+      ``DenseO2OMultiScale.set_step_seed``. The seed is that of the first process.
+    - The order of the samples already follows from seed and epoch, in mmengine's
+      ``DefaultSampler``. The message hub, and so each checkpoint, keeps the sampler's seed: without
+      a seed in the config, a resumed run would draw another one.
 
-    A run that is resumed at an epoch therefore goes on with the draws of the uninterrupted one. The
-    seed is ``runner.seed``, which mmengine draws where the config gives none, saves, and resumes.
-    Acts first of all hooks, before training, each of its epochs and each of its iterations.
+    So a run that is resumed at an epoch goes on with the draws of the uninterrupted one. The seed
+    is ``runner.seed``. If the config gives none, mmengine draws, saves and resumes it. This hook
+    acts before all others, before training and before each of its epochs and iterations.
 
-    Samples of a data set without ``DenseO2ODataset``, and those of ``DenseO2OMosaic`` with a cache,
-    depend on their worker and what it made before; of the former, a warning is logged.
+    Samples of a data set without ``DenseO2ODataset``, and of ``DenseO2OMosaic`` with a cache,
+    depend on their worker and on what it made before. For the former a warning is logged.
 
     Raises:
         TypeError: The training loop doesn't count epochs.
@@ -62,7 +62,7 @@ class DerivedSeedHook(Hook):
             )
 
     def before_train_epoch(self, runner) -> None:
-        # Workers ask for it with the first sample of the epoch, which is requested after this.
+        # Workers read it with the first sample of the epoch, which is requested after this.
         for part in self._parts:
             part.set_seed(runner.seed, runner.epoch)
 
@@ -74,7 +74,7 @@ class DerivedSeedHook(Hook):
             )
 
     def _restore_sampler_seed(self, runner) -> None:
-        # A batch sampler has it in any case; a loader with one of its own has a stand-in.
+        # The loader's own ``sampler`` is a stand-in where a batch sampler was given.
         sampler = runner.train_dataloader.batch_sampler.sampler
         if not hasattr(sampler, 'seed'):
             return

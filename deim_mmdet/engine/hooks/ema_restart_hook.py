@@ -1,4 +1,4 @@
-"""Restarts training from the best checkpoint of the augmented stages in the last stage."""
+"""Starts the last stage from the best checkpoint of the stages with augmentation."""
 
 import os
 from typing import Any
@@ -14,7 +14,7 @@ from ..checks import check_counts_epochs
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .exp_warmup_ema import ExpWarmupEMAHook
 
-#: Name of the checkpoint, in the folder of the others.
+#: File name of the checkpoint to restart from; it lies beside the others.
 RESTART_CHECKPOINT = 'best_augmented.pth'
 STATE = 'ema_restart'
 
@@ -23,33 +23,34 @@ STATE = 'ema_restart'
 class EMARestartHook(Hook):
     """Restarts from the best checkpoint of the augmented stages (DEIM and D-FINE's recipes).
 
-    1. Where an evaluation of an epoch before the no-augmentation stage is a new best, the whole
-       state is saved as ``best_augmented.pth``, which no later best replaces.
-    2. Before the first epoch of the no-augmentation stage weights, EMA (with its number of updates)
-       and optimiser are set to those of that checkpoint, and the EMA's decay to ``restart_decay``.
-       Learning rate, epoch and iteration go on by the schedule.
-    3. Where an evaluation of an epoch of the no-augmentation stage is no new best of the whole run,
-       ``decay_step`` is taken off the decay, down to 0, and the next epoch starts from the same
+    1. If an evaluation before the no-augmentation stage is a new best, the whole state is saved as
+       ``best_augmented.pth``. Bests of the no-augmentation stage don't replace it.
+    2. Before the first epoch of the no-augmentation stage, weights, EMA (with its number of
+       updates) and optimiser are set to those of that checkpoint, and the EMA's decay to
+       ``restart_decay``. Learning rate, epoch and iteration go on by the schedule.
+    3. If an evaluation of the no-augmentation stage is no new best of the whole run, the decay
+       becomes smaller by ``decay_step``, down to 0, and the next epoch starts from the same
        checkpoint again.
 
-    The best is that of the run's ``CheckpointHook`` (``save_best``): this hook acts after it. A
-    restart is decided after an evaluation and carried out before the next epoch; until that epoch
-    is saved, checkpoints say that it is due. So a run that is resumed at any point restarts where
-    the uninterrupted one did. What is known (epoch and score of the checkpoint, decay, restart due)
-    is in the message hub as ``ema_restart``, hence in every checkpoint. Every rank reads the file
-    itself; where one doesn't see that of the main process, in a work directory of its own, the main
-    process sends what it reads.
+    The run's ``CheckpointHook`` (``save_best``) decides what is best; this hook acts after it. A
+    restart is decided after an evaluation and carried out before the next epoch. Until that epoch
+    is saved, checkpoints say that the restart is due. So a resumed run restarts where the
+    uninterrupted one did. The message hub, and so every checkpoint, keeps the state (epoch and
+    score of the checkpoint, decay, restart due) as ``ema_restart``. Every process reads the file
+    itself. If one has a work directory of its own and doesn't see the file, the main process sends
+    it the content.
 
     Without an evaluation before the no-augmentation stage there is no restart; a line is logged. A
-    resumed run whose ``best_augmented.pth`` is gone doesn't start; where it goes or can't be read
-    in the course of a run, an error is logged and training goes on from the weights that it has.
+    resumed run without its ``best_augmented.pth`` doesn't start. If the file disappears or can't be
+    read during a run, an error is logged and training goes on from the weights that it has.
 
     Args:
-        restart_decay: Decay of the EMA after the first restart, in [0, 1). None leaves it to
-            :class:`~deim_mmdet.engine.DEIMRunner`.
-        decay_step: What a further restart takes off, not negative. None likewise.
+        restart_decay: Decay of the EMA after the first restart, in [0, 1). If None,
+            :class:`~deim_mmdet.engine.DEIMRunner` sets it.
+        decay_step: Each further restart makes the decay smaller by this number, not negative. If
+            None, ``DEIMRunner`` sets it.
         begin: First 0-based epoch of the no-augmentation stage; None for that of
-            ``DenseO2OScheduleHook``. Nothing is done where the training ends before it.
+            ``DenseO2OScheduleHook``. The hook does nothing where the training ends before it.
 
     Raises:
         ValueError: A number is out of range or not given, or a hook that this one needs is missing.
@@ -181,7 +182,7 @@ class EMARestartHook(Hook):
         )
 
     def _read(self, runner) -> tuple[dict | None, str | None]:
-        """The checkpoint, or what is wrong with it; the same on all ranks."""
+        """The checkpoint, or what is wrong with it; the same in all processes."""
         path, result = self._path(runner), [None, None]
         shared = len(set(all_gather_object(_identity(path)))) == 1
         if shared or is_main_process():
@@ -217,9 +218,9 @@ class EMARestartHook(Hook):
             )
 
     def _follow_settings(self, runner) -> None:
-        """Take off the same number of steps as before where a resumed run has other numbers."""
+        """Where a resumed run has other numbers, apply its own for as many restarts as before."""
         state, numbers = self._state(runner), [self.restart_decay, self.decay_step]
-        # Checkpoints of version 0.1 don't say from which numbers their decay comes.
+        # Checkpoints of version 0.1 don't say from which numbers their decay was computed.
         before = state.get('numbers') or numbers
         if state['decay'] is None or before == numbers:
             return
@@ -261,7 +262,7 @@ def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
 
     Args:
         optim_wrapper: The wrapper of the training.
-        saved: What the ``state_dict`` of this wrapper was at another iteration.
+        saved: A ``state_dict`` of this wrapper from another iteration.
     """
     optim_wrapper.zero_grad()
     current = optim_wrapper.state_dict()
@@ -270,7 +271,7 @@ def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """What differs between one file and another, or an older one of the same name."""
+    """Tells a file from others, and from an older one of the same name; None without a file."""
     try:
         status = os.stat(path)
     except OSError:

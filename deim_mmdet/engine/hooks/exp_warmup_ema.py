@@ -1,4 +1,4 @@
-"""Exponential moving average of parameters and buffers whose decay is warmed up."""
+"""Exponential moving average (EMA) of parameters and buffers, with a decay that is warmed up."""
 
 import math
 
@@ -17,11 +17,11 @@ from .non_finite_loss_hook import NonFiniteLossHook
 class ExpWarmupEMA(BaseAveragedModel):
     r"""EMA over the whole state dict with decay :math:`d_n = decay (1 - e^{-n / warmup})`.
 
-    ``n`` counts updates from 1: :math:`\bar x_n = d_n \bar x_{n-1} + (1 - d_n) x_n` for floating
-    point entries, parameters and buffers alike; integer entries (``num_batches_tracked``) are
-    copied. It differs from mmdet's ``ExpMomentumEMA``, which has the same decays, in starting from
-    the model before its first step instead of after it, in the copied integers and in updating all
-    tensors at once.
+    ``n`` counts updates from 1. The average of a floating-point entry, parameter or buffer, is
+    :math:`\bar x_n = d_n \bar x_{n-1} + (1 - d_n) x_n`, where :math:`x_n` is the model's. Integer
+    entries (``num_batches_tracked``) are copied. mmdet's ``ExpMomentumEMA`` (3.3.0) has the same
+    decays. But this average starts from the model before its first step instead of after it, copies
+    integers, and updates all tensors at once.
 
     Args:
         model: Model to average; the average starts as a copy of it.
@@ -56,7 +56,7 @@ class ExpWarmupEMA(BaseAveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Add the state of ``model`` to the average.
 
-        Its tensors are looked up once: it may not get others in their place later on.
+        Its tensors are looked up once: they must not be replaced by others later.
         """
         self.steps += 1
         floats, integers = self._pairs(model)
@@ -64,7 +64,7 @@ class ExpWarmupEMA(BaseAveragedModel):
         compat.copy_each(*integers)
 
     def _pairs(self, model: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Tensors of the average and of ``model``: those of floating point, and integer ones."""
+        """Tensors of the average and of ``model``: the floating-point ones, then the integers."""
         if self._paired is None or self._paired[0] is not model:
             source = model.state_dict(keep_vars=True)
             pairs = [([], []), ([], [])]
@@ -72,7 +72,7 @@ class ExpWarmupEMA(BaseAveragedModel):
                 averages, values = pairs[not average.is_floating_point()]
                 averages.append(average)
                 values.append(source[name])
-            # In a tuple, so that the model doesn't become a part of this one.
+            # In a tuple, so that the model doesn't become a submodule of this one.
             self._paired = (model, pairs)
         return self._paired[1]
 
@@ -81,15 +81,14 @@ class ExpWarmupEMA(BaseAveragedModel):
 class ExpWarmupEMAHook(EMAHook):
     """mmengine's ``EMAHook`` with :class:`ExpWarmupEMA`.
 
-    Acts after each training iteration (update, but for steps that ``NonFiniteLossHook`` leaves
-    out), around validation and test (the average takes part in place of the model) and when a
-    checkpoint is saved or loaded: ``state_dict`` of a checkpoint holds the average,
-    ``ema_state_dict`` the model in training and the number of updates, from which a resumed run
-    goes on with its decay.
+    It updates the average after each training iteration, except for steps that
+    ``NonFiniteLossHook`` leaves out. In validation and test the average takes the place of the
+    model. In a checkpoint, ``state_dict`` holds the average; ``ema_state_dict`` holds the model in
+    training and the number of updates, from which a resumed run goes on with its decay.
 
     Args:
-        decay: Final decay; None leaves it to :class:`~deim_mmdet.engine.DEIMRunner`.
-        warmup_iters: Time constant of the warm-up; None likewise.
+        decay: Final decay, in [0, 1). If None, :class:`~deim_mmdet.engine.DEIMRunner` sets it.
+        warmup_iters: Time constant of the warm-up in updates. If None, ``DEIMRunner`` sets it.
     """
 
     def __init__(self, decay: float | None = None, warmup_iters: float | None = None) -> None:
@@ -106,7 +105,7 @@ class ExpWarmupEMAHook(EMAHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         self._guards = [hook for hook in runner.hooks if isinstance(hook, NonFiniteLossHook)]
-        # The copy was made before weights were initialised or loaded.
+        # The average was made before the model's weights were initialised or loaded.
         if self.ema_model.steps == 0:
             self.ema_model.copy_from(self.src_model)
 
@@ -115,13 +114,13 @@ class ExpWarmupEMAHook(EMAHook):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def restore(self, checkpoint: dict) -> None:
-        """Set model and average to those of a checkpoint that this hook took part in saving.
+        """Set model and average to those of a checkpoint that was saved with this hook.
 
         Args:
-            checkpoint: Its content; changed in place.
+            checkpoint: Content of the checkpoint; changed in place.
         """
         average, current = checkpoint['state_dict'], checkpoint['ema_state_dict']
-        # Beside the model, the part with a prefix, the latter holds the number of updates.
+        # ``ema_state_dict`` holds the model, with a prefix, and the number of updates.
         for name in average:
             key = f'module.{name}'
             average[name], current[key] = current[key], average[name]

@@ -38,34 +38,33 @@ class NonFiniteWeightError(NonFiniteError):
 class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
-    It acts where mmengine's optimiser wrapper clips: in training it stands in for the wrapper's
+    It acts where mmengine's optimiser wrapper clips: in training it replaces the wrapper's
     ``clip_func``, also where nothing is clipped. Losses and the norm of all gradients are read from
-    the device in one transfer, which is that of the norm for the log. Gradients are looked at
+    the device in one transfer, which the log needs for the norm anyway. Gradients are checked
     before they are clipped: clipping by norm would spread one NaN to all of them, and clipping by
     value would turn an infinity into a usual number. With gradient accumulation the losses of each
     iteration before the last are read after its backward pass.
 
-    In distributed training all ranks take the same decision, and each names the terms and images
-    of all. Where a ``GradScaler`` looks for infinite gradients and skips their steps itself
-    (``AmpOptimWrapper``), gradients are left to it, unless it is disabled and looks for nothing; a
-    norm that isn't finite is not logged. A checkpoint with a weight that isn't finite is not
-    written.
+    In distributed training all processes take the same decision, and each names the terms and
+    images of all. A ``GradScaler`` (``AmpOptimWrapper``) looks for infinite gradients and skips
+    their steps itself: gradients are left to it, unless it is disabled. A norm that isn't finite is
+    not logged. A checkpoint with a weight that isn't finite is not written.
 
-    The first ``skip_non_finite`` bad steps of a run are left out. Such a step changes neither
-    weights nor optimiser, nor the average of ``ExpWarmupEMAHook``, nor the running statistics that
-    its forward pass has updated, nor the scale of a ``GradScaler``; the learning rate goes on. Its
-    bad terms are not logged. With gradient accumulation the step is left out for all its
-    iterations; from the bad one on they don't reach statistics and average either. The number of
-    steps left out is kept in the message hub as ``skipped_steps``, and so survives a resume.
-    Weights that aren't finite already end the training in any case.
+    The first ``skip_non_finite`` bad steps of a run are left out. Such a step doesn't change
+    weights, optimiser, the average of ``ExpWarmupEMAHook``, the running statistics that its forward
+    pass has updated, and the scale of a ``GradScaler``. The learning rate goes on. The bad terms
+    are not logged. With gradient accumulation all iterations of the step are left out; from the bad
+    one on they don't reach statistics and average either. The message hub keeps the number of steps
+    left out as ``skipped_steps``, so it survives a resume. Weights that already aren't finite
+    always end the training.
 
     Args:
-        skip_non_finite: How many steps of a run may be left out. Default 0: the first ends it.
+        skip_non_finite: How many steps of a run may be left out. With 0, the first bad one ends it.
 
     Raises:
-        NonFiniteLossError: Names the terms and the images of the batch.
-        NonFiniteGradientError: Names the parameters and the images.
-        NonFiniteWeightError: Names the weights.
+        NonFiniteLossError: A loss isn't finite; the message names terms and images of the batch.
+        NonFiniteGradientError: A gradient isn't finite; it names the parameters and the images.
+        NonFiniteWeightError: A weight isn't finite; it names the weights.
         ValueError: ``skip_non_finite`` is negative or no integer.
     """
 
@@ -93,7 +92,7 @@ class NonFiniteLossHook(Hook):
         self._handle = self._model.register_forward_hook(self._note_losses, with_kwargs=True)
         scaler = getattr(wrapper, 'loss_scaler', None)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        # A wrapper without arguments for it would not call it.
+        # A wrapper without arguments for clipping would not call the function.
         arguments = wrapper.clip_grad_kwargs or dict(norm_type=2.0)
         self._clipping = compat.set_clipping(wrapper, self._check_and_clip, arguments)
 
@@ -102,7 +101,7 @@ class NonFiniteLossHook(Hook):
         compat.set_clipping(self._wrapper, *self._clipping)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        # That is, the iteration before has completed a step.
+        # True where the iteration before has completed a step.
         if self._wrapper.should_update():
             self.skipping = False
             self._samples.clear()
@@ -124,7 +123,7 @@ class NonFiniteLossHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self._refuse_weights({'model': checkpoint['state_dict']})
-        # EMAHook puts the average into the checkpoint later.
+        # EMAHook puts the average into the checkpoint after this.
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 self._refuse_weights({'average': hook.ema_model.module.state_dict()})
@@ -136,10 +135,10 @@ class NonFiniteLossHook(Hook):
             self._samples.append(kwargs.get('data_samples') or [])
 
     def _check_and_clip(self, parameters: list[nn.Parameter], **arguments) -> float | None:
-        """What the wrapper calls to clip, once the gradients of a step are complete.
+        """Check and clip; the wrapper calls it once the gradients of a step are complete.
 
         Args:
-            parameters: Those that have a gradient.
+            parameters: The parameters that have a gradient.
             arguments: The wrapper's ``clip_grad``.
 
         Returns:
@@ -150,7 +149,7 @@ class NonFiniteLossHook(Hook):
         norm = get_total_norm([parameter.grad for parameter in parameters], **options)
         figures = None if self.skipping else self._check(norm)
         if figures is None:
-            # Optimisers pass parameters without gradient over: no decay, no change of state.
+            # Optimisers skip parameters without gradient: no decay, no change of state.
             for parameter in parameters:
                 parameter.grad = None
             if self.skipping and self._scaler is not None:
@@ -163,13 +162,13 @@ class NonFiniteLossHook(Hook):
         return None
 
     def _check(self, *norm: Tensor) -> list[float] | None:
-        """Look at the losses of an iteration and the norm of the gradients, in one transfer.
+        """Check the losses of an iteration and the norm of the gradients, in one transfer.
 
         Args:
-            norm: Of all gradients, once they are complete.
+            norm: Norm of all gradients, once they are complete.
 
         Returns:
-            Losses and norm; None where one of them keeps this step from the weights.
+            Losses and norm; None where one of them isn't finite and the step is left out.
         """
         losses = {
             name: sum(value) if isinstance(value, (list, tuple)) else value
@@ -178,7 +177,7 @@ class NonFiniteLossHook(Hook):
         self._losses = {}
         figures = [value.detach().float() for value in (*losses.values(), *norm)]
         figures = torch.stack([value.sum() if value.dim() else value for value in figures])
-        # NaN or infinite where any figure is, on any rank.
+        # NaN or infinite where any figure of any process is.
         joint = figures.sum()
         all_reduce(joint)
         *values, joint = torch.hstack([figures, joint]).tolist()
@@ -207,8 +206,8 @@ class NonFiniteLossHook(Hook):
         Args:
             error: What to raise where the run may not go on.
             what: ``'loss'`` or ``'gradient'``.
-            wrong: Descriptions of what isn't finite on this rank.
-            samples: Of this rank that it was computed from, by iteration.
+            wrong: Descriptions of what isn't finite in this process.
+            samples: The samples of this process that it was computed from, by iteration.
         """
         self._refuse_weights(dict(self._model.named_parameters()))
         images = [str(s.get('img_path', 'unknown')) for batch in samples for s in batch]

@@ -8,11 +8,11 @@ from mmengine.hooks import EarlyStoppingHook
 class ResumableEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's ``EarlyStoppingHook`` whose count of evaluations survives a resume.
 
-    mmengine's own starts counting anew. Best score and count are kept in the message hub as
-    ``early_stopping``, hence in every checkpoint; a run that had been stopped and is resumed stays
-    stopped, unless ``patience`` or ``stopping_threshold`` was raised. Arguments are those of
-    ``EarlyStoppingHook``; for an AP set ``min_delta``, as its default of 0.1 is a tenth of the
-    whole scale.
+    mmengine's own starts counting anew (0.10.7). The message hub, and so every checkpoint, keeps
+    best score and count as ``early_stopping``. A run that was stopped and is resumed stays stopped,
+    unless ``patience`` or ``stopping_threshold`` was raised. Arguments are those of
+    ``EarlyStoppingHook``. For an AP set ``min_delta``: its default of 0.1 is a tenth of the whole
+    scale.
 
     Example:
         >>> custom_hooks = [..., dict(
@@ -20,8 +20,7 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
         ...     patience=10)]
     """
 
-    # Before the checkpoint hook, which may evaluate the epoch that was interrupted before training
-    # goes on.
+    # Before the checkpoint hook, which may repeat an interrupted evaluation first.
     priority = 'LOW'
 
     def before_train(self, runner) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of detections that do not overwrite each other."""
+"""Writes pictures of detections that do not overwrite each other."""
 
 import os.path as osp
 from collections import Counter
@@ -12,15 +12,16 @@ from mmengine.visualization import Visualizer
 from ... import compat
 from ..checks import base_datasets
 
-# File systems allow 255 bytes; a number may come behind.
+# In bytes. File systems allow 255, and a number may be appended.
 LONGEST = 200
 
 
 def picture_names(paths: Iterable[str]) -> dict[str, str]:
     """A file name for each image, by its absolute path; no two images share one.
 
-    It is the image's own where no other has that name, else its path below the folder that all
-    images have in common, such as ``camera1_0001.jpg``. The order of ``paths`` has no influence.
+    It is the image's own name where no other image has it. Otherwise it is made of the path below
+    the folder that all images share, such as ``camera1_0001.jpg``. The order of ``paths`` doesn't
+    matter.
     """
     paths = sorted({osp.abspath(path) for path in paths})
     counts = Counter(map(osp.basename, paths))
@@ -31,7 +32,7 @@ def picture_names(paths: Iterable[str]) -> dict[str, str]:
         if path in names:
             continue
         stem, suffix = osp.splitext(osp.relpath(path, common).replace(osp.sep, '_'))
-        # The end says more than the beginning.
+        # The end of a path says more than its beginning.
         stem = stem.encode()[-LONGEST:].decode(errors='ignore')
         name, number = stem + suffix, 1
         while name in taken:
@@ -46,7 +47,7 @@ class RenamingVisualizer:
     """A visualizer that writes the pictures of images under the names of :func:`picture_names`.
 
     Args:
-        visualizer: Draws and writes.
+        visualizer: The visualizer that draws and writes.
     """
 
     def __init__(self, visualizer: Visualizer) -> None:
@@ -63,11 +64,11 @@ class RenamingVisualizer:
 
 @HOOKS.register_module()
 class UniqueNameVisualizationHook(DetVisualizationHook):
-    """mmdet's hook, with a picture of its own in ``test_out_dir`` for each image of the test set.
+    """mmdet's hook, with a picture in ``test_out_dir`` for each image of the test set.
 
-    mmdet's writes images of one name, as in folders of several cameras, over each other. Names
-    follow from the test set alone, so that all processes give the same ones. Data sets that aren't
-    mmengine's don't tell their images: their pictures are named as mmdet does.
+    mmdet 3.3.0 overwrites pictures of images with the same name, as in folders of several cameras.
+    Here names follow from the test set alone, so that all processes give the same ones. For data
+    sets that aren't mmengine's the images are unknown; mmdet's names stay.
 
     Args: those of :class:`mmdet.engine.hooks.DetVisualizationHook`.
     """

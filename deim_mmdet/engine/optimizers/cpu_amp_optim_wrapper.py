@@ -1,4 +1,4 @@
-"""Mixed precision where mmengine's ``AmpOptimWrapper`` cannot be built: on the CPU."""
+"""Mixed precision on the CPU, where mmengine's ``AmpOptimWrapper`` (0.10.7) cannot be built."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from torch import nn
 class CpuAmpOptimWrapper(OptimWrapper):
     """``OptimWrapper`` whose forward pass runs under bfloat16 autocast on the CPU.
 
-    bfloat16 has the exponent range of float32, so there is no loss scaling. Takes the arguments of
-    ``OptimWrapper``.
+    bfloat16 has the exponent range of float32, so the loss needs no scaling. The arguments are
+    those of ``OptimWrapper``.
     """
 
     @contextmanager

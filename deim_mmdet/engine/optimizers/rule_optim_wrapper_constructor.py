@@ -12,8 +12,8 @@ from torch import nn
 def parameter_kinds(model: nn.Module) -> dict[str, str]:
     """Kind of each parameter by name: ``norm``, ``bias`` or ``weight``.
 
-    All parameters of a normalisation layer are ``norm``; of the others, those whose own name ends
-    with ``bias`` (``in_proj_bias`` of attention too) are ``bias``.
+    All parameters of a normalisation layer are ``norm``. Of the others, those whose own name ends
+    with ``bias`` (also ``in_proj_bias`` of attention) are ``bias``.
     """
     kinds = {}
     for module_name, module in model.named_modules():
@@ -25,13 +25,17 @@ def parameter_kinds(model: nn.Module) -> dict[str, str]:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class RuleOptimWrapperConstructor:
-    """Builds an optimiser wrapper whose rates and decays follow the first rule that matches.
+    """Builds an optimiser wrapper; the first matching rule sets a parameter's rate and decay.
 
-    A rule is a dict of ``name`` (regular expression searched in the parameter's name; default:
-    all), ``kind`` (``norm``, ``bias`` or ``weight``, see :func:`parameter_kinds`; default: all),
-    ``lr_mult`` and ``decay_mult`` (default 1). Parameters that no rule matches have the optimiser's
-    own rate and decay. Frozen parameters (``requires_grad`` off) are left out. Parameters with the
-    same rate and decay share one group, so that the optimiser runs over few, long lists.
+    A rule is a dict with these keys, all optional:
+
+    - ``name``: regular expression, searched in the parameter's name; default: all names.
+    - ``kind``: ``norm``, ``bias`` or ``weight``, see :func:`parameter_kinds`; default: all kinds.
+    - ``lr_mult``, ``decay_mult``: factors of learning rate and weight decay; default: 1.
+
+    Parameters that no rule matches have the optimiser's own rate and decay. Frozen parameters
+    (``requires_grad`` off) are left out. Parameters with the same rate and decay share one group,
+    so that the optimiser runs over few, long lists.
 
     Example::
 

@@ -29,19 +29,19 @@ def flat_cosine_factor(
 class FlatCosineLR(compat.scheduler_class()):
     """:func:`flat_cosine_factor` times each parameter group's own base rate, by iteration.
 
-    A resumed run continues at its iteration with the numbers and base rates of its own config, so
-    that both can be changed: of a checkpoint only the position in the schedule is restored.
+    A resumed run continues at its iteration with the numbers and base rates of its own config. A
+    checkpoint restores only the position in the schedule, so that both can be changed.
 
     Args:
         optimizer: Optimiser or its wrapper.
-        warmup_iters: Iterations of warm-up, from 0. This one and the next two are required;
-            :class:`~deim_mmdet.engine.DEIMRunner` derives what the config doesn't give.
+        warmup_iters: Iterations of warm-up, 0 or more. This argument and the next two are required;
+            :class:`~deim_mmdet.engine.DEIMRunner` derives those that the config doesn't give.
         cosine_begin: Iteration at which the learning rate starts to fall.
         cosine_end: Iteration from which on it is constant.
-        lr_gamma: Factor at the end, positive.
+        lr_gamma: Factor of the learning rate at the end, positive.
         last_step: Iteration to start after; -1 starts anew.
         verbose: Print each value.
-        by_epoch: Only False is supported; there so that configs can say so.
+        by_epoch: Must be False; it exists so that configs can say so.
         **kwargs: ``begin`` and ``end`` of mmengine's schedulers.
 
     Raises:
