@@ -35,11 +35,16 @@ def _seed():
 
 
 @pytest.fixture(autouse=True)
-def _no_visualizer_of_another_test():
+def forget_visualizers():
+    """Function for what a new process knows of visualisers: nothing. Called after each test."""
+
     # mmengine keeps them by name, and hooks take the one whose name came last.
-    yield
-    for kind in (Visualizer, *Visualizer.__subclasses__()):
-        kind._instance_dict.clear()
+    def forget():
+        for kind in (Visualizer, *Visualizer.__subclasses__()):
+            kind._instance_dict.clear()
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """Images with more objects than detections count; pycocotools says how many count."""
 
 import contextlib
+import copy
 import inspect
 import io
 import json
@@ -172,7 +173,7 @@ def test_the_models_limits_are_of_all_objects(tmp_path):
     }
     assert found(**ours, test_cfg=dict(max_per_img=350)).keys() == {'301.png', '400.png'}
     parts = dict(query_selection=dict(num_queries=350), postprocess=dict(max_per_img=400))
-    enough = dict(bbox_head=dict(type=RTDETRHead, **parts))
+    enough = dict(bbox_head=dict(type=RTDETRHead, **copy.deepcopy(parts)))
     assert found(**enough) == {'400.png': f'400.png (400 objects, {queries} is 350)'}
     enough['bbox_head']['query_selection']['num_queries'] = 400
     assert found(**enough) == {}

@@ -178,7 +178,7 @@ def test_table_shows_the_numbers_in_force(trained, tmp_path, request):
 
 @pytest.mark.parametrize('keep_original', [True, False])
 def test_copied_or_moved_work_directory_resumes_from_its_own_files(
-    trained, tmp_path, request, keep_original
+    trained, tmp_path, request, keep_original, forget_visualizers
 ):
     first, second = tmp_path / 'first', tmp_path / 'second'
     scores = toy.scripted([0.5, 0.1, 0.2, 0.3])
@@ -194,6 +194,7 @@ def test_copied_or_moved_work_directory_resumes_from_its_own_files(
         shutil.rmtree(first)
     before = {path: path.stat().st_mtime_ns for path in first.rglob('*')}
     scores = toy.scripted([0.5, 0.1, 0.2, 0.3, 0.9, 0.1, 0.1, 0.1])
+    forget_visualizers()
     runner = train(trained, f'{request.node.name}_2', second, resume=True, **scores)
     assert runner.epoch == 8
     assert {path: path.stat().st_mtime_ns for path in first.rglob('*')} == before
