@@ -10,6 +10,7 @@ import torch
 import toy
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 
 EPOCHS = 8
 AT = 3
@@ -194,7 +195,9 @@ def test_copied_or_moved_work_directory_resumes_from_its_own_files(
         shutil.rmtree(first)
     before = {path: path.stat().st_mtime_ns for path in first.rglob('*')}
     scores = toy.scripted([0.5, 0.1, 0.2, 0.3, 0.9, 0.1, 0.1, 0.1])
+    # A new process knows neither visualiser nor logger of the first one.
     forget_visualizers()
+    MMLogger._instance_dict.clear()
     runner = train(trained, f'{request.node.name}_2', second, resume=True, **scores)
     assert runner.epoch == 8
     assert {path: path.stat().st_mtime_ns for path in first.rglob('*')} == before
