@@ -18,6 +18,8 @@ from mmdet.apis import DetInferencer
 from mmdet_tools import LAUNCHER, TOOLS
 from mmengine.config import Config
 
+pytestmark = pytest.mark.slow
+
 
 def run(script, *arguments, cwd=None) -> str:
     """Output of a Python script, which must succeed."""

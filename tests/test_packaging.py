@@ -291,6 +291,7 @@ def test_the_supported_versions_of_python_are_stated_alike():
     assert ruff['target-version'] == f'py{lowest.replace(".", "")}'
 
 
+@pytest.mark.slow
 def test_lint_finds_what_is_newer_than_the_lowest_version(tmp_path):
     binaries = Path(sys.executable).parent
     if not shutil.which('make') or not (binaries / 'ruff').exists():

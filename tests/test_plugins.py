@@ -26,6 +26,8 @@ from mmengine.structures import InstanceData
 sys.path.append(str(Path(__file__).parent / 'engine'))
 import toy
 
+pytestmark = pytest.mark.slow
+
 FOLDER = toy.ROOT / 'configs' / 'plugins'
 PLUGINS = sorted(path.stem for path in FOLDER.glob('*.py'))
 DETRS = [name for name in PLUGINS if name.startswith('deim_')]

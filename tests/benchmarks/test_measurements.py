@@ -17,6 +17,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 from typed_configs import SPELLINGS, spelled
 
+pytestmark = pytest.mark.slow
+
 SIZE = (128, 160)
 
 

@@ -14,6 +14,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 from typed_configs import SPELLINGS, spelled
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip('dfine', reason='pydfine is not installed')
 
 # Of the smallest of a side for which N has a token for each of its 300 queries.

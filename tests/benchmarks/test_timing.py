@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from measuring.timing import Timing, alternate, peak_memory
 
+pytestmark = pytest.mark.slow
+
 
 def test_percentiles():
     timing = Timing.of([0.001 * value for value in range(1, 101)])

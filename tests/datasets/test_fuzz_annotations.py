@@ -20,6 +20,8 @@ from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
 
+pytestmark = pytest.mark.slow
+
 PARTS = 4
 FILES = fuzz_count(usual=1_000, full=10_000)
 

@@ -22,6 +22,8 @@ from fuzzing import fuzz_count
 from messy_data import huge_png, with_jpeg_size
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 # On the clock, hence long enough for a machine that does other things too.
 TIMEOUT = 300
 FILES = fuzz_count(usual=100, full=2_000)

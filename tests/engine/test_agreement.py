@@ -15,6 +15,8 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 
+pytestmark = pytest.mark.slow
+
 NAMES = ('disc', 'ring')
 
 

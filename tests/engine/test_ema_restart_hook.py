@@ -11,6 +11,8 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from states import differences, state_of
 
+pytestmark = pytest.mark.slow
+
 # Of 10 epochs the last four make the no-augmentation stage.
 STEADY = [0.1, 0.3, 0.2, 0.25, 0.2, 0.1, 0.2, 0.1, 0.4, 0.3]
 

@@ -7,9 +7,12 @@ from unittest import mock
 from deim_mmdet.engine.hooks import EMARestartHook, ema_restart_hook
 from deim_mmdet.engine.hooks.ema_restart_hook import RESTART_CHECKPOINT
 
+import pytest
 import torch
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
+
+pytestmark = pytest.mark.slow
 
 FOLDERS = {
     'shared': ('here', 'here'),

@@ -21,6 +21,8 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
+pytestmark = pytest.mark.slow
+
 
 class At(Hook):
     """Calls a function at a point of the training, from an epoch (counted from 0) on."""

@@ -9,6 +9,8 @@ import pytest
 import toy
 from test_real_training import MODEL, SMALL, data_options
 
+pytestmark = pytest.mark.slow
+
 
 def kill_and_compare(folder, config, kills, *options):
     """Run ``kills.py``, see that nothing was damaged or differs; returns the kills by kind."""
@@ -37,14 +39,12 @@ def test_killed_a_few_times(tmp_path):
     assert sum(kill_toy(tmp_path, 6, 8).values()) == 6
 
 
-@pytest.mark.slow
 def test_killed_fifty_times(tmp_path):
     kills = kill_toy(tmp_path, 50, 30)
     assert sum(kills.values()) == 50
     assert min(kills.values()) > 5
 
 
-@pytest.mark.slow
 def test_smallest_model_killed(tmp_path):
     toy.write_data_set(tmp_path)
     kills = kill_and_compare(

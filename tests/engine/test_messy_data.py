@@ -14,6 +14,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from toy import run_tool, train
 
+pytestmark = pytest.mark.slow
+
 UNREADABLE = ('missing.jpg', 'zero.jpg', 'cut.jpg', 'cut.png', 'page.jpg', 'huge.png', 'huge.jpg')
 
 

@@ -272,6 +272,7 @@ def run_rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_ranks_take_the_same_decision(tmp_path):
     torch.multiprocessing.start_processes(run_rank, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f'rank_{rank}.pt') for rank in range(2)]

@@ -16,6 +16,8 @@ from processes import end_of_processes, in_processes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+pytestmark = pytest.mark.slow
+
 
 def toy_runner(config, **options):
     cfg = Config.fromfile(config)
@@ -196,7 +198,6 @@ def test_resumed_processes_go_on_with_the_sizes_of_all(ranks_differ, tmp_path):
     assert first != second
 
 
-@pytest.mark.slow
 def test_spawned_workers_draw_as_forked_ones(tmp_path):
     write_same_images(tmp_path)
     configs = [

@@ -14,6 +14,8 @@ from mmengine.config import DictAction
 from states import differences, state_of
 from toy import train
 
+pytestmark = pytest.mark.slow
+
 MODEL = toy.ROOT / 'configs' / 'deim_dfine_n.py'
 SMALL = (
     'image_size=64',
@@ -61,7 +63,7 @@ def test_mixed_precision_stays_finite(model, terms, tmp_path):
         *('--amp', '--work-dir', work_dir, '--cfg-options', *SMALL, *data_options(tmp_path)),
         *('train_dataloader.batch_size=2', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=4'),
     )
-    assert 'mixed precision in bfloat16' in log
+    assert 'Mixed precision in bfloat16' in log
     entries = losses(work_dir)
     assert len(entries) == 20
     for entry in entries:
@@ -158,7 +160,6 @@ def test_crowdhuman(tmp_path):
     assert list(work_dir.glob('best_crowd_human_mAP_epoch_4.pth'))
 
 
-@pytest.mark.slow
 def test_bccd(shared_dir, tmp_path):
     data = shared_dir / 'data' / 'bccd'
     if not data.is_dir():

@@ -11,6 +11,8 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from states import assert_equal_runs, differences, state_of
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 10
 # The last stage begins after epoch 6. Its first evaluation is no new best, the second is, the third
 # is none again.

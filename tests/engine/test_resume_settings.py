@@ -12,6 +12,8 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 8
 AT = 3
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+pytestmark = pytest.mark.slow
+
 
 def edit_annotations(folder, change):
     path = folder / 'all.json'

@@ -12,6 +12,8 @@ import toy
 from states import assert_equal_runs, last_state
 from toy import run_tool, train
 
+pytestmark = pytest.mark.slow
+
 ITERS = 4
 
 

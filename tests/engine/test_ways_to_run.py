@@ -22,6 +22,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from typed_configs import spelled
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'configs' / 'demo' / 'deim_dfine_demo.py'
 # 10 images in batches of two, for four epochs: one of each stage.

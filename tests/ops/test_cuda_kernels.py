@@ -17,6 +17,8 @@ import pytest
 import torch
 from attention_cases import LEVELS, away_from_kinks, random_inputs
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 86, 89, 90)
 # As ValueType in core.h, with the type of locations, weights, output and gradients.

@@ -7,6 +7,8 @@ import pytest
 from golden import CONFIGS
 from measuring.timing import Timing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):

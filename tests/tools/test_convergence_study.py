@@ -8,6 +8,8 @@ from deim_mmdet.engine.history import Evaluation, read_evaluations, write_evalua
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tool(load_tool, monkeypatch):
@@ -35,7 +37,7 @@ def test_configs_differ_in_their_parts_alone(tool, repo_root):
         for variant in tool.VARIANTS:
             path = repo_root / f'configs/convergence/study_{data}_{variant}.py'
             cfg = load_config(str(path)).to_dict()
-            loss = cfg['model']['bbox_head'].pop('loss_cls')
+            loss = cfg['model']['bbox_head']['criterion']['terms'].pop('loss_cls')['loss']
             t1, t2, _ = cfg['recipe']['stages']
             cfg['recipe']['stages'] = cfg['recipe']['stages'][2]
             assert losses[loss['type']] == (variant in ('mal', 'deim'))

@@ -11,6 +11,8 @@ from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from reference_checkpoints import reference_state_dict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):

@@ -11,6 +11,8 @@ from deim_mmdet.checkpoints.files import read_checkpoint
 import cv2
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -26,7 +28,6 @@ def monkeypatch_module():
         yield patch
 
 
-@pytest.mark.slow
 def test_demo_runs_through_all_stages_and_leaves_what_it_says(tmp_path):
     pytest.importorskip('sklearn')
     work_dir = tmp_path / 'demo'

@@ -10,6 +10,8 @@ from golden import CONFIGS, build_model, filled_model
 from mmdet.datasets import CocoDataset
 from typed_configs import SPELLINGS, spelled
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 CONFIG = str(CONFIGS / 'deim_dfine_n.py')

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 PROBABILITIES = np.linspace(0.01, 0.99, 99)
 
 

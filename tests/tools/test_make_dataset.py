@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):

@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from typed_configs import SPELLINGS, spelled
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SIDE = 12, 128
 

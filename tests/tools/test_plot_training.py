@@ -5,6 +5,8 @@ from deim_mmdet.visualization.figures import STAGE_COLOURS
 import cv2
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):

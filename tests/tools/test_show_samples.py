@@ -5,6 +5,8 @@ from deim_mmdet.engine.config import load_config
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, COLUMNS = 96, 4
 

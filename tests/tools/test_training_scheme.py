@@ -12,6 +12,8 @@ import pytest
 from mmengine.config import Config
 from typed_configs import SPELLINGS, spelled
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MMDET = Path(mmdet.__file__).parent / '.mim' / 'configs'
 

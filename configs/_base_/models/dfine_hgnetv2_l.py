@@ -43,15 +43,11 @@ model = dict(
             reg_scale=4.0,
             act='SiLU',
         ),
+        # The other terms are those of the criterion: L1, GIoU, FGL and DDF.
         criterion=dict(
-            matcher=dict(type='HungarianMatcher'),
             terms=dict(
-                loss_cls=dict(loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0)),
-                loss_bbox=dict(loss=dict(type='L1Loss', loss_weight=5.0)),
-                loss_iou=dict(loss=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0)),
-                loss_fgl=dict(loss=dict(type='FineGrainedLocalizationLoss', loss_weight=0.15)),
-                loss_ddf=dict(loss=dict(type='DecoupledDistillationFocalLoss', loss_weight=1.5)),
-            ),
+                loss_cls=dict(loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0))
+            )
         ),
         postprocess=dict(max_per_img=300),
     ),

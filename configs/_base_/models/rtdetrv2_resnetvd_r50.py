@@ -42,13 +42,11 @@ model = dict(
             query_position_channels=[256, 256],
             act='SiLU',
         ),
+        # The other terms are those of the criterion: L1 and GIoU.
         criterion=dict(
-            matcher=dict(type='HungarianMatcher'),
             terms=dict(
-                loss_cls=dict(loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0)),
-                loss_bbox=dict(loss=dict(type='L1Loss', loss_weight=5.0)),
-                loss_iou=dict(loss=dict(type='GIoULoss', eps=1e-9, loss_weight=2.0)),
-            ),
+                loss_cls=dict(loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0))
+            )
         ),
         postprocess=dict(max_per_img=300),
     ),
