@@ -58,7 +58,7 @@ class Targets:
         if device.type == 'cuda':
             packed = packed.pin_memory()
         packed = packed.to(device, non_blocking=True)
-        return Targets(packed[..., 4].long(), packed[..., :4], self.counts)
+        return Targets(packed[..., 4].to(torch.int64), packed[..., :4], self.counts)
 
     def of_images(self, images: slice) -> 'Targets':
         """Targets of some images, padded to the largest number of objects among these."""
