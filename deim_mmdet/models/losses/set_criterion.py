@@ -81,7 +81,9 @@ class SetCriterion(nn.Module):
         numbers = [targets.total, len(targets.counts) * 2 * targets.max_count - targets.total]
         numbers += [len(union), sets.scores[0, ..., 0].numel() - len(union)]
         (own, union, noised), counts = to_device((own, union, noised), numbers, sets.scores.device)
-        counts = mean_over_ranks(counts)
+        # Distributed training averages the gradients of the ranks. With sums over a rank divided by
+        # the mean count, the average is the gradient of the joint batch.
+        counts = reduce_mean(counts)
         objects, paired = counts[::2].clamp(min=1)
         balance = counts[2:]
         losses = self._terms(
@@ -140,12 +142,3 @@ class DFINECriterion(SetCriterion):
             ),
         ),
     )
-
-
-def mean_over_ranks(counts: Tensor) -> Tensor:
-    """Mean of each count over the ranks.
-
-    Distributed training averages the gradients of the ranks. With sums over a rank divided by the
-    mean count, the average is the gradient of the joint batch.
-    """
-    return reduce_mean(counts)
