@@ -10,6 +10,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
+from ..utils.text import some
+
 
 def bare_model(model: nn.Module) -> nn.Module:
     """The detector under distributed and test-time-augmentation wrappers."""
@@ -130,12 +132,6 @@ def non_finite_names(values: Mapping[Any, Any], prefix: str = '') -> list[str]:
     return names
 
 
-def enumerate_names(names: list[str], shown: int = 5) -> str:
-    """Text with the first ``shown`` names, and how many more there are."""
-    more = len(names) - shown
-    return ', '.join(names[:shown]) + (f' and {more} more' if more > 0 else '')
-
-
 def check_finite(model: nn.Module, checkpoint: dict) -> None:
     """Refuse NaN and infinity in the parameters, averages and optimiser of a checkpoint.
 
@@ -151,7 +147,7 @@ def check_finite(model: nn.Module, checkpoint: dict) -> None:
     names = non_finite_names(parts)
     if names:
         raise ValueError(
-            f'the checkpoint holds NaN or infinite numbers, in {enumerate_names(names)}: a '
+            f'the checkpoint holds NaN or infinite numbers, in {some(names)}: a '
             'training had diverged before it was saved. Take an earlier one'
         )
 

@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_nor
 
 from ... import compat
 from ...utils.arguments import check_count
-from ..checks import bare_model, enumerate_names, non_finite_names
+from ...utils.text import some
+from ..checks import bare_model, non_finite_names
 from ..faults import RunFault
 
 SKIPPED = 'skipped_steps'
@@ -194,7 +195,7 @@ class NonFiniteLossHook(Hook):
                 if parameter.grad is not None and not parameter.grad.norm().isfinite()
             ]
             # Finite norms may add up to an infinite one.
-            wrong = [enumerate_names(wrong or ['the norm of all'])]
+            wrong = [some(wrong or ['the norm of all'])]
             self._leave_out(NonFiniteGradientError, 'gradient', wrong, self._samples)
         return None
 
@@ -239,7 +240,7 @@ class NonFiniteLossHook(Hook):
         if names:
             raise NonFiniteWeightError(
                 f'weights are NaN or infinite in epoch {self._runner.epoch + 1}, iteration '
-                f'{self._runner.iter + 1}: {enumerate_names(names)}. Go on from the last '
+                f'{self._runner.iter + 1}: {some(names)}. Go on from the last '
                 'checkpoint, which is not touched (--resume), with a lower learning rate '
                 '(optim_wrapper.optimizer.lr), or in full precision'
             )
