@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import convolve_and_norm, freeze_norms, set_with_cp
+from ..layers.basic import BatchNorm2d, convolve_and_norm, freeze_norms, set_with_cp
 
 
 class StageSpec(NamedTuple):
@@ -101,7 +101,7 @@ class ConvBNAct(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
         self.lab = LearnableAffine() if act and lab else nn.Identity()
 

@@ -1,11 +1,15 @@
 """mmdet's single-stage detector that reads its losses from the device once."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cached_property
 
 import torch
 from mmdet.models import SingleStageDetector
 from mmdet.registry import MODELS
+from mmdet.structures import SampleList
 from torch import Tensor
+
+from ..layers.basic import BatchNorm2d, count_batches
 
 
 class LossLog(MutableMapping):
@@ -53,6 +57,15 @@ class DEIMDetector(SingleStageDetector):
     It sums its losses in one tensor, and the log reads them as one. mmdet's
     ``SingleStageDetector``, whose arguments it takes, does so one by one.
     """
+
+    @cached_property
+    def _norms(self) -> list[BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, BatchNorm2d)]
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Loss terms () of images (B, 3, H, W), by name."""
+        count_batches(self._norms)
+        return super().loss(batch_inputs, batch_data_samples)
 
     def parse_losses(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, LossLog]:
         """Sum of the loss terms, and all of them for the log.
