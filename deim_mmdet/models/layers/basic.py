@@ -39,11 +39,12 @@ class FrozenBatchNorm2d(nn.Module):
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift that do the same as the norm, (C,) each for C channels."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        return scale, torch.addcmul(self.bias, self.running_mean, scale, value=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self.affine()
-        return x * scale[:, None, None] + shift[:, None, None]
+        """Features (B, C, H, W), also in half precision, to the same in their type."""
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, training=False, eps=self.eps)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .basic import MLP, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .distribution import distances_to_boxes, expected_distances, weighting_function
-from .predictions import Predictions
+from .predictions import Predictions, full_precision
 
 
 class Gateway(nn.Module):
@@ -68,7 +68,7 @@ class LocationQualityEstimator(nn.Module):
         probabilities = distributions.reshape(*distributions.shape[:-1], 4, -1).softmax(-1)
         top = probabilities.topk(self.top_k, dim=-1).values
         statistics = torch.cat([top, top.mean(-1, keepdim=True)], dim=-1)
-        return scores + self.mlp(statistics.flatten(-2))
+        return scores + self.mlp(statistics.flatten(-2).to(scores.dtype))
 
 
 @MODELS.register_module()
@@ -129,13 +129,21 @@ class DFINEDecoder(nn.Module):
         # Part of the checkpoints, but never trained.
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
-        # The table of a fused model, where the two numbers above don't change any more.
+        # The table of a fused model, in which the two numbers above don't change any more.
         self.register_buffer('fixed_bin_distances', None, persistent=False)
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
 
+    def _apply(self, *args, **kwargs) -> 'DFINEDecoder':
+        super()._apply(*args, **kwargs)
+        if self.fixed_bin_distances is not None:
+            # Half precision would round the distances.
+            self.fixed_bin_distances = None
+            self.fixed_bin_distances = self.bin_distances()
+        return self
+
     def bin_distances(self) -> Tensor:
-        """Table (reg_max + 1,) of the distance W(n) that each bin n stands for."""
+        """Table (reg_max + 1,), in float32 at least: the distance W(n) that bin n stands for."""
         if self.fixed_bin_distances is not None:
             return self.fixed_bin_distances
         return weighting_function(self.reg_max, self.up, self.reg_scale)
@@ -163,12 +171,13 @@ class DFINEDecoder(nn.Module):
             Predictions of all layers, or of the last.
         """
         bin_distances = self.bin_distances()
-        references = reference_logits.sigmoid()
-        query, previous_query, distributions = content, 0, 0
+        references = full_precision(reference_logits).sigmoid()
+        # Layers add to the distributions, in the precision of boxes.
+        query, previous_query, distributions = content, 0, references.new_zeros(1)
         initial_scores = None
         scores, boxes, all_distributions = [], [], []
         for i, layer in enumerate(self.layers):
-            position = self.query_position(references).clamp(-10, 10)
+            position = self.query_position(references.to(query.dtype)).clamp(-10, 10)
             query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             if i == 0:
                 initial_boxes = (

@@ -246,7 +246,8 @@ class HybridEncoder(BaseModule):
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         coarsest = feats[-1]
         tokens = self.encoder(to_tokens(coarsest), self._position(coarsest))
-        feats[-1] = tokens.transpose(1, 2).reshape(coarsest.shape)
+        # On a GPU the norm's output is in float32, under autocast too.
+        feats[-1] = tokens.to(coarsest.dtype).transpose(1, 2).reshape(coarsest.shape)
 
         # Top-down: each step adds a finer level in front.
         fused = [feats[-1]]
