@@ -31,14 +31,18 @@ def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
     return torch.cat([-positive[1:].flip(0), positive])
 
 
-def expected_distances(logits: Tensor, bin_distances: Tensor) -> Tensor:
+def bin_probabilities(logits: Tensor) -> Tensor:
+    """Probabilities (..., 4, bins) of the bins of each side; ``logits`` are (..., 4 · bins)."""
+    return logits.reshape(*logits.shape[:-1], 4, -1).softmax(-1)
+
+
+def expected_distances(probabilities: Tensor, bin_distances: Tensor) -> Tensor:
     """Mean distance (..., 4) of each side of a box.
 
     Args:
-        logits: (..., 4 · bins) of the four distributions.
+        probabilities: (..., 4, bins) of the bins of each side.
         bin_distances: (bins,) table W(n).
     """
-    probabilities = logits.reshape(*logits.shape[:-1], 4, len(bin_distances)).softmax(-1)
     # Not a matrix product, which autocast would run in half precision.
     return (probabilities * bin_distances).sum(-1)
 

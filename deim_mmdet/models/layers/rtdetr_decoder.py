@@ -138,7 +138,8 @@ class RTDETRDecoder(nn.Module):
             reference_logits: (B, Q, 4) reference boxes (cx, cy, w, h) before the sigmoid.
             memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
             spatial_shapes: (H_l, W_l) of each level l.
-            attn_mask: (Q, Q) bool, true where self-attention is forbidden.
+            attn_mask: (Q, Q) that self-attention adds to its logits: 0, or -∞ where it is
+                forbidden.
             all_layers: Whether all layers predict, as losses need it.
 
         Returns:
