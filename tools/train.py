@@ -39,6 +39,17 @@ def parse_args() -> argparse.Namespace:
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU'
     )
     parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile backbone, neck and decoder for each size of the images, which takes minutes '
+        'in the first epoch',
+    )
+    parser.add_argument(
+        '--cuda-graph',
+        action='store_true',
+        help='launch the work from images to predictions as one; needs a GPU with CUDA',
+    )
+    parser.add_argument(
         '--epochs',
         type=positive,
         help='epochs of training; stages, warm-ups and EMA of a config with a recipe follow',
@@ -112,6 +123,11 @@ def prepare(args: argparse.Namespace) -> Config:
         # DEIMRunner trains in bfloat16 where there is no GPU.
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
+    hooks = {'CompileHook': args.compile, 'CUDAGraphHook': args.cuda_graph}
+    cfg.custom_hooks = [
+        *cfg.get('custom_hooks', []),
+        *(dict(type=name) for name, wanted in hooks.items() if wanted),
+    ]
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(
