@@ -21,9 +21,13 @@ docs/compatibility.md.
 | copying many tensors at once | torch has no public operator for it |
 | linear layers by oneDNN | torch has no public operator for them |
 | devices that an operator has kernels for | no public function of torch says it |
+| how many forms of a module are compiled | torch 2.6 has the option in a private module only |
+| capturing CUDA graphs beside other threads | not every torch can be told so |
 """
 
+import functools
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -203,3 +207,43 @@ def has_kernel(operator: str, device: str) -> bool:
     import torch
 
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, device)
+
+
+def allow_compiled_forms(count: int) -> None:
+    """Let ``torch.compile`` compile a function anew for this many shapes, or more where it may."""
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, count)
+
+
+def capture_cuda_graph(module: Any, inputs: Any) -> Callable:
+    """The forward and backward pass of a module as CUDA graphs.
+
+    Only calls of this thread must be fit for a capture. By default those of all threads must be:
+    the data loader's thread that pins memory would fail, and with it the training. torch 2.13
+    can't be told so where it captures a module (https://github.com/pytorch/pytorch/pull/188832).
+
+    Args:
+        module: Takes and returns tensors; it must not be used otherwise any more.
+        inputs: Sample tensors, which become the memory that the graph reads.
+    """
+    import torch
+
+    capture, graph = torch.cuda.make_graphed_callables, torch.cuda.graph
+    alone = dict(capture_error_mode='thread_local')
+    options = alone if 'capture_error_mode' in inspect.signature(capture).parameters else {}
+    try:
+        if not options:
+            torch.cuda.graph = functools.partial(graph, **alone)
+        return capture(module, inputs, allow_unused_input=True, pool=_graph_memory(), **options)
+    finally:
+        torch.cuda.graph = graph
+
+
+@functools.cache
+def _graph_memory() -> Any:
+    """The memory that all graphs work in, one after another."""
+    import torch
+
+    return torch.cuda.graph_pool_handle()

@@ -34,6 +34,18 @@ def positive(text: str) -> int:
     return number
 
 
+PRECISIONS = ('fp16', 'bf16')
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """Give ``--amp`` its value where it has none; argparse would take a config after it for one."""
+    following = [*arguments[1:], '']
+    return [
+        f'--amp={PRECISIONS[0]}' if each == '--amp' and after not in PRECISIONS else each
+        for each, after in zip(arguments, following, strict=False)
+    ]
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a detector')
     parser.add_argument('config', help='path of the config')
@@ -43,10 +55,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         nargs='?',
-        const='fp16',
-        choices=['fp16', 'bf16'],
+        const=PRECISIONS[0],
+        choices=PRECISIONS,
         help='mixed precision: fp16 with a dynamic loss scale, as the published models were '
         'trained, or --amp bf16; on the CPU always bf16',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile backbone, neck and decoder for each size of the images, which takes minutes '
+        'in the first epoch',
+    )
+    parser.add_argument(
+        '--cuda-graph',
+        action='store_true',
+        help='launch the work from images to predictions as one; needs a GPU with CUDA',
     )
     parser.add_argument(
         '--epochs',
@@ -89,7 +112,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(complete(sys.argv[1:]))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -121,6 +144,9 @@ def prepare(args: argparse.Namespace) -> Config:
     override_length(cfg, args.epochs, args.batch_size, args.val_interval)
     if args.amp:
         set_mixed_precision(cfg, args.amp)
+    hooks = {'CompileHook': args.compile, 'CUDAGraphHook': args.cuda_graph}
+    if added := [dict(type=name) for name, wanted in hooks.items() if wanted]:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), *added]
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(

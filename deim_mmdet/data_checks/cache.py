@@ -3,23 +3,16 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.logging import print_log
 
-from ..utils.files import replaced_when_complete
+from ..utils.files import cache_folder, replaced_when_complete
 from ..version import __version__
 from .report import DatasetReport
 
 BLOCK = 2**20
-
-
-def cache_folder() -> Path:
-    """``$DEIM_MMDET_CACHE``, by default ``deim_mmdet`` in the user's cache folder."""
-    default = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(os.environ.get('DEIM_MMDET_CACHE') or Path(default) / 'deim_mmdet')
 
 
 def cached_report(

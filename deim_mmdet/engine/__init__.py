@@ -3,6 +3,8 @@ from .hooks import (
     AgreementHook,
     AtomicCheckpointHook,
     CheckpointCheckHook,
+    CompileHook,
+    CUDAGraphHook,
     DeferredRuntimeInfoHook,
     DenseO2OScheduleHook,
     DerivedSeedHook,
@@ -26,7 +28,9 @@ from .schedulers import FlatCosineLR
 __all__ = [
     'AgreementHook',
     'AtomicCheckpointHook',
+    'CUDAGraphHook',
     'CheckpointCheckHook',
+    'CompileHook',
     'CpuAmpOptimWrapper',
     'DEIMRunner',
     'DeferredRuntimeInfoHook',

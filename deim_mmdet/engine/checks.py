@@ -10,6 +10,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
+from ..models.detectors import DEIMDetector
 from ..utils.text import some
 
 
@@ -18,6 +19,21 @@ def bare_model(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def bare_detector(hook: Hook, model: nn.Module) -> DEIMDetector:
+    """The :class:`DEIMDetector` under distributed wrappers, for a hook that works on no other.
+
+    Raises:
+        TypeError: The model is another; the message names it and the hook.
+    """
+    detector = bare_model(model)
+    if not isinstance(detector, DEIMDetector):
+        raise TypeError(
+            f'{type(hook).__name__} works on a DEIMDetector, but the model is a '
+            f'{type(detector).__name__}: take the hook out of custom_hooks'
+        )
+    return detector
 
 
 def parts_of_dataset(dataset) -> Iterator[Any]:

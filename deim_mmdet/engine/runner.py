@@ -229,7 +229,8 @@ class DEIMRunner(Runner):
             raise ValueError(
                 f'compile={self.cfg.compile} compiles the whole training step, and torch.compile '
                 'fails on it: the number of denoising queries follows from the objects of each '
-                'batch. Leave it out of the config for training'
+                'batch. Leave it out of the config for training; --compile or '
+                "custom_hooks=[..., dict(type='CompileHook')] compiles the parts that it can"
             )
         with naming_lost_processes(), explained_faults(self.work_dir):
             return super().train()

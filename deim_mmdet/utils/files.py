@@ -1,4 +1,4 @@
-"""Writing of files."""
+"""Writing of files, and the folder for what is kept between runs."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,12 @@ from pathlib import Path
 
 # A hidden name, which no pattern for checkpoints matches.
 UNFINISHED = '.tmp-'
+
+
+def cache_folder() -> Path:
+    """``$DEIM_MMDET_CACHE``, by default ``deim_mmdet`` in the user's cache folder."""
+    default = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(os.environ.get('DEIM_MMDET_CACHE') or Path(default) / 'deim_mmdet')
 
 
 @contextmanager

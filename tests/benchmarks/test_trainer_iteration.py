@@ -1,7 +1,6 @@
 """An iteration of the trainer stays cheap for the host: what a GPU would wait for is counted."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest

@@ -187,7 +187,7 @@ def test_gradient_of_a_batch_is_the_sum_over_its_images(name):
     model, (images, _) = small_model(name, False), batch((0, 0))
 
     def gradients(part):
-        selected, predictions = model.bbox_head._decode(
+        selected, predictions = model.bbox_head.decode(
             model.extract_feat(images[part]), all_layers=True
         )
         outputs = (predictions.scores, predictions.boxes, selected.scores, selected.content)

@@ -1,6 +1,8 @@
 from .agreement_hook import AgreementHook
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_check_hook import CheckpointCheckHook
+from .compile_hook import CompileHook
+from .cuda_graph_hook import CUDAGraphHook
 from .deferred_runtime_info_hook import DeferredRuntimeInfoHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .derived_seed_hook import DerivedSeedHook
@@ -19,7 +21,9 @@ from .unique_name_visualization_hook import UniqueNameVisualizationHook
 __all__ = [
     'AgreementHook',
     'AtomicCheckpointHook',
+    'CUDAGraphHook',
     'CheckpointCheckHook',
+    'CompileHook',
     'DeferredRuntimeInfoHook',
     'DenseO2OScheduleHook',
     'DerivedSeedHook',

@@ -148,7 +148,7 @@ class QuerySelectionHead(BaseModule):
                 'trained with'
             )
 
-    def _decode(
+    def decode(
         self,
         feats: Sequence[Tensor],
         denoising: DenoisingQueries | None = None,
@@ -173,30 +173,56 @@ class QuerySelectionHead(BaseModule):
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits (B, Q, C) and (cx, cy, w, h) boxes (B, Q, 4) in [0, 1] of the last layer."""
-        predictions = self._decode(feats)[1]
+        predictions = self.decode(feats)[1]
         return predictions.scores[-1], predictions.boxes[-1]
 
     def loss(self, feats: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Loss terms of a batch, of levels (B, C_l, H_l, W_l); see :class:`SetCriterion`."""
-        targets = Targets.from_samples(batch_data_samples, feats[0].device)
-        queries = None if self.denoising is None else self.denoising(targets)
-        selected, predictions = self._decode(feats, queries, all_layers=True)
+        targets, queries = self.prepare(batch_data_samples, feats[0].device)
+        selected, predictions = self.decode(feats, queries, all_layers=True)
+        return self.losses(selected.scores, selected.box_logits, predictions, queries, targets)
+
+    def prepare(
+        self, batch_data_samples: SampleList, device: torch.device
+    ) -> tuple[Targets, DenoisingQueries | None]:
+        """The objects of a batch, and denoising queries made from them if there are any."""
+        targets = Targets.from_samples(batch_data_samples, device)
+        return targets, None if self.denoising is None else self.denoising(targets)
+
+    def losses(
+        self,
+        encoder_scores: Tensor,
+        encoder_box_logits: Tensor,
+        predictions: Predictions,
+        queries: DenoisingQueries | None,
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        """Loss terms of what :meth:`decode` and :meth:`prepare` have given for a batch.
+
+        Args:
+            encoder_scores: (B, Q, C) class logits of the selected queries.
+            encoder_box_logits: (B, Q, 4) their boxes before the sigmoid.
+            predictions: Predictions of all layers for denoising and matching queries.
+            queries: The denoising queries.
+            targets: The objects.
+        """
         matching, denoising, num_groups = predictions.in_full_precision(), None, 0
         if queries is not None:
             denoising, matching = matching.split(queries.content.shape[1])
+            denoising = denoising.split(queries.num_real)[0] if queries.num_real else None
             num_groups = queries.num_groups
         with torch.autocast(matching.boxes.device.type, enabled=False):
             losses = self.criterion(
                 matching=matching,
                 encoder=(
-                    full_precision(selected.scores),
-                    full_precision(selected.box_logits).sigmoid(),
+                    full_precision(encoder_scores),
+                    full_precision(encoder_box_logits).sigmoid(),
                 ),
                 denoising=denoising,
                 num_groups=num_groups,
                 targets=targets,
             )
-        if self.denoising is not None and queries is None:
+        if self.denoising is not None and denoising is None:
             # The gradient exchange between ranks needs every parameter, objects or not.
             name = next(iter(losses))
             losses[name] = losses[name] + self.denoising.embedding.weight.sum() * 0

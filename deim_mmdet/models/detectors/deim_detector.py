@@ -10,6 +10,7 @@ from mmdet.structures import SampleList
 from torch import Tensor
 
 from ..layers.basic import BatchNorm2d, count_batches
+from .graphed import GraphedNetwork
 
 
 class LossLog(MutableMapping):
@@ -56,16 +57,48 @@ class DEIMDetector(SingleStageDetector):
 
     It sums its losses in one tensor, and the log reads them as one. mmdet's
     ``SingleStageDetector``, whose arguments it takes, does so one by one.
+
+    Attributes:
+        graphed: What runs training from images to predictions by CUDA graphs; None where they
+            aren't used. :class:`~deim_mmdet.engine.CUDAGraphHook` sets it.
     """
+
+    graphed: GraphedNetwork | None = None
 
     @cached_property
     def _norms(self) -> list[BatchNorm2d]:
         return [module for module in self.modules() if isinstance(module, BatchNorm2d)]
 
+    def static_shapes(self) -> None:
+        """Let training batches of one image size have tensors of the same shapes.
+
+        Denoising queries are padded, which doesn't change results; only the losses, which are
+        computed later, follow the number of objects.
+        """
+        if self.bbox_head.denoising is not None:
+            self.bbox_head.denoising.padded = True
+
+    def compile_parts(self, **options) -> None:
+        """Compile backbone, neck and decoder in place, each for every shape of its inputs.
+
+        Names of parameters stay the same; copies of the detector aren't compiled.
+
+        Args:
+            options: For :func:`torch.compile`.
+        """
+        self.static_shapes()
+        neck = [self.neck] if self.with_neck else []
+        for part in (self.backbone, *neck, self.bbox_head.decoder):
+            part.compile(dynamic=False, **options)
+
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms () of images (B, 3, H, W), by name."""
+        """Loss terms () of images (B, 3, H, W) by name; see the head."""
         count_batches(self._norms)
-        return super().loss(batch_inputs, batch_data_samples)
+        if self.graphed is None:
+            return super().loss(batch_inputs, batch_data_samples)
+        targets, queries = self.bbox_head.prepare(batch_data_samples, batch_inputs.device)
+        outputs = self.graphed(self, batch_inputs, queries)
+        return self.bbox_head.losses(*outputs, queries, targets)
 
     def parse_losses(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, LossLog]:
         """Sum of the loss terms, and all of them for the log.

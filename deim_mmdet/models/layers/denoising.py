@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
@@ -19,29 +20,31 @@ class DenoisingQueries:
     with more. It has m positives, then m negatives, padded; m is the largest number of objects in
     an image of the batch. Query ``g · 2m + j`` is the positive of object j in group g.
 
+    Queries that only fill up a batch (:attr:`DenoisingQueryGenerator.padded`) follow, in groups of
+    their own: no other query sees them, and no loss reads them.
+
     Attributes:
         content: (B, N, D) embeddings of labels, of width D, for N = ``num_groups`` · 2m queries in
-            each of B images.
+            each of B images, and those that fill up.
         reference_logits: (B, N, 4) noised boxes (cx, cy, w, h) before the sigmoid.
-        num_groups: Number of denoising groups.
-        max_count: The largest number m of objects in an image.
+        groups: (N,) index of each query's group, not negative.
+        num_real: Number of queries, from the first, that stand for objects.
+        num_groups: Number of their denoising groups.
     """
 
     content: Tensor
     reference_logits: Tensor
+    groups: Tensor
+    num_real: int
     num_groups: int
-    max_count: int
 
     def attention_mask(self, num_queries: int) -> Tensor:
         """Mask (N + Q, N + Q) of N denoising and Q matching queries; true forbids attention.
 
         Matching queries don't see denoising queries. Groups don't see each other.
         """
-        size = 2 * self.max_count
-        count = self.num_groups * size
-        group = torch.arange(count + num_queries, device=self.content.device) // size
-        is_denoising = torch.arange(count + num_queries, device=self.content.device) < count
-        return is_denoising & (~is_denoising[:, None] | (group[:, None] != group))
+        groups = F.pad(self.groups, (0, num_queries), value=-1)
+        return (groups >= 0) & (groups != groups[:, None])
 
 
 @MODELS.register_module()
@@ -55,7 +58,14 @@ class DenoisingQueryGenerator(nn.Module):
         label_noise: Twice the probability that a random label replaces a label.
         box_noise: A positive's corners move by up to this share of half the box's width and height.
             A negative's corners move by one to two times as much.
+
+    Attributes:
+        padded: Whether to fill up with queries that change nothing, so that batches have the same
+            number: twice ``num_queries`` or, where an image has more objects, a multiple of that.
+            For compiled training and CUDA graphs. Objects have the same noise either way.
     """
+
+    padded = False
 
     def __init__(
         self,
@@ -93,20 +103,31 @@ class DenoisingQueryGenerator(nn.Module):
         return labels, inverse_sigmoid(noised.abs())
 
     def forward(self, targets: Targets) -> DenoisingQueries | None:
-        """Denoising queries for the objects of a batch; ``None`` where no image holds an object."""
+        """Denoising queries for the objects of a batch.
+
+        ``None`` where no image holds an object, unless they are :attr:`padded`.
+        """
         max_count = targets.max_count
-        if max_count == 0:
+        if max_count == 0 and not self.padded:
             return None
-        num_groups = max(1, self.num_queries // max_count)
+        num_groups = max(1, self.num_queries // max(1, max_count))
         shape = (-1, num_groups, 2, -1)
         real = targets.labels >= 0
         labels = targets.labels.masked_fill(~real, self.num_classes)
         labels, real = (each[:, None, None].expand(shape) for each in (labels, real))
         boxes = targets.boxes[:, None, None].expand(*shape, -1)
         noised_labels, logits = self._noised(labels, boxes, real)
+        content, logits = self.embedding(noised_labels.flatten(1)), logits.flatten(1, 3)
+        num_real = content.shape[1]
+        if self.padded:
+            step = 2 * self.num_queries
+            extra = max(1, -(-num_real // step)) * step - num_real
+            content, logits = (F.pad(each, (0, 0, 0, extra)) for each in (content, logits))
+        index = torch.arange(content.shape[1], device=content.device)
         return DenoisingQueries(
-            content=self.embedding(noised_labels.flatten(1)),
-            reference_logits=logits.flatten(1, 3),
+            content=content,
+            reference_logits=logits,
+            groups=index // max(1, 2 * max_count),
+            num_real=num_real,
             num_groups=num_groups,
-            max_count=max_count,
         )

@@ -208,7 +208,8 @@ class DFINEDecoder(nn.Module):
             distributions=torch.stack(all_distributions),
             references=initial_references[None],
             initial_scores=None if initial_scores is None else initial_scores[None],
-            initial_boxes=initial_boxes[None],
+            # A copy: compilers fail on two results that share memory (torch 2.13).
+            initial_boxes=torch.stack([initial_boxes]),
             bin_distances=bin_distances,
             reg_scale=self.reg_scale,
         )

@@ -197,6 +197,7 @@ class HybridEncoder(BaseModule):
             )
         dims = out_channels
         self.feat_strides = tuple(feat_strides)
+        self.out_channels = out_channels
         self.input_proj = nn.ModuleList(ConvNorm(c, dims, 1) for c in in_channels)
         self.encoder = TransformerEncoderLayer(dims, num_heads, ffn_channels)
         steps = len(in_channels) - 1
@@ -213,14 +214,17 @@ class HybridEncoder(BaseModule):
         set_with_cp(self, with_cp)
         self._positions: dict[tuple, Tensor] = {}
 
-    def _position(self, feature: Tensor) -> Tensor:
-        # Exporters that trace take plain numbers, and so the table, as constants.
-        height, width = int(feature.shape[-2]), int(feature.shape[-1])
-        key = (height, width, feature.device, feature.dtype)
+    # Compilers take the table as a constant. They would compile again once the cache has it.
+    @torch.compiler.assume_constant_result
+    def _position(
+        self, height: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Positions (1, ``height`` · ``width``, ``out_channels``)."""
+        key = (height, width, dtype, device)
         if key not in self._positions:
             # Not every device has 64-bit numbers.
-            table = sine_cosine_position(height, width, feature.shape[1]).to(feature.dtype)
-            self._positions[key] = table.to(feature.device)
+            table = sine_cosine_position(height, width, self.out_channels).to(dtype)
+            self._positions[key] = table.to(device)
         return self._positions[key]
 
     def _check_sizes(self, feats: Sequence[Tensor]) -> None:
@@ -245,7 +249,10 @@ class HybridEncoder(BaseModule):
         self._check_sizes(feats)
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         coarsest = feats[-1]
-        tokens = self.encoder(to_tokens(coarsest), self._position(coarsest))
+        # Exporters that trace take plain numbers, and so the table, as constants.
+        height, width = int(coarsest.shape[-2]), int(coarsest.shape[-1])
+        positions = self._position(height, width, coarsest.dtype, coarsest.device)
+        tokens = self.encoder(to_tokens(coarsest), positions)
         # On a GPU the norm's output is in float32, under autocast too.
         feats[-1] = tokens.to(coarsest.dtype).transpose(1, 2).reshape(coarsest.shape)
 

@@ -14,13 +14,13 @@ def make(counts=(3, 0, 5), num_queries=100, **kwargs):
 
 def grouped(queries):
     """Boxes (B, G, positive or negative, m, 4)."""
-    shape = (-1, queries.num_groups, 2, queries.max_count, 4)
-    return queries.reference_logits.sigmoid().view(shape)
+    logits = queries.reference_logits[:, : queries.num_real]
+    return logits.sigmoid().view(len(logits), queries.num_groups, 2, -1, 4)
 
 
 def test_shapes_and_number_of_groups():
     _, _, _, queries = make()
-    assert (queries.num_groups, queries.max_count) == (100 // 5, 5)
+    assert (queries.num_groups, queries.num_real) == (100 // 5, 20 * 2 * 5)
     assert queries.content.shape == (3, 20 * 2 * 5, 8)
     assert make(counts=(150, 1))[3].num_groups == 1
 

@@ -1,0 +1,135 @@
+"""Hooks that compile parts of the model or capture CUDA graphs."""
+
+import copy
+import os
+from types import SimpleNamespace
+
+from deim_mmdet import compat
+from deim_mmdet.engine import CompileHook, CUDAGraphHook
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from tiny_detectors import tiny_batch, tiny_detector
+from torch import nn
+
+
+@pytest.fixture
+def runner(monkeypatch, tmp_path):
+    """As much of a runner as the hooks look at."""
+    monkeypatch.setenv('DEIM_MMDET_CACHE', str(tmp_path))
+    # Set by the hook.
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', '')
+    monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR')
+    return SimpleNamespace(
+        model=tiny_detector(),
+        optim_wrapper=SimpleNamespace(_accumulative_counts=1),
+        logger=MMLogger.get_instance('fast steps'),
+    )
+
+
+class Backend:
+    """Counts what ``torch.compile`` compiles, and runs it as it is."""
+
+    def __init__(self):
+        self.compiled = 0
+
+    def __call__(self, graph, inputs):
+        self.compiled += 1
+        return graph.forward
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+
+
+@pytest.mark.parametrize('hook', [CompileHook(), CUDAGraphHook()])
+def test_other_detectors_are_refused(runner, hook):
+    runner.model = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match='works on a DEIMDetector, but the model is a Linear'):
+        hook.before_train(runner)
+
+
+def test_graphs_need_cuda(runner, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match=r'--cuda-graph\) need a GPU with CUDA'):
+        CUDAGraphHook().before_train(runner)
+    assert runner.model.graphed is None
+
+
+def test_graphs_are_refused_for_several_processes(runner, monkeypatch):
+    runner.model = nn.DataParallel(runner.model)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    with pytest.raises(ValueError, match='for one process'):
+        CUDAGraphHook().before_train(runner)
+
+
+def test_graphs_are_refused_where_gradients_accumulate(runner, cuda):
+    runner.optim_wrapper._accumulative_counts = 2
+    with pytest.raises(ValueError, match='do not accumulate gradients'):
+        CUDAGraphHook().before_train(runner)
+
+
+def test_graphs_serve_training_alone(runner, cuda):
+    hook = CUDAGraphHook()
+    hook.before_train(runner)
+    assert runner.model.graphed.capture is compat.capture_cuda_graph
+    assert runner.model.bbox_head.denoising.padded
+    hook.after_train(runner)
+    assert runner.model.graphed is None
+
+
+@pytest.mark.parametrize('knows_mode', [False, True])
+def test_other_threads_may_call_cuda_during_a_capture(monkeypatch, knows_mode):
+    """Pinning memory for the next batch neither fails nor ends the capture."""
+    modes = []
+
+    class graph:
+        def __init__(self, cuda_graph=None, pool=None, capture_error_mode='global'):
+            modes.append((capture_error_mode, pool))
+
+    def capture(module, inputs, allow_unused_input=False, pool=None):
+        torch.cuda.graph(pool=pool)
+        return module
+
+    def newer(module, inputs, allow_unused_input=False, pool=None, capture_error_mode='global'):
+        torch.cuda.graph(pool=pool, capture_error_mode=capture_error_mode)
+        return module
+
+    monkeypatch.setattr(torch.cuda, 'graph', graph)
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', newer if knows_mode else capture)
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', object)
+    compat._graph_memory.cache_clear()
+    module = nn.Linear(1, 1)
+    for _ in range(2):
+        assert compat.capture_cuda_graph(module, ()) is module
+    compat._graph_memory.cache_clear()
+    assert torch.cuda.graph is graph
+    assert [mode for mode, _ in modes] == ['thread_local'] * 2
+    assert modes[0][1] is modes[1][1] is not None
+
+
+@pytest.mark.slow
+def test_parts_are_compiled_once_for_each_size(runner, tmp_path):
+    """Backbone and decoder; other numbers of objects compile nothing, nor does evaluation."""
+    model, backend = runner.model, Backend()
+    plain, names = copy.deepcopy(model), list(model.state_dict())
+    hook = CompileHook(backend=backend)
+    hook.before_train(runner)
+    assert os.environ['TORCHINDUCTOR_CACHE_DIR'] == str(tmp_path / 'compiled')
+    for objects in ((3, 1), (0, 0), (7, 2)):
+        losses = []
+        for each in (plain, model):
+            torch.manual_seed(0)
+            losses.append(torch.stack([*each.loss(*tiny_batch(objects)).values()]))
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+        assert backend.compiled == 2
+    copy.deepcopy(model).loss(*tiny_batch((1, 1), 96))
+    hook.before_val(runner)
+    model.eval()(tiny_batch((1,), 96)[0])
+    hook.after_val(runner)
+    assert backend.compiled == 2
+    model.train().loss(*tiny_batch((1, 1), 96))
+    assert backend.compiled == 4
+    assert list(model.state_dict()) == names
