@@ -56,6 +56,13 @@ def test_training(config_of, on_a_gpu, arguments, dtype, scaled):
     assert torch.equal(layer.weight, before) == scaled
 
 
+def test_the_option_before_the_config(monkeypatch):
+    module = load_tool('train.py')
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--amp', str(CONFIG)])
+    args = module.parse_args()
+    assert (args.amp, args.config) == ('fp16', str(CONFIG))
+
+
 def test_without_it_nothing_changes(config_of):
     wrapper = config_of('train.py').optim_wrapper
     assert wrapper.type == OptimWrapper.__name__

@@ -86,7 +86,8 @@ def additive_mask(forbidden: Tensor, like: Tensor) -> Tensor:
         (N, N), 0 or -∞.
     """
     device, width = like.device.type, len(forbidden)
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if casts else like.dtype
     # Kernels of a GPU copy a mask whose rows don't begin at multiples of 16 numbers.
     rows = torch.zeros(width, -(-width // 16) * 16, dtype=dtype, device=like.device)
     return rows[:, :width].masked_fill_(forbidden, -torch.inf)
