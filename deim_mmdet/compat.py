@@ -21,7 +21,7 @@ docs/compatibility.md.
 | copying many tensors at once | torch has no public operator for it |
 | linear layers by oneDNN | torch has no public operator for them |
 | devices that an operator has kernels for | no public function of torch says it |
-| how many forms of a module are compiled | torch 2.6 has the option in a private module only |
+| how many forms of a module are compiled | torch has the option in a private module |
 | capturing CUDA graphs beside other threads | not every torch can be told so |
 """
 
@@ -214,7 +214,8 @@ def allow_compiled_forms(count: int) -> None:
     import torch._dynamo
 
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, count)
+    # Newer versions call it recompile_limit, and know both names.
+    config.cache_size_limit = max(config.cache_size_limit, count)
 
 
 def capture_cuda_graph(module: Any, inputs: Any) -> Callable:

@@ -1,7 +1,10 @@
 """Hooks that compile parts of the model or capture CUDA graphs."""
 
 import copy
+import importlib.util
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 from deim_mmdet import compat
@@ -9,9 +12,13 @@ from deim_mmdet.engine import CompileHook, CUDAGraphHook
 
 import pytest
 import torch
+from mmdet.registry import HOOKS
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from tiny_detectors import tiny_batch, tiny_detector
 from torch import nn
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -133,3 +140,19 @@ def test_parts_are_compiled_once_for_each_size(runner, tmp_path):
     model.train().loss(*tiny_batch((1, 1), 96))
     assert backend.compiled == 4
     assert list(model.state_dict()) == names
+
+
+def test_options_of_the_training_tool(monkeypatch):
+    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools/train.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    config = str(ROOT / 'configs/deim_dfine_n.py')
+    own = [hook.type for hook in Config.fromfile(config).custom_hooks]
+    for options, added in (
+        ([], []),
+        (['--cuda-graph', '--compile'], ['CompileHook', 'CUDAGraphHook']),
+    ):
+        monkeypatch.setattr(sys, 'argv', ['train.py', config, *options])
+        cfg = tool.prepare(tool.parse_args())
+        assert [hook.type for hook in cfg.custom_hooks] == own + added
+        assert all(HOOKS.get(name) for name in added)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..layers.basic import BatchNorm2d, convolve_and_norm, freeze_norms, set_with_cp
 
@@ -66,25 +67,29 @@ ARCHS = {
 
 
 class _Affine(torch.autograd.Function):
-    """``scale * x + bias`` in the type of x; gradients of the two scalars are sums in their type.
+    """``scale * x + bias``, computed in the type of the two scalars and rounded once to that of x.
 
-    autograd would sum in the type of x. Sums over a feature map overflow in half precision.
+    Gradients of the scalars are sums in their type: over a feature map they overflow float16.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
-        # Tensors without dimensions don't change the type of x.
-        return (x * scale.squeeze()).add_(bias.squeeze())
+        if x.device.type == 'cpu':
+            return (x * scale).add_(bias).to(x.dtype)
+        # One kernel, which casts what it reads and writes. On a CPU it is slow.
+        return torch.addcmul(bias, x, scale, out=torch.empty_like(x))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, scale = ctx.saved_tensors
-        return (
-            grad * scale.squeeze(),
-            (grad * x).sum(dtype=scale.dtype)[None],
-            grad.sum(dtype=scale.dtype)[None],
-        )
+        if x.device.type == 'cpu':
+            by_x = (grad * scale).to(grad.dtype)
+        else:
+            by_x = torch.mul(grad, scale, out=torch.empty_like(grad))
+        by_scale, by_bias = (part.sum(dtype=scale.dtype) for part in (grad * x, grad))
+        return by_x, by_scale[None], by_bias[None]
 
 
 class LearnableAffine(nn.Module):

@@ -31,13 +31,13 @@ class TensorNetwork(nn.Module):
         detector: A :class:`~deim_mmdet.models.detectors.DEIMDetector`.
 
     Attributes:
-        differentiable: Whether each of the last outputs has a gradient.
+        differentiable: Names of the last outputs that have a gradient.
     """
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
-        self.differentiable: list[bool] = []
+        self.differentiable: set[str] = set()
 
     def forward(self, images: Tensor, *queries: Tensor) -> dict[str, Tensor]:
         """Outputs by name, for images (B, 3, H, W) and the tensors of :func:`tensors_of`."""
@@ -50,7 +50,7 @@ class TensorNetwork(nn.Module):
         )
         fields = {name: value for name, value in vars(predictions).items() if value is not None}
         outputs = dict(encoder_scores=selected.scores, encoder_boxes=selected.box_logits, **fields)
-        self.differentiable = [output.requires_grad for output in outputs.values()]
+        self.differentiable = {name for name, each in outputs.items() if each.requires_grad}
         return outputs
 
 
@@ -106,12 +106,10 @@ class GraphedNetwork:
             outputs = TensorNetwork(detector)(*inputs)
         else:
             network, run = graphed
+            # A graph gives all its outputs a gradient.
             outputs = {
-                # A graph gives all its outputs a gradient.
-                name: output if differentiable else output.detach()
-                for (name, output), differentiable in zip(
-                    run(*inputs).items(), network.differentiable, strict=True
-                )
+                name: output if name in network.differentiable else output.detach()
+                for name, output in run(*inputs).items()
             }
         scores, boxes = outputs.pop('encoder_scores'), outputs.pop('encoder_boxes')
         return scores, boxes, Predictions(**outputs)
