@@ -10,7 +10,6 @@ import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval, COCOevalMP
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
-from mmengine.fileio import load
 from mmengine.logging import print_log
 from terminaltables import AsciiTable
 
@@ -170,19 +169,38 @@ class CheckedCocoMetric(CocoMetric):
                 self.metrics = others
                 figures.update(super().compute_metrics(results))
                 self.metrics = [*own, *others]
-            files = self.results2json(found, prefix)
+            if self.outfile_prefix:
+                self.results2json(found, prefix)
             if self.format_only:
                 print_log(f'results are saved as {prefix}.*.json', logger='current')
                 return {}
             for kind in own:
-                figures.update(self._evaluate(kind, load(files[kind])))
+                figures.update(self._evaluate(kind, self._in_coco_form(kind, found)))
         return figures
+
+    def _in_coco_form(self, kind: str, found: Sequence[dict]) -> list[dict]:
+        """Entries of COCO's results for the detections of all images.
+
+        Those of masks have no box: COCO's evaluation would take its area for the mask's.
+        """
+        entries = []
+        for image in found:
+            if kind == 'segm':
+                name, values = 'segmentation', image['masks']
+                scores = image.get('mask_scores', image['scores'])
+            else:
+                name, scores = 'bbox', image['scores']
+                values = image['bboxes'].astype(float)
+                values[:, 2:] -= values[:, :2]
+                values = values.tolist()
+            entries += [
+                {'image_id': image['img_id'], 'category_id': self.cat_ids[i], 'score': s, name: v}
+                for i, s, v in zip(image['labels'], scores.tolist(), values, strict=True)
+            ]
+        return entries
 
     def _evaluate(self, kind: str, found: list[dict]) -> dict[str, float]:
         """Figures of one kind, 'bbox' or 'segm', from detections in COCO's form."""
-        if kind == 'segm':
-            # If there is a box, COCO's evaluation takes the box's area for the mask's.
-            found = [{k: v for k, v in entry.items() if k != 'bbox'} for entry in found]
         tables = self._tables(kind, found)
         items = self.metric_items or DEFAULT_ITEMS
         figures = {f'{kind}_{item}': round(self._figure(tables, item), 3) for item in items}

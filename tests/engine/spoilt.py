@@ -47,9 +47,15 @@ class ScaledOptimWrapper(OptimWrapper):
     backward = AmpOptimWrapper.backward
     step = AmpOptimWrapper.step
 
-    def __init__(self, **kwargs):
+    def __init__(self, init_scale=8.0, **kwargs):
         super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=8.0)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
+
+
+class ConstantScaleOptimWrapper(ScaledOptimWrapper):
+    """The same with ``loss_scale=8.0``."""
+
+    _scale_update_param = 8.0
 
 
 def unscaled(loss_scale, dtype):
@@ -90,11 +96,19 @@ def make_batch(index, fault=None, images=4):
 class Training:
     """The part of mmengine's runner that hooks see."""
 
-    def __init__(self, wrapper_type=OptimWrapper, skip=0, wrap=lambda model: model, **options):
+    def __init__(
+        self,
+        wrapper_type=OptimWrapper,
+        skip=0,
+        wrap=lambda model: model,
+        fused=None,
+        **options,
+    ):
         torch.manual_seed(0)
         self.model = wrap(Model())
+        parameters = self.model.parameters()
         self.optim_wrapper = wrapper_type(
-            optimizer=torch.optim.AdamW(self.model.parameters(), lr=0.1, weight_decay=0.1),
+            optimizer=torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, fused=fused),
             # The wrapper takes the kind of clipping out of what it gets.
             **copy.deepcopy(options),
         )
@@ -102,6 +116,7 @@ class Training:
         # As mmengine orders them.
         self.hooks.sort(key=lambda hook: get_priority(hook.priority))
         self.message_hub = MessageHub(f'training_{id(self)}')
+        self.optim_wrapper.message_hub = self.message_hub
         self.logger = logging.getLogger('training')
         self.epoch, self.iter, self.max_iters = 2, 40, 100
         for hook in self.hooks:

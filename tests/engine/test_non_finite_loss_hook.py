@@ -5,6 +5,7 @@ The truth for a step that is left out is the training that never saw its batches
 
 import copy
 import functools
+import math
 
 from deim_mmdet.engine.hooks import (
     NonFiniteError,
@@ -19,7 +20,13 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import ConstantLR, OptimWrapper
 from mmengine.registry import init_default_scope
-from spoilt import WRAPPERS, ScaledOptimWrapper, Training, make_batch
+from spoilt import (
+    WRAPPERS,
+    ConstantScaleOptimWrapper,
+    ScaledOptimWrapper,
+    Training,
+    make_batch,
+)
 
 BATCHES = 6
 
@@ -117,21 +124,70 @@ def test_a_step_of_two_iterations_is_left_out_as_a_whole(fault, bad):
     assert training.message_hub.get_info('skipped_steps') == 1
 
 
+SCALED = [(ScaledOptimWrapper, 4.0), (ConstantScaleOptimWrapper, 8.0)]
+
+
+@pytest.mark.parametrize('fused', [False, True], ids=['', 'fused'])
+@pytest.mark.parametrize(('wrapper_type', 'scale'), SCALED, ids=['dynamic', 'constant'])
 @pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
-def test_the_scaler_of_float16_skips_infinite_gradients_itself(clip_grad):
-    make = functools.partial(Training, ScaledOptimWrapper, clip_grad=clip_grad)
+def test_the_scaler_of_float16_skips_infinite_gradients_itself(
+    clip_grad, wrapper_type, scale, fused
+):
+    make = functools.partial(Training, wrapper_type, clip_grad=clip_grad, fused=fused)
     training = make().run(make_batch(i, 'gradient' if i == 1 else None) for i in range(3))
     truth = make().run(make_batch(i) for i in (0, 2))
     assert_same(training.state(), truth.state(), but=('norm', 'average'))
-    assert training.optim_wrapper.loss_scaler.get_scale() == 4
+    assert training.optim_wrapper.loss_scaler.get_scale() == scale
     assert training.message_hub.get_info('skipped_steps') is None
 
 
-def test_an_infinite_norm_is_not_logged():
-    training = Training(ScaledOptimWrapper, clip_grad=dict(max_norm=0.1)).run([make_batch(0)])
-    norm = norm_of(training)
-    training.run([make_batch(1, 'gradient')])
-    assert norm_of(training) == norm
+@pytest.mark.parametrize('bad', [2, 3], ids=['first', 'last'])
+@pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
+def test_the_scaler_skips_a_step_of_two_iterations_as_a_whole(clip_grad, bad):
+    make = functools.partial(
+        Training, ScaledOptimWrapper, clip_grad=clip_grad, accumulative_counts=2
+    )
+    training = make().run(make_batch(i, 'gradient' if i == bad else None) for i in range(BATCHES))
+    truth = make().run(make_batch(i) for i in (0, 1, 4, 5))
+    assert_same(training.state(), truth.state(), but=('norm', 'average'))
+    assert training.optim_wrapper.loss_scaler.get_scale() == 4
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize(
+    'wrapper_type',
+    [*WRAPPERS.values(), ScaledOptimWrapper, ConstantScaleOptimWrapper],
+    ids=[*WRAPPERS, 'dynamic', 'constant'],
+)
+def test_an_infinite_norm_does_not_reach_the_logged_average(wrapper_type, accumulation):
+    training = Training(
+        wrapper_type, skip=1, clip_grad=dict(max_norm=0.1), accumulative_counts=accumulation
+    )
+    training.run(make_batch(i, 'gradient' if i == 3 else None) for i in range(BATCHES))
+    norms, counts = norms_of(training).data
+    assert len(norms) == counts.sum() == BATCHES // accumulation - 1
+    assert math.isfinite(norms_of(training).mean())
+
+
+def steep(model):
+    """The model with gradients that overflow at the largest scale."""
+    model.linear.weight.register_hook(lambda gradient: 16 * gradient)
+    return model
+
+
+def test_steps_until_the_scale_settles_change_and_log_nothing():
+    options = dict(wrap=steep, clip_grad=dict(max_norm=0.1))
+    training = Training(ScaledOptimWrapper, init_scale=2.0**127, **options)
+    training.run(make_batch(i) for i in range(8))
+    norms, _ = norms_of(training).data
+    scale = training.optim_wrapper.loss_scaler.get_scale()
+    skipped = 127 - int(math.log2(scale))
+    assert len(norms) == 8 - skipped
+    assert 0 < skipped < 8
+    assert all(map(math.isfinite, norms))
+    # The scale is a power of two, which changes no digit of a gradient.
+    truth = Training(**options).run(make_batch(i) for i in range(skipped, 8))
+    assert_same(training.state(), truth.state(), but=('norm', 'average'))
 
 
 @pytest.mark.parametrize('clip_grad', CLIPPING, ids=['plain', 'norm', 'value'])
@@ -191,9 +247,14 @@ def test_nothing_is_left_behind(clip_grad):
     assert training.model.linear.weight.isnan().any()
 
 
+def norms_of(training):
+    """Those of all steps, as they were logged."""
+    return training.optim_wrapper.message_hub.get_scalar('train/grad_norm')
+
+
 def norm_of(training):
     """That of the last step, as it was logged."""
-    return training.optim_wrapper.message_hub.get_scalar('train/grad_norm').current()
+    return norms_of(training).current()
 
 
 class Reads:

@@ -39,25 +39,19 @@ class NonFiniteWeightError(NonFiniteError):
 class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
-    It acts where mmengine's optimiser wrapper clips: in training it replaces the wrapper's
-    ``clip_func``, also where nothing is clipped. Losses and the norm of all gradients are read from
-    the device in one transfer, which the log needs for the norm anyway. Gradients are checked
-    before they are clipped: clipping by norm would spread one NaN to all of them, and clipping by
-    value would turn an infinity into a usual number. With gradient accumulation the losses of each
-    iteration before the last are read after its backward pass.
+    In training it takes the place of the optimiser wrapper's ``clip_func``, also where nothing is
+    clipped. There it reads the norm of all gradients, which the log needs anyway, and whether all
+    losses are finite, in one transfer, and then clips. With gradient accumulation it reads the
+    losses of each earlier iteration after its backward pass. All processes take the same decision,
+    and each names the terms and images of all. A ``GradScaler`` at work skips steps with infinite
+    gradients itself: they neither count nor end the training. A norm that isn't finite is not
+    logged. A checkpoint with a weight that isn't finite is not written.
 
-    In distributed training all processes take the same decision, and each names the terms and
-    images of all. A ``GradScaler`` (``AmpOptimWrapper``) looks for infinite gradients and skips
-    their steps itself: gradients are left to it, unless it is disabled. A norm that isn't finite is
-    not logged. A checkpoint with a weight that isn't finite is not written.
-
-    The first ``skip_non_finite`` bad steps of a run are left out. Such a step doesn't change
-    weights, optimiser, the average of ``ExpWarmupEMAHook``, the running statistics that its forward
-    pass has updated, and the scale of a ``GradScaler``. The learning rate goes on. The bad terms
-    are not logged. With gradient accumulation all iterations of the step are left out; from the bad
-    one on they don't reach statistics and average either. The message hub keeps the number of steps
-    left out as ``skipped_steps``, so it survives a resume. Weights that already aren't finite
-    always end the training.
+    The first ``skip_non_finite`` bad steps of a run are left out: weights, optimiser, the average
+    of ``ExpWarmupEMAHook``, the model's buffers and the scale of a ``GradScaler`` stay as they
+    were. With gradient accumulation buffers and average keep what came from the iterations before
+    the bad one. The message hub counts these steps as ``skipped_steps``, across resumes. Weights
+    that already aren't finite always end the training.
 
     Args:
         skip_non_finite: How many steps of a run may be left out. With 0, the first bad one ends it.
@@ -76,11 +70,12 @@ class NonFiniteLossHook(Hook):
         self.skip_non_finite = check_count(self, 'skip_non_finite', skip_non_finite, lowest=0)
         #: Whether the step that the present iteration belongs to is left out.
         self.skipping = False
-        self._scale: dict | None = None
-        # The loss terms of this iteration, and the samples by iteration of this step.
+        # Losses of the present iteration, and the samples of each iteration of the step.
         self._losses: dict[str, Tensor | list[Tensor]] = {}
         self._samples: list[list] = []
+        # What a bad step may change without the optimiser.
         self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._scale: dict | None = None
 
     def before_train(self, runner) -> None:
         wrapper = runner.optim_wrapper
@@ -109,26 +104,6 @@ class NonFiniteLossHook(Hook):
         if self.skip_non_finite:
             self._buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if not self._wrapper.should_update() and not self.skipping:
-            self._check()
-        if not self.skipping:
-            return
-        for buffer, before in self._buffers:
-            buffer.copy_(before)
-        if self._scale is not None:
-            self._scaler.load_state_dict(self._scale)
-            self._scale = None
-        for name in [name for name, value in outputs.items() if not math.isfinite(value)]:
-            del outputs[name]
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._refuse_weights({'model': checkpoint['state_dict']})
-        # EMAHook puts the average into the checkpoint after this.
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                self._refuse_weights({'average': hook.ema_model.module.state_dict()})
-
     def _note_losses(self, model: nn.Module, args: tuple, kwargs: dict, losses) -> None:
         """Forward hook of the detector."""
         if model.training and isinstance(losses, dict):
@@ -145,82 +120,78 @@ class NonFiniteLossHook(Hook):
         Returns:
             The norm of all gradients for the log, where they are clipped by it.
         """
-        clip, _ = self._clipping
-        options = {k: v for k, v in arguments.items() if k in ('norm_type', 'foreach')}
-        norm = get_total_norm([parameter.grad for parameter in parameters], **options)
-        figures = None if self.skipping else self._check(norm)
-        if figures is None:
+        norm = get_total_norm([p.grad for p in parameters], arguments.get('norm_type', 2.0))
+        number = None if self.skipping else self._read(norm)
+        if number is None:
             # Optimisers skip parameters without gradient: no decay, no change of state.
             for parameter in parameters:
                 parameter.grad = None
             if self.skipping and self._scaler is not None:
                 self._scale = self._scaler.state_dict()
-        elif clip is clip_grad_norm_:
-            clip_grads_with_norm_(parameters, arguments['max_norm'], norm, arguments.get('foreach'))
-            return figures[-1]
-        elif clip is not None:
-            clip(parameters, **arguments)
+        elif self._clipping[0] is clip_grad_norm_:
+            clip_grads_with_norm_(parameters, arguments['max_norm'], norm)
+            return number
+        elif self._clipping[0] is not None:
+            # By value this turns an infinity into a usual number.
+            self._clipping[0](parameters, **arguments)
         return None
 
-    def _check(self, *norm: Tensor) -> list[float] | None:
-        """Check the losses of an iteration and the norm of the gradients, in one transfer.
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not self._wrapper.should_update() and not self.skipping:
+            self._read()
+        if not self.skipping:
+            return
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        if self._scale is not None:
+            self._scaler.load_state_dict(self._scale)
+            self._scale = None
+        for name in [name for name, value in outputs.items() if not math.isfinite(value)]:
+            del outputs[name]
+
+    def _read(self, *norm: Tensor) -> float | None:
+        """Read whether all losses of the iteration are finite, and the norm of the gradients.
 
         Args:
             norm: Norm of all gradients, once they are complete.
 
         Returns:
-            Losses and norm; None where one of them isn't finite and the step is left out.
+            The last number read; None where one isn't finite.
         """
-        losses = {
-            name: sum(value) if isinstance(value, (list, tuple)) else value
-            for name, value in self._losses.items()
-        }
-        self._losses = {}
-        figures = [value.detach().float() for value in (*losses.values(), *norm)]
-        figures = torch.stack([value.sum() if value.dim() else value for value in figures])
-        # NaN or infinite where any figure of any process is.
-        joint = figures.sum()
+        # Not kept beyond this: the graph of the iteration hangs on them.
+        losses, self._losses = self._losses, {}
+        terms = [v if isinstance(v, (list, tuple)) else [v] for v in losses.values()]
+        numbers = [value.detach().float().flatten() for values in terms for value in values]
+        numbers = torch.cat([*numbers, *(value[None] for value in norm)])
+        # NaN or infinite where any number of any process is.
+        joint = numbers.sum()
         all_reduce(joint)
-        *values, joint = torch.hstack([figures, joint]).tolist()
+        last, joint = torch.stack([numbers[-1], joint]).tolist()
         if math.isfinite(joint):
-            return values
-        values = zip(losses, values, strict=False)
-        wrong = [f'{name} = {value}' for name, value in values if not math.isfinite(value)]
-        if any(all_gather_object(wrong)):
-            self._leave_out(NonFiniteLossError, 'loss', wrong, self._samples[-1:])
-        elif self._scaler is None:
-            wrong = [
-                name
-                for name, parameter in self._model.named_parameters()
-                if parameter.grad is not None and not parameter.grad.norm().isfinite()
-            ]
-            # Finite norms may add up to an infinite one.
-            wrong = [some(wrong or ['the norm of all'])]
-            self._leave_out(NonFiniteGradientError, 'gradient', wrong, self._samples)
+            return last
+        self._bad_step(losses)
         return None
 
-    def _leave_out(
-        self, error: type[NonFiniteError], what: str, wrong: list[str], samples: list[list]
-    ) -> None:
-        """Count a bad step, and log it or raise.
-
-        Args:
-            error: What to raise where the run may not go on.
-            what: ``'loss'`` or ``'gradient'``.
-            wrong: Descriptions of what isn't finite in this process.
-            samples: The samples of this process that it was computed from, by iteration.
-        """
+    def _bad_step(self, losses: dict[str, Tensor | list[Tensor]]) -> None:
+        """Say what isn't finite, and raise or leave the step out, unless the scaler does."""
+        values = self._model.parse_losses(losses)[1].items()
+        wrong = [f'{k} = {float(v)}' for k, v in values if k != 'loss' and not math.isfinite(v)]
+        error, what, batches = NonFiniteLossError, 'loss', self._samples[-1:]
+        if not any(all_gather_object(wrong)):
+            if self._scaler is not None:
+                return
+            error, what, batches = NonFiniteGradientError, 'gradient', self._samples
+            wrong = non_finite_names({k: v.grad for k, v in self._model.named_parameters()})
+            # Finite norms may add up to an infinite one.
+            wrong = [some(wrong or ['the norm of all'])]
         self._refuse_weights(dict(self._model.named_parameters()))
-        images = [str(s.get('img_path', 'unknown')) for batch in samples for s in batch]
-        ranks = all_gather_object((wrong, images))
-        wrong = list(dict.fromkeys(entry for names, _ in ranks for entry in names))
-        images = [image for names, paths in ranks if names for image in paths]
-        hub = self._runner.message_hub
-        count = hub.get_info(SKIPPED, 0) + 1
+        images = [str(s.get('img_path', 'unknown')) for batch in batches for s in batch]
+        ranks = [rank for rank in all_gather_object((wrong, images)) if rank[0]]
+        count = self._runner.message_hub.get_info(SKIPPED, 0) + 1
         message = (
-            f'non-finite {what} in epoch {self._runner.epoch + 1}, iteration '
-            f'{self._runner.iter + 1}: {", ".join(wrong)}. Images of the batch: '
-            f'{", ".join(images)}'
+            f'non-finite {what} in {self._moment()}: '
+            f'{", ".join(dict.fromkeys(entry for wrong, _ in ranks for entry in wrong))}. '
+            f'Images of the batch: {", ".join(image for _, images in ranks for image in images)}'
         )
         if count > self.skip_non_finite:
             before = f'{self.skip_non_finite} steps were left out before. ' if count > 1 else ''
@@ -229,18 +200,26 @@ class NonFiniteLossHook(Hook):
                 'look at these images and their boxes, or lower the learning rate '
                 '(optim_wrapper.optimizer.lr)'
             )
-        hub.update_info(SKIPPED, count)
+        self._runner.message_hub.update_info(SKIPPED, count)
         self.skipping = True
         self._runner.logger.warning(
             f'{message}. This step is left out, number {count} of at most {self.skip_non_finite}'
         )
 
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._refuse_weights({'model': checkpoint['state_dict']})
+        # EMAHook puts the average into the checkpoint after this.
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                self._refuse_weights({'average': hook.ema_model.module.state_dict()})
+
     def _refuse_weights(self, state: dict) -> None:
-        names = non_finite_names(state)
-        if names:
+        if names := non_finite_names(state):
             raise NonFiniteWeightError(
-                f'weights are NaN or infinite in epoch {self._runner.epoch + 1}, iteration '
-                f'{self._runner.iter + 1}: {some(names)}. Go on from the last '
-                'checkpoint, which is not touched (--resume), with a lower learning rate '
+                f'weights are NaN or infinite in {self._moment()}: {some(names)}. Go on from the '
+                'last checkpoint, which is not touched (--resume), with a lower learning rate '
                 '(optim_wrapper.optimizer.lr), or in full precision'
             )
+
+    def _moment(self) -> str:
+        return f'epoch {self._runner.epoch + 1}, iteration {self._runner.iter + 1}'
