@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from .. import compat
 from ..checkpoints.loading import SCHEME
+from ..datasets.collate import stacking
 from ..deployment.cpu import optimize_for_cpu
 from ..utils.components import component_class
 from ..utils.files import replaced_when_complete, write_text
@@ -115,7 +116,7 @@ class DEIMRunner(Runner):
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         if isinstance(dataloader, dict):
             # torch warns where no device can use pinned memory.
-            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **dataloader}
+            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **stacking(dataloader)}
             if not dataloader.get('num_workers'):
                 # Both need workers; an option may have set the number of workers to 0.
                 for option in ('persistent_workers', 'prefetch_factor'):
