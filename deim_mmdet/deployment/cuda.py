@@ -27,8 +27,9 @@ class CudaDetector(SingleStageDetector):
     def __init__(self, detector: nn.Module, half: bool, graph: bool) -> None:
         # The parts are there already: nothing is built of configs.
         BaseDetector.__init__(self, detector.data_preprocessor)
-        self.backbone, self.neck = detector.backbone, detector.neck
-        self.bbox_head = detector.bbox_head
+        self.backbone, self.bbox_head = detector.backbone, detector.bbox_head
+        if detector.with_neck:
+            self.neck = detector.neck
         # What mmdet's inferencers put on a detector.
         for name in ('cfg', 'dataset_meta'):
             if hasattr(detector, name):
@@ -105,7 +106,8 @@ def to_half(detector: nn.Module) -> None:
     weights anew each time, and run the norms in single precision.
     """
     detector.backbone.half()
-    detector.neck.half()
+    if detector.with_neck:
+        detector.neck.half()
     head = detector.bbox_head
     mlps = [part for part in head.modules() if isinstance(part, MLP)]
     in_single = {part for mlp in mlps for part in mlp.modules()}

@@ -104,6 +104,8 @@ class GraphedFunction:
         # Copies record anew: graphs hold addresses.
         return vars(self) | {'_kept': OrderedDict()}
 
+    # Buffers made in inference mode could be written to in that mode only.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensors:
         """What the function returns, in new tensors."""
@@ -129,7 +131,7 @@ class GraphedFunction:
         try:
             captured = self.capture(self.function, self.make_buffers(*inputs))
         except RuntimeError as error:
-            reason = str(error).partition('\n')[0]
+            reason = str(error).partition('\n')[0] or type(error).__name__
         if reason:
             # An error of the function itself is raised here.
             self.function(*inputs)

@@ -73,6 +73,14 @@ def test_each_call_computes_from_its_own_inputs_into_its_own_outputs():
     assert run.capture.shapes == [(2, 3)]
 
 
+def test_it_may_be_recorded_in_inference_mode_and_replayed_without():
+    run = graphed()
+    x = torch.ones(1)
+    with torch.inference_mode():
+        run(x, x)
+    assert not run(x, x)[0].is_inference()
+
+
 def test_the_size_used_least_recently_is_forgotten():
     run = graphed(max_sizes=2)
     for size in (1, 2, 1, 3, 1, 2):
