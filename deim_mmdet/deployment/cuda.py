@@ -37,6 +37,7 @@ class CudaDetector(SingleStageDetector):
         self.graphs = GraphedFunction(self._detect, self._make_buffers) if graph else None
         # Where the graphs find the first parameter.
         self._address: int | None = None
+        self._held: set[Tensor] = set()
         self._layout = torch.preserve_format
         if half:
             to_half(self)
@@ -67,6 +68,7 @@ class CudaDetector(SingleStageDetector):
             if address != self._address:
                 # The parameters have moved, but the graphs read the old ones.
                 self.graphs.forget()
+                self._held.clear()
                 self._address = address
             return self.graphs(images, sizes)
 
@@ -93,6 +95,8 @@ class CudaDetector(SingleStageDetector):
         return images.to(dtype, memory_format=self._layout, copy=copy)
 
     def _make_buffers(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        # A module may replace a buffer by an equal one; the graphs go on reading this one.
+        self._held.update(self.buffers())
         return self._as_read(images, copy=True), sizes.to(images.device, copy=True)
 
 
