@@ -1,18 +1,18 @@
 """Time of the training criterion against the same losses written down step by step.
 
-    python benchmarks/criterion.py [--objects 30 100] [--repeats 15] [--threads 2] [--out FILE.json]
+    python benchmarks/criterion.py [--objects 30 100] [--repeats 15] [--threads 2] [--device cuda]
 
 "plain" compares matched boxes one to one. "reference" compares all pairs of matched boxes and takes
 the diagonal, as the reference implementations do. Predictions have the shapes of DEIM-D-FINE N at
 batch 8: three layers, 300 queries, 80 classes, and denoising queries. Two thirds of the objects
 have queries close to them, as in training. The implementations take turns; the figures are medians.
+On a GPU they are the times between events; host_… is the time until everything was enqueued.
 """
 
 import argparse
 import json
-import statistics
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
@@ -27,13 +27,15 @@ from deim_mmdet.models.losses import DFINECriterion, SetCriterion
 from deim_mmdet.models.task_modules import Targets
 
 import torch
+from measuring.losses import figures, time_losses
+from measuring.timing import make_timer
 from mmengine.registry import init_default_scope
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'models' / 'losses'))
 from plain_criterion import PlainCriterion
 
 LAYERS, BATCH, QUERIES, CLASSES, REG_MAX = 3, 8, 300, 80, 32
-UP, REG_SCALE = torch.tensor([0.5]), torch.tensor([4.0])
+UP, REG_SCALE = 0.5, 4.0
 
 
 def boxes_near(objects: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -53,6 +55,7 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
     boxes = torch.cat([torch.rand(*shape, 2) * 0.8 + 0.1, torch.rand(*shape, 2) * 0.2 + 0.02], -1)
     targets = [dict(labels=torch.randint(CLASSES, (objects,)), boxes=b) for b in boxes]
     groups = max(1, 100 // objects)
+    up, reg_scale = torch.tensor([UP]), torch.tensor([REG_SCALE])
 
     def predictions(references: torch.Tensor):
         count = references.shape[1]
@@ -63,13 +66,13 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
                 scores.requires_grad_(), (references + offsets).clamp(0.005, 0.995).requires_grad_()
             )
         logits = torch.randn(LAYERS, BATCH, count, 4 * (REG_MAX + 1)).requires_grad_()
-        bin_distances = weighting_function(REG_MAX, UP, REG_SCALE)
+        bin_distances = weighting_function(REG_MAX, up, reg_scale)
         distances = expected_distances(bin_probabilities(logits), bin_distances)
-        layer_boxes = distances_to_boxes(references, distances, REG_SCALE)
+        layer_boxes = distances_to_boxes(references, distances, reg_scale)
         return Predictions(
             scores.requires_grad_(), layer_boxes, logits, references[None],
             scores[:1].detach().requires_grad_(), references[None].clone().requires_grad_(),
-            bin_distances, REG_SCALE,
+            bin_distances, reg_scale,
         )  # fmt: skip
 
     noised = boxes.repeat(1, groups * 2, 1)
@@ -83,15 +86,22 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
 
 def implementations(targets: list[dict], inputs: dict, dfine: bool) -> dict:
     """The criteria, as functions without arguments that return the loss terms."""
-    labels, boxes = ([target[key] for target in targets] for key in ('labels', 'boxes'))
+    # On the host, as the samples of a batch are.
+    labels, boxes = ([target[key].cpu() for target in targets] for key in ('labels', 'boxes'))
+    device = targets[0]['boxes'].device
     criterion = DFINECriterion() if dfine else SetCriterion()
-    bins = (weighting_function(REG_MAX, UP, REG_SCALE), 4.0) if dfine else None
+    table = weighting_function(REG_MAX, torch.tensor([UP]), torch.tensor([REG_SCALE]))
+    bins = (table.to(device), REG_SCALE) if dfine else None
     plain, reference = (PlainCriterion('mal', bins, all_pairs) for all_pairs in (False, True))
     return dict(
-        ours=lambda: criterion(**inputs, targets=Targets.from_lists(labels, boxes)),
+        ours=lambda: criterion(**inputs, targets=Targets.from_lists(labels, boxes).to(device)),
         plain=lambda: plain(**inputs, targets=targets),
         reference=lambda: reference(**inputs, targets=targets),
     )
+
+
+def summed(terms: Callable[[], dict]) -> Callable[[], torch.Tensor]:
+    return lambda: sum(terms().values())
 
 
 def main() -> None:
@@ -99,35 +109,27 @@ def main() -> None:
     parser.add_argument('--objects', type=int, nargs='+', default=[30, 100], help='of each image')
     parser.add_argument('--repeats', type=int, default=15)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--out', type=Path, help='JSON file for the figures')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
-    # With one thread take the process's own time: other processes disturb it less.
-    clock = time.process_time if args.threads == 1 else time.perf_counter
     rows = []
     for objects in args.objects:
         for dfine in (True, False):
             torch.manual_seed(0)
-            targets, inputs = case(objects, dfine)
+            with torch.device(args.device):
+                targets, inputs = case(objects, dfine)
             functions = implementations(targets, inputs, dfine)
             terms = {name: function() for name, function in functions.items()}
             for key, value in terms['plain'].items():
                 torch.testing.assert_close(terms['ours'][key], value, rtol=1e-3, atol=1e-4)
-            forward, both = ({name: [] for name in functions} for _ in range(2))
-            for _ in range(args.repeats):
-                for name, function in functions.items():
-                    start = clock()
-                    total = sum(function().values())
-                    forward[name].append(clock() - start)
-                    total.backward(retain_graph=True)
-                    both[name].append(clock() - start)
+            # With one thread take the process's own time: other processes disturb it less.
+            timer = make_timer(args.device, cpu_time=args.threads == 1)
+            losses = {name: summed(function) for name, function in functions.items()}
+            spans = time_losses(losses, args.repeats, timer, retain_graph=True)
             row = dict(head='D-FINE' if dfine else 'RT-DETRv2', objects=objects)
-            for part, times in dict(forward=forward, with_backward=both).items():
-                medians = {name: statistics.median(values) for name, values in times.items()}
-                row |= {f'{part}_{name}_ms': round(1e3 * t, 1) for name, t in medians.items()}
-                for name in ('plain', 'reference'):
-                    row[f'{part}_ratio_to_{name}'] = round(medians[name] / medians['ours'], 2)
+            row |= figures(spans, args.device)
             rows.append(row)
             print(json.dumps(row), flush=True)
     if args.out:

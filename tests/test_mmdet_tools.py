@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deim_mmdet.deployment import fuse
+from deim_mmdet.deployment.cuda import CudaDetector
 from deim_mmdet.engine.image_size import input_sizes
 
 import numpy as np
@@ -96,6 +98,24 @@ def test_inferencer(trained):
     result = inferencer(image, no_save_vis=True)['predictions'][0]
     assert len(result['scores']) == len(result['labels']) == len(result['bboxes']) == 200
     assert set(result['labels']) <= set(range(10))
+    inferencer.model = fuse(inferencer.model)
+    (fused,) = inferencer(image, return_datasamples=True)['predictions']
+    torch.testing.assert_close(
+        fused.pred_instances.scores, torch.tensor(result['scores']), atol=1e-5, rtol=0
+    )
+    # The form for GPUs, in half precision.
+    inferencer.model = CudaDetector(inferencer.model, half=True, graph=False)
+    (half,) = inferencer(image, return_datasamples=True)['predictions']
+    torch.testing.assert_close(
+        half.pred_instances.scores, fused.pred_instances.scores, atol=2e-3, rtol=0
+    )
+
+
+def test_our_test_script_with_a_fused_model(trained, repo_root):
+    arguments = (trained / 'tiny.py', trained / 'epoch_4.pth', '--work-dir', trained / 'fused')
+    output = run(repo_root / 'tools/test.py', *arguments, '--fused', cwd=trained)
+    assert 'coco/bbox_mAP' in output
+    assert output.count('need a model on a GPU') == (not torch.cuda.is_available())
 
 
 def test_mmdets_own_test_script(trained):

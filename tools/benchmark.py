@@ -2,10 +2,10 @@
 
     python tools/benchmark.py CONFIG [CONFIG ...] [--backends pytorch fused ...] [--out DIR]
 
-Times are those of this machine's CPU. Each candidate has a process of its own, and they take turns,
-so that other work on the machine disturbs all of them alike. Results are medians, percentiles and
-ratios. They are printed as tables and written to DIR as results.json and, if matplotlib is
-installed, accuracy_latency.png.
+Times are those of this machine's CPU or, with --device cuda, of its GPU. Each candidate has a
+process of its own, and they take turns, so that other work on the machine disturbs all of them
+alike. Results are medians, percentiles and ratios. They are printed as tables and written to DIR as
+results.json and, if matplotlib is installed, accuracy_latency.png.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import platform
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
@@ -35,8 +34,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
 try:
     from measuring.latency import BACKENDS, EXPORTED, Candidate
-    from measuring.published import published_points
-    from measuring.timing import Timing, alternate, peak_memory
+    from measuring.report import Results, as_json, as_text, plot
+    from measuring.timing import alternate, peak_memory
     from measuring.training import TrainingStep, pipeline_speed
 except ModuleNotFoundError as error:
     if error.name != 'measuring':
@@ -48,8 +47,15 @@ except ModuleNotFoundError as error:
 
 # The package that a backend needs.
 PACKAGES = dict(
-    reference='dfine', transformers='transformers', onnxruntime='onnxruntime', openvino='openvino'
+    reference='dfine',
+    transformers='transformers',
+    onnxruntime='onnxruntime',
+    openvino='openvino',
+    tensorrt='tensorrt',
 )
+#: Measured only where they are asked for: compiling and TensorRT's building take minutes, and the
+#: reference knows D-FINE only.
+UNASKED = ('compiled', 'reference', 'tensorrt')
 
 #: Number of timed calls in a candidate's turn.
 CALLS = 4
@@ -61,12 +67,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='paths of configs')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=['latency', 'training'])
+    parser.add_argument('--device', choices=BACKENDS, default='cpu')
     parser.add_argument(
         '--backends',
         nargs='+',
-        choices=BACKENDS,
-        help='default: all that are installed, but not compiled, which takes minutes to compile, '
-        'nor reference, which knows D-FINE only',
+        metavar='BACKEND',
+        help='; '.join(f'{device}: {", ".join(names)}' for device, names in BACKENDS.items())
+        + f'. Default: all that are installed but {", ".join(UNASKED)}',
     )
     parser.add_argument('--batches', nargs='+', type=int, default=[1], help='batch sizes')
     parser.add_argument(
@@ -83,6 +90,7 @@ def parse_args() -> argparse.Namespace:
         'on a busy machine, with one thread',
     )
     parser.add_argument('--train-batch', type=int, default=2, help='images of a training step')
+    parser.add_argument('--amp', action='store_true', help='training step in mixed precision')
     parser.add_argument('--images', type=int, default=64, help='images timed a pipeline stage')
     parser.add_argument('--out', type=Path, help='folder for results.json and the plot')
     parser.add_argument(
@@ -94,30 +102,23 @@ def parse_args() -> argparse.Namespace:
             parser.error(f'--{option.replace("_", "-")} must be at least 1')
     if args.cpu_time and args.threads > 1:
         parser.error('--cpu-time adds up the threads: use it with --threads 1')
+    if args.device == 'cuda':
+        if args.cpu_time:
+            parser.error('--cpu-time is for --device cpu: a GPU computes outside of the process')
+        if not torch.cuda.is_available():
+            parser.error('--device cuda: torch finds no GPU')
+    there = BACKENDS[args.device]
     if args.backends is None:
         args.backends = [
-            name for name in BACKENDS
-            if name not in ('compiled', 'reference')
-            and (name not in PACKAGES or is_installed(PACKAGES[name]))
+            name for name in there
+            if name not in UNASKED and (name not in PACKAGES or is_installed(PACKAGES[name]))
         ]  # fmt: skip
+    for name in args.backends:
+        if name not in there:
+            parser.error(
+                f'--backends {name}: with --device {args.device} there are {", ".join(there)}'
+            )
     return args
-
-
-@dataclass
-class Results:
-    """The measurements of one config; parts that weren't asked for are empty."""
-
-    config: str
-    size: tuple[int, int]
-    parameters: int
-    flops: float
-    #: Times by batch size, then by backend.
-    latency: dict[int, dict[str, Timing]] = field(default_factory=dict)
-    training: dict[str, Timing] = field(default_factory=dict)
-    #: Images a second by stage.
-    pipeline: dict[str, float] = field(default_factory=dict)
-    #: By backend or step: MiB at its peak beyond the model's own.
-    memory: dict[str, float | None] = field(default_factory=dict)
 
 
 def build(cfg: Config) -> nn.Module:
@@ -153,11 +154,15 @@ def measure(path: str, args: argparse.Namespace) -> Results:
     if 'pipeline' in args.parts:
         results.pipeline = pipeline_speed(cfg, args.images)
     if 'training' in args.parts:
-        step = TrainingStep(model, cfg.optim_wrapper, args.train_batch, size)
-        results.memory['training step'] = peak_memory(step)
+        step = TrainingStep(
+            model, cfg.optim_wrapper, args.train_batch, size, device=args.device, amp=args.amp
+        )
+        results.memory['training step'] = peak_memory(step, args.device)
         for _ in range(max(args.rounds // 2, 2)):
             step()
         results.training = step.timings()
+        if args.device == 'cuda':
+            results.training_host = step.timings('host')
     return results
 
 
@@ -171,12 +176,14 @@ def measure_latency(
         onnx_path = None
         if EXPORTED.keys() & args.backends:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            onnx_path = export_onnx(model, folder / 'model.onnx', results.size)
+            # TensorRT keeps the types of the file.
+            half = 'tensorrt' in args.backends
+            onnx_path = export_onnx(model, folder / 'model.onnx', results.size, half=half)
         candidates = {
             name: stack.enter_context(
-                Candidate(name, cfg.model, results.size, onnx_path, args.threads)
+                Candidate(name, cfg.model, results.size, onnx_path, args.threads, args.device)
             )
-            for name in BACKENDS if name in args.backends
+            for name in BACKENDS[args.device] if name in args.backends
         }  # fmt: skip
         for batch in args.batches:
             results.latency[batch] = alternate(
@@ -190,110 +197,21 @@ def measure_latency(
                 results.memory[f'{name}, batch {batch}'] = candidate.peak_memory(batch)
 
 
-def machine() -> dict[str, str | int]:
-    """The machine's properties that the times depend on."""
+def machine(device: str) -> dict[str, str | int]:
+    """The machine's properties that the times on a device depend on."""
     names = [line.split(':', 1)[1].strip() for line in _cpu_info() if line.startswith('model name')]
     return dict(
         cpu=names[0] if names else platform.processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
+        **(dict(gpu=torch.cuda.get_device_name()) if device == 'cuda' else {}),
     )
 
 
 def _cpu_info() -> list[str]:
     path = Path('/proc/cpuinfo')
     return path.read_text().splitlines() if path.is_file() else []
-
-
-def as_text(results: Results) -> str:
-    """Tables of everything that was measured of one config."""
-    height, width = results.size
-    lines = [
-        f'{results.config}: {results.parameters / 1e6:.2f} M parameters, '
-        f'{results.flops / 1e9:.1f} GFLOPs at {height}x{width}'
-    ]
-    for batch, timings in results.latency.items():
-        # The first is the independent implementation, if it was run.
-        name, reference = next(iter(timings.items()))
-        lines.append(f'  {f"latency, batch {batch}":22}{"median":>9}{"p90":>9}{"p99":>9}'
-                     f'{"lowest":>9}{"images/s":>10}  times {name}')  # fmt: skip
-        for backend, timing in timings.items():
-            lines.append(
-                f'  {backend:22}{_row(timing)}{batch * 1e3 / timing.median:10.1f}'
-                f'  {reference.median / timing.median:.2f} (lowest: '
-                f'{reference.lowest / timing.lowest:.2f})'
-            )
-    if results.training:
-        lines.append(
-            f'  {"training step":22}{"median":>9}{"p90":>9}{"p99":>9}{"lowest":>9}   share'
-        )
-        total = results.training['total'].median
-        for part, timing in results.training.items():
-            lines.append(f'  {part:22}{_row(timing)}{timing.median / total:8.0%}')
-    for stage, speed in results.pipeline.items():
-        lines.append(f'  pipeline, {stage}: {speed:.1f} images/s in one process')
-    for name, mebibytes in results.memory.items():
-        if mebibytes is not None:
-            lines.append(f'  memory beyond the model, {name}: {mebibytes:.0f} MiB')
-    return '\n'.join(lines)
-
-
-def _row(timing: Timing) -> str:
-    return ''.join(
-        f'{value:9.1f}' for value in (timing.median, timing.p90, timing.p99, timing.lowest)
-    )
-
-
-def as_json(results: Results) -> dict:
-    """The same as :func:`as_text`, for programs; times in milliseconds."""
-
-    def timings(values: dict[str, Timing]) -> dict[str, dict]:
-        return {name: timing._asdict() for name, timing in values.items()}
-
-    return vars(results) | dict(
-        latency={batch: timings(values) for batch, values in results.latency.items()},
-        training=timings(results.training),
-    )
-
-
-def plot(all_results: list[Results], path: Path) -> None:
-    """AP against latency: the published points, and the same models' times on this machine."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    points = published_points()
-    figure, (published, here) = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for collection in dict.fromkeys(point.collection for point in points):
-        curve = [point for point in points if point.collection == collection]
-        curve.sort(key=lambda point: point.latency)
-        published.plot(
-            [p.latency for p in curve], [p.ap for p in curve], marker='o', label=collection
-        )
-    published.set(xlabel=f'latency [ms] ({points[0].hardware})', ylabel='box AP on COCO val2017')
-    published.set_title('Published')
-    accuracy = {point.name: point.ap for point in points}
-    measured = [r for r in all_results if r.config in accuracy and r.latency]
-    backends = dict.fromkeys(name for r in measured for t in r.latency.values() for name in t)
-    for backend in backends:
-        shown = [
-            (timings[backend].median / batch, accuracy[r.config])
-            for r in measured
-            for batch, timings in list(r.latency.items())[:1]
-            if backend in timings
-        ]
-        here.plot(*zip(*sorted(shown), strict=True), marker='o', label=backend)
-    here.set(xlabel='latency [ms] an image', title='This machine, published AP')
-    here.set_xscale('log')
-    for axes in (published, here):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:
@@ -307,7 +225,9 @@ def main() -> None:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / 'results.json'
-        content = dict(machine=machine(), results=[as_json(results) for results in all_results])
+        content = dict(
+            machine=machine(args.device), results=[as_json(results) for results in all_results]
+        )
         path.write_text(json.dumps(content, indent=1))
         print(path)
         if is_installed('matplotlib'):

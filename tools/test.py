@@ -55,11 +55,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta', action='store_true', help='merge detections of the image and its mirror image'
     )
+    parser.add_argument(
+        '--fused',
+        action='store_true',
+        help='test a fused copy of the model; on a GPU in half precision and by CUDA graphs',
+    )
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
+    if args.fused and args.tta:
+        parser.error('--fused: a model with --tta is not fused; leave one of them out')
     if not Path(args.checkpoint).exists() and '://' not in args.checkpoint:
         parser.error(f'there is no checkpoint {args.checkpoint}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -116,6 +123,8 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         add_test_time_augmentation(cfg)
+    if args.fused:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', ()), dict(type='FusedTestHook')]
     return cfg
 
 

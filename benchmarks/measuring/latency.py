@@ -1,7 +1,6 @@
 """Detectors in every form and runtime, each in a process of its own, to be timed."""
 
 import multiprocessing
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from deim_mmdet.deployment import fuse
 from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.deployment.runtimes import ONNXRuntime, OpenVINORuntime
+from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine
 
 import numpy as np
 import torch
@@ -19,21 +19,19 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from .reference_models import build_reference
-from .timing import peak_memory
+from .timing import make_timer, peak_memory
 from .transformers_models import build_counterpart
 
-#: The forms of a detector that can be timed; independent implementations come first.
-BACKENDS = (
-    'reference',
-    'transformers',
-    'pytorch',
-    'fused',
-    'compiled',
-    'onnxruntime',
-    'openvino',
+_EVERYWHERE = ('reference', 'transformers', 'pytorch', 'fused')
+#: The forms of a detector that can be timed on a device; independent implementations come first.
+BACKENDS = dict(
+    cpu=(*_EVERYWHERE, 'compiled', 'onnxruntime', 'openvino'),
+    cuda=(*_EVERYWHERE, 'half', 'graph', 'compiled', 'tensorrt'),
 )
 #: Backends that run an exported file, which contains the post-processing.
-EXPORTED = {'onnxruntime': ONNXRuntime, 'openvino': OpenVINORuntime}
+EXPORTED = {'onnxruntime': ONNXRuntime, 'openvino': OpenVINORuntime, 'tensorrt': TensorRTRuntime}
+#: Number of images that an engine of TensorRT takes at most.
+MAX_BATCH = 32
 
 
 def make_runner(
@@ -43,44 +41,76 @@ def make_runner(
     size: tuple[int, int],
     onnx_path: Path | None = None,
     num_threads: int = 1,
+    device: str = 'cpu',
 ) -> Callable[[Tensor], object]:
     """A detector in one of its forms as a function of images (B, 3, H, W).
 
-    All run in single precision on the CPU. The forms of PyTorch give class scores and boxes of the
-    queries, the exported ones give detections.
+    On a CPU all run in single precision. On a GPU, ``'half'``, ``'graph'``, ``'compiled'``,
+    ``'tensorrt'`` and ``'transformers'`` run in half precision. Exported files and ``'graph'`` give
+    detections, the other forms give class scores and boxes of the queries.
 
     Args:
-        backend: One of :data:`BACKENDS`.
+        backend: One of :data:`BACKENDS` for the device.
         config: ``model`` of the config.
         model: The detector that was built from it; ``'pytorch'`` changes its layout in memory.
         size: Height and width of the images.
-        onnx_path: The detector's export, for the backends in :data:`EXPORTED`.
-        num_threads: Number of threads of these backends' runtimes.
+        onnx_path: The detector's export, for the backends in :data:`EXPORTED`; TensorRT's engine is
+            written beside it.
+        num_threads: Number of threads of these backends' runtimes on the CPU.
+        device: ``'cpu'`` or ``'cuda'``, where the images are.
 
     Raises:
         ImportError: The package that the backend needs isn't installed.
         ValueError: The independent implementation has no such model.
     """
     if backend in EXPORTED:
-        runtime = EXPORTED[backend](onnx_path, num_threads)
-        sizes = np.array([size[::-1]], dtype=np.int64)
-        return lambda images: runtime(images.numpy(), sizes.repeat(len(images), 0))
+        return _exported_runner(backend, size, onnx_path, num_threads)
     if backend == 'reference':
         if size[0] != size[1]:
             raise ValueError(f'the reference evaluates square images, not {size[0]}x{size[1]}')
-        return torch.inference_mode()(build_reference(config, size[0])[0])
+        return torch.inference_mode()(build_reference(config, size[0])[0].to(device))
+    on_gpu = device == 'cuda'
     if backend == 'transformers':
-        counterpart = build_counterpart(config)
-        return torch.inference_mode()(lambda images: counterpart(pixel_values=images))
-    # 'pytorch' is the form that DEIMRunner evaluates on a CPU.
-    detector = optimize_for_cpu(model.eval()) if backend == 'pytorch' else fuse(model)
+        counterpart = build_counterpart(config).to(device, torch.half if on_gpu else torch.float)
+        return torch.inference_mode()(
+            lambda images: counterpart(pixel_values=images.to(counterpart.dtype))
+        )
+    detector = _in_form(backend, model.to(device).eval())
+    if backend == 'graph':
+        sizes = torch.tensor([size[::-1]], dtype=torch.float)
+        return lambda images: detector.detect(images, sizes.expand(len(images), 2))
 
     @torch.inference_mode()
     def run(images: Tensor) -> object:
         return detector.bbox_head(detector.extract_feat(images))
 
-    # Freezing lays the weights out for the kernels once instead of at each call.
-    return torch.compile(run, options={'freezing': True}) if backend == 'compiled' else run
+    if backend != 'compiled':
+        return run
+    # Freezing lays the weights out for the CPU's kernels once instead of at each call.
+    options = dict(mode='reduce-overhead') if on_gpu else dict(options={'freezing': True})
+    return torch.compile(run, **options)
+
+
+def _in_form(backend: str, model: nn.Module) -> nn.Module:
+    on_gpu = next(model.parameters()).device.type == 'cuda'
+    if backend == 'pytorch':
+        # The form that DEIMRunner evaluates on a CPU.
+        return model if on_gpu else optimize_for_cpu(model)
+    half = on_gpu and backend in ('half', 'graph', 'compiled')
+    return fuse(model, half=half, graph=backend == 'graph')
+
+
+def _exported_runner(
+    backend: str, size: tuple[int, int], onnx_path: Path, num_threads: int
+) -> Callable[[Tensor], object]:
+    if backend == 'tensorrt':
+        runtime = TensorRTRuntime(
+            build_engine(onnx_path, onnx_path.with_suffix('.engine'), size, MAX_BATCH)
+        )
+    else:
+        runtime = EXPORTED[backend](onnx_path, num_threads)
+    sizes = np.array([size[::-1]], dtype=np.int64)
+    return lambda images: runtime(images.cpu().numpy(), sizes.repeat(len(images), 0))
 
 
 class Candidate:
@@ -90,7 +120,7 @@ class Candidate:
     process, runtimes would take the cores from each other.
 
     Args:
-        backend, config, size, onnx_path, num_threads: See :func:`make_runner`.
+        backend, config, size, onnx_path, num_threads, device: See :func:`make_runner`.
 
     Raises:
         ImportError, ValueError: See :func:`make_runner`.
@@ -103,10 +133,11 @@ class Candidate:
         size: tuple[int, int],
         onnx_path: Path | None,
         num_threads: int,
+        device: str = 'cpu',
     ) -> None:
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
         try:
-            self._call(_build, backend, config, size, onnx_path, num_threads)
+            self._call(_build, backend, config, size, onnx_path, num_threads, device)
         except BaseException:
             self._process.shutdown()
             raise
@@ -118,7 +149,10 @@ class Candidate:
         self._process.shutdown()
 
     def seconds(self, batch: int, calls: int, cpu_time: bool = False) -> list[float]:
-        """Seconds of each of ``calls`` batches of random images, after one that isn't timed."""
+        """Seconds of each of ``calls`` batches of random images, after one that isn't timed.
+
+        They end when the device has done the work.
+        """
         return self._call(_seconds, batch, calls, cpu_time)
 
     def peak_memory(self, batch: int) -> float | None:
@@ -134,7 +168,12 @@ _built: dict[str, Any] = {}
 
 
 def _build(
-    backend: str, config: ConfigDict, size: tuple[int, int], onnx_path: Path | None, threads: int
+    backend: str,
+    config: ConfigDict,
+    size: tuple[int, int],
+    onnx_path: Path | None,
+    threads: int,
+    device: str,
 ) -> None:
     import mmdet.models  # noqa: F401  (registers the detectors)
 
@@ -142,23 +181,26 @@ def _build(
     init_default_scope('mmdet')
     torch.manual_seed(0)
     model = MODELS.build(config).eval()
-    _built['runner'] = make_runner(backend, config, model, size, onnx_path, threads)
-    _built['image'] = torch.rand(1, 3, *size)
+    _built['runner'] = make_runner(backend, config, model, size, onnx_path, threads, device)
+    _built['image'] = torch.rand(1, 3, *size, device=device)
 
 
 def _seconds(batch: int, calls: int, cpu_time: bool) -> list[float]:
-    clock = time.process_time if cpu_time else time.perf_counter
     # Before the timing starts: after their work, torch's threads would keep other runtimes from the
     # cores for a while.
     images = _built['image'].repeat(batch, 1, 1, 1)
+    timer = make_timer(images.device.type, cpu_time)
     seconds = []
-    for call in range(1 + calls):
-        start = clock()
+    for _ in range(1 + calls):
+        timer.mark()
         _built['runner'](images)
-        if call:
-            seconds.append(clock() - start)
-    return seconds
+        timer.mark()
+        seconds += timer.read().device
+    return seconds[1:]
 
 
 def _peak_memory(batch: int) -> float | None:
-    return peak_memory(lambda: _built['runner'](_built['image'].repeat(batch, 1, 1, 1)))
+    image = _built['image']
+    return peak_memory(
+        lambda: _built['runner'](image.repeat(batch, 1, 1, 1)), device=image.device.type
+    )

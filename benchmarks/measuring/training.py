@@ -17,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .timing import Timing
+from .timing import Spans, Timing, make_timer
 
 #: Parts of a training step, in order. ``forward`` is the net, with denoising and batch augments.
 PARTS = ('forward', 'criterion', 'backward', 'optimizer')
@@ -27,11 +27,13 @@ class TrainingStep:
     """A training step on random images; each call makes one step and times its parts.
 
     Args:
-        model: The detector.
+        model: The detector; it is moved to the device.
         optim_wrapper: Config of the optimiser.
         batch: Number of images.
         size: Height and width of the images.
         objects: Number of objects in each image.
+        device: ``'cpu'`` or ``'cuda'``.
+        amp: Mixed precision: float16 on a GPU, bfloat16 on a CPU.
     """
 
     def __init__(
@@ -41,50 +43,64 @@ class TrainingStep:
         batch: int,
         size: tuple[int, int],
         objects: int = 10,
+        device: str = 'cpu',
+        amp: bool = False,
     ) -> None:
-        # DEIMRunner does the same on a CPU.
-        self.model = optimize_for_cpu(model.train())
-        self.optimizer = build_optim_wrapper(model, optim_wrapper)
-        self.seconds = {part: [] for part in PARTS}
-        self.images, self.samples = _random_batch(model.bbox_head.num_classes, batch, size, objects)
+        model = in_layout(model.train().to(device))
+        if amp:
+            kind = 'CpuAmpOptimWrapper' if device == 'cpu' else 'AmpOptimWrapper'
+            optim_wrapper = ConfigDict(optim_wrapper, type=kind)
+        self.model, self.optimizer = model, build_optim_wrapper(model, optim_wrapper)
+        self.timer = make_timer(device)
+        self.spans: list[Spans] = []
+        images, self.samples = _random_batch(model.bbox_head.num_classes, batch, size, objects)
+        self.images = images.to(device, memory_format=torch.channels_last)
 
     def __call__(self) -> None:
-        started = time.perf_counter()
-        with self._criterion_timed() as spent:
+        self.timer.mark()
+        with self._criterion_marked(), self.optimizer.optim_context(self.model):
             losses = self.model.loss(self.images, self.samples)
             loss, _ = self.model.parse_losses(losses)
-        forward = time.perf_counter()
+        self.timer.mark()
         self.optimizer.backward(loss)
-        backward = time.perf_counter()
+        self.timer.mark()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        done = time.perf_counter()
-        criterion = sum(spent)
-        times = (forward - started - criterion, criterion, backward - forward, done - backward)
-        for part, seconds in zip(PARTS, times, strict=True):
-            self.seconds[part].append(seconds)
+        self.timer.mark()
+        self.spans.append(self.timer.read())
 
     @contextmanager
-    def _criterion_timed(self) -> Iterator[list[float]]:
-        """Collect the seconds of each call of the criterion."""
-        criterion, spent = self.model.bbox_head.criterion, []
-        begin = criterion.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter()))
-
-        def end(*_) -> None:
-            spent[-1] += time.perf_counter()
-
-        finish = criterion.register_forward_hook(end)
+    def _criterion_marked(self) -> Iterator[None]:
+        """Mark where the criterion begins and where it ends."""
+        criterion = self.model.bbox_head.criterion
+        begin = criterion.register_forward_pre_hook(lambda *_: self.timer.mark())
+        finish = criterion.register_forward_hook(lambda *_: self.timer.mark())
         try:
-            yield spent
+            yield
         finally:
             begin.remove()
             finish.remove()
 
-    def timings(self) -> dict[str, Timing]:
-        """Times of every part and of the whole step (``total``), over all calls but the first."""
-        parts = {part: values[1:] for part, values in self.seconds.items()}
-        parts['total'] = [sum(values) for values in zip(*parts.values(), strict=True)]
-        return {part: Timing.of(values) for part, values in parts.items()}
+    def timings(self, clock: str = 'device') -> dict[str, Timing]:
+        """Times of every part and of the whole step (``total``), over all calls but the first.
+
+        Args:
+            clock: ``'device'`` or ``'host'``, see :class:`~.timing.Spans`.
+        """
+        rows = []
+        for spans in self.spans[1:]:
+            before, criterion, after, backward, optimizer = getattr(spans, clock)
+            rows.append((before + after, criterion, backward, optimizer))
+        parts = dict(zip(PARTS, zip(*rows, strict=True), strict=True))
+        parts['total'] = [sum(row) for row in rows]
+        return {part: Timing.of(seconds) for part, seconds in parts.items()}
+
+
+def in_layout(model: nn.Module) -> nn.Module:
+    """A model in the form in which it is trained on its device; on a CPU as by DEIMRunner."""
+    if next(model.parameters()).device.type == 'cpu':
+        return optimize_for_cpu(model)
+    return model.to(memory_format=torch.channels_last)
 
 
 def _random_batch(

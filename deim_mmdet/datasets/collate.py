@@ -5,8 +5,12 @@ from typing import Any
 
 from deim_mmdet.utils.images import are_alike, stacked
 
+from mmdet.registry import TRANSFORMS
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS
+
+from ..utils.components import is_component
+from .transforms import PackDetImage
 
 
 # mmengine 0.10.7 looks for these functions in its own registry only.
@@ -31,3 +35,16 @@ def stack_images(samples: Sequence) -> Any:
     if isinstance(batch, Mapping) and are_alike(batch.get('inputs', ())):
         batch['inputs'] = stacked(batch['inputs'])
     return batch
+
+
+def stacking(dataloader: Mapping) -> dict:
+    """The config of a data loader, which now stacks images where it may.
+
+    ``stack_images`` is its collate function, if it names none and the last transform of its data
+    set is ``PackDetImage``. ``test_dataloader`` can't name it: mmengine's inferencers (0.10.7) fail
+    on a config with a ``collate_fn``.
+    """
+    dataset = dataloader.get('dataset')
+    pipeline = dataset.get('pipeline') if isinstance(dataset, Mapping) else None
+    stacks = bool(pipeline) and is_component(TRANSFORMS, pipeline[-1], PackDetImage)
+    return (dict(collate_fn=dict(type='stack_images')) if stacks else {}) | dict(dataloader)

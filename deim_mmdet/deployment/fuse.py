@@ -1,6 +1,8 @@
 """Rewrites a trained detector into a faster one that computes the same in evaluation."""
 
 import copy
+import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,6 +20,7 @@ from ..models.layers.dfine_decoder import DFINEDecoder
 from ..models.layers.rtdetr_decoder import RTDETRDecoder
 from ..models.necks.hybrid_encoder import RepVGGBlock
 from .cpu import optimize_for_cpu
+from .cuda import CudaDetector
 from .modules import (
     BoundedLayerNorm,
     Clamp,
@@ -29,7 +32,7 @@ from .modules import (
 )
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, half: bool = False, graph: bool = False) -> nn.Module:
     """A copy of a detector for evaluation, with everything merged or dropped that can be.
 
     - A batch norm, trained or frozen, becomes part of the convolution before it.
@@ -49,17 +52,37 @@ def fuse(model: nn.Module) -> nn.Module:
     Args:
         model: A detector with one of this package's heads. In its backbone and neck, a convolution
             is fused if a batch norm follows it in the order of registration.
+        half: Compute in half precision on a GPU, boxes excepted.
+        graph: Replay a CUDA graph for each size of the input, on a GPU. Anywhere else, ``half`` and
+            ``graph`` change nothing, and a warning says so.
 
     Returns:
         The copy, in evaluation mode, without gradients. It raises a ``RuntimeError`` if it runs in
-        training mode.
+        training mode. With ``half`` or ``graph`` on a GPU it is a
+        :class:`~deim_mmdet.deployment.cuda.CudaDetector`.
 
     Raises:
         TypeError: The head is not one of this package's.
     """
     fused = _fuse(model)
-    on_cpu = next(fused.parameters()).device.type == 'cpu'
-    return optimize_for_cpu(fused) if on_cpu else fused
+    device = next(fused.parameters()).device.type
+    if device == 'cuda' and (half or graph):
+        detector = CudaDetector(fused, half, graph)
+        detector.register_forward_pre_hook(_refuse_training)
+        return detector
+    if half or graph:
+        _warn_of_plain_form(device)
+    return optimize_for_cpu(fused) if device == 'cpu' else fused
+
+
+@functools.cache
+def _warn_of_plain_form(device: str) -> None:
+    """Warn once for each kind of device."""
+    warnings.warn(
+        f'half precision and CUDA graphs need a model on a GPU, this one is on {device}: it is '
+        'fused in its own precision',
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()

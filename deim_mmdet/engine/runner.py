@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from .. import compat
 from ..checkpoints.loading import SCHEME
+from ..datasets.collate import stacking
 from ..utils.files import replaced_when_complete, write_text
 from .apply_recipe import apply_recipe
 from .checks import bare_model, check_object_counts
@@ -120,7 +121,7 @@ class DEIMRunner(Runner):
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         if isinstance(dataloader, dict):
             # torch warns where no device can use pinned memory.
-            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **dataloader}
+            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **stacking(dataloader)}
             if not dataloader.get('num_workers'):
                 # Both need workers; an option may have set the number of workers to 0.
                 for option in ('persistent_workers', 'prefetch_factor'):

@@ -1,6 +1,7 @@
 """Batches of the data loaders."""
 
 from deim_mmdet.datasets import stack_images
+from deim_mmdet.datasets.collate import stacking
 
 import numpy as np
 import pytest
@@ -74,3 +75,13 @@ def test_configs_name_it_where_mmengine_bears_it(repo_root):
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert FUNCTIONS.get(loader.collate_fn.type) is stack_images
     assert 'collate_fn' not in cfg.test_dataloader
+
+
+def test_the_runner_stacks_what_pack_det_image_packs(repo_root):
+    loader = Config.fromfile(repo_root / 'configs/deim_dfine_n.py').test_dataloader
+    pipeline = loader.dataset.pipeline
+    assert stacking(loader) == dict(loader, collate_fn=dict(type='stack_images'))
+    assert stacking(dict(loader, collate_fn='mine')) == dict(loader, collate_fn='mine')
+    pipeline[-1] = dict(type='PackDetInputs')
+    for dataset in (loader.dataset, dict(type='A'), dict(pipeline=[]), object()):
+        assert stacking(dict(dataset=dataset)) == dict(dataset=dataset)

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 from golden import CONFIGS
 from measuring.timing import Timing
 
@@ -43,6 +44,20 @@ def test_tables_and_files(tool, run, tmp_path, capsys):
     assert results['training']['total']['median'] > 0
     assert results['pipeline'] == {}
     assert (tmp_path / 'accuracy_latency.png').stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_tables_of_a_gpu(run, tmp_path):
+    run(
+        CONFIGS / 'deim_dfine_n.py', '--device', 'cuda', '--amp', '--rounds', 2,
+        '--backends', 'pytorch', 'fused', 'half', 'graph', '--size', 96, 128, '--out', tmp_path,
+    )  # fmt: skip
+    written = json.loads((tmp_path / 'results.json').read_text())
+    assert written['machine']['gpu'] == torch.cuda.get_device_name()
+    (results,) = written['results']
+    assert set(results['latency']['1']) == {'pytorch', 'fused', 'half', 'graph'}
+    assert results['training_host']['total']['median'] > 0
+    assert all(memory > 0 for memory in results['memory'].values())
 
 
 def test_configs_of_one_name_are_told_apart(run, tmp_path, capsys):
@@ -89,6 +104,13 @@ def test_a_missing_package_is_named(run, monkeypatch):
     [
         (['--rounds', '0'], '--rounds must be at least 1'),
         (['--cpu-time', '--threads', '2'], 'use it with --threads 1'),
+        (['--backends', 'graph'], 'with --device cpu there are reference, transformers'),
+        (['--device', 'cuda', '--cpu-time'], 'a GPU computes outside of the process'),
+        pytest.param(
+            ['--device', 'cuda'],
+            'torch finds no GPU',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is one'),
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(run, capsys, options, message):

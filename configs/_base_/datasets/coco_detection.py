@@ -64,6 +64,7 @@ train_dataloader = dict(
     ),
 )
 # Without collate_fn: with one, DetInferencer fails (mmengine 0.10.7, BaseInferencer._init_collate).
+# DEIMRunner stacks these images, too.
 test_dataloader = dict(
     batch_size=8,
     num_workers=4,

@@ -8,6 +8,7 @@ from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .derived_seed_hook import DerivedSeedHook
 from .ema_restart_hook import EMARestartHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
+from .fused_test_hook import FusedTestHook
 from .non_finite_loss_hook import (
     NonFiniteError,
     NonFiniteGradientError,
@@ -30,6 +31,7 @@ __all__ = [
     'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
+    'FusedTestHook',
     'NonFiniteError',
     'NonFiniteGradientError',
     'NonFiniteLossError',

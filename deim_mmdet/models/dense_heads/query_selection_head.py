@@ -228,6 +228,20 @@ class QuerySelectionHead(BaseModule):
             losses[name] = losses[name] + self.denoising.embedding.weight.sum() * 0
         return losses
 
+    def detect(self, feats: Sequence[Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best detections of a batch, without a read by the host.
+
+        Args:
+            feats: Levels (B, C_l, H_l, W_l).
+            sizes: (B, 2) width and height of each image, in whose pixels boxes are returned.
+
+        Returns:
+            Labels (B, N), boxes (B, N, 4) and scores (B, N); see
+            :class:`~deim_mmdet.models.dense_heads.postprocess.TopKPostprocess`.
+        """
+        logits, boxes = (full_precision(part) for part in self(feats))
+        return self.postprocess(logits, boxes, sizes.to(boxes, non_blocking=True))
+
     def predict(
         self, feats: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True
     ) -> InstanceList:
@@ -242,13 +256,25 @@ class QuerySelectionHead(BaseModule):
             For each image ``bboxes`` (N, 4) as (x1, y1, x2, y2) in pixels, ``scores`` (N,) and
             ``labels`` (N,), best first.
         """
-        logits, boxes = (full_precision(part) for part in self(feats))
-        sizes = torch.tensor([_pixels(sample, rescale) for sample in batch_data_samples])
-        labels, boxes, scores = self.postprocess(logits, boxes, sizes.to(boxes))
-        return [
-            InstanceData(bboxes=image_boxes, scores=image_scores, labels=image_labels)
-            for image_boxes, image_scores, image_labels in zip(boxes, scores, labels, strict=True)
-        ]
+        return as_instances(*self.detect(feats, spanned_pixels(batch_data_samples, rescale)))
+
+
+def spanned_pixels(samples: SampleList, rescale: bool) -> Tensor:
+    """Width and height (B, 2) that the boxes of B images span, on the host.
+
+    Args:
+        samples: B data samples.
+        rescale: Whether boxes are in pixels of the original image, not of the input.
+    """
+    return torch.tensor([_pixels(sample, rescale) for sample in samples])
+
+
+def as_instances(labels: Tensor, boxes: Tensor, scores: Tensor) -> InstanceList:
+    """Detections of a batch, as :meth:`QuerySelectionHead.detect` gives them, image by image."""
+    return [
+        InstanceData(bboxes=image_boxes, scores=image_scores, labels=image_labels)
+        for image_boxes, image_scores, image_labels in zip(boxes, scores, labels, strict=True)
+    ]
 
 
 def _pixels(sample: DetDataSample, rescale: bool) -> tuple[float, float]:

@@ -1,0 +1,40 @@
+"""Scripts that compare training with other implementations, on inputs that are small."""
+
+import json
+import sys
+
+import criterion
+import pytest
+import torch
+import training_step
+from measuring.losses import figures, time_losses
+from measuring.timing import make_timer
+
+pytestmark = pytest.mark.slow
+
+
+def test_criterion(monkeypatch, tmp_path):
+    monkeypatch.setattr(criterion, 'BATCH', 1)
+    monkeypatch.setattr(criterion, 'QUERIES', 20)
+    out = tmp_path / 'rows.json'
+    arguments = ['--objects', '3', '--repeats', '1', '--threads', '1', '--out', str(out)]
+    monkeypatch.setattr(sys, 'argv', ['criterion.py', *arguments])
+    criterion.main()
+    rows = json.loads(out.read_text())
+    assert [(row['head'], row['objects']) for row in rows] == [('D-FINE', 3), ('RT-DETRv2', 3)]
+    assert all(row['forward_ours_ms'] <= row['with_backward_ours_ms'] for row in rows)
+    assert all(row['with_backward_ratio_to_plain'] > 0 for row in rows)
+
+
+def test_training_step(monkeypatch):
+    pytest.importorskip('dfine')
+    pytest.importorskip('transformers')
+    # Of the smallest of a side for which the reference has a token for each of its queries.
+    monkeypatch.setitem(training_step.SIZES['cpu'], 'dfine_n', (1, 256))
+    steps = training_step.build('dfine_n', 'cpu', amp=False)
+    losses = {name: step() for name, step in steps.items()}
+    # The same weights, images and objects, but for the noise of the denoising queries.
+    torch.testing.assert_close(losses['ours'], losses['reference'], rtol=0.3, atol=0)
+    row = figures(time_losses(steps, 1, make_timer('cpu')), 'cpu')
+    assert row['forward_ours_ms'] <= row['with_backward_ours_ms']
+    assert {'forward_ratio_to_reference', 'with_backward_ratio_to_transformers'} < row.keys()
