@@ -56,7 +56,7 @@ def test_training(config_of, on_a_gpu, arguments, dtype, scaled):
     assert torch.equal(layer.weight, before) == scaled
 
 
-def test_the_option_before_the_config(monkeypatch):
+def test_the_option_before_the_config(load_tool, monkeypatch):
     module = load_tool('train.py')
     monkeypatch.setattr(sys, 'argv', ['train.py', '--amp', str(CONFIG)])
     args = module.parse_args()

@@ -1,0 +1,208 @@
+"""Losses and gradients under autocast are no less exact than those of the reference.
+
+Both compute with the same weights, images and objects. Denoising is off, since its noise is random.
+An error is the distance to the same implementation's result in double precision, relative to that.
+Rounding decides between queries and between matches that are almost equally good. To compare like
+with like, selection and matching are those of double precision. Where a GPU computes a product of
+half precision, so do the tests; see ``half_products``.
+"""
+
+import functools
+import math
+from collections import defaultdict
+from contextlib import nullcontext
+
+from deim_mmdet.checkpoints.reference import convert_reference_state_dict
+from deim_mmdet.models.task_modules import hungarian_matcher
+
+import pytest
+import scipy.optimize
+import torch
+from golden import CONFIGS, image
+from half_products import HALVES, HalfProducts
+from measuring.reference_models import build_reference
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch.overrides import TorchFunctionMode
+
+pytestmark = pytest.mark.slow
+
+pytest.importorskip('dfine', reason='pydfine is not installed')
+
+SIDE = 64
+# Such images have too few tokens for 300 queries.
+QUERIES = 15
+# Gradients of float16 need a scale.
+SCALES = {torch.bfloat16: 1.0, torch.float16: 64.0, torch.float64: 1.0}
+PARTS = dict(encoder='neck', decoder='head', bbox_head='head')
+KINDS = dict(cls='vfl', iou='giou')
+
+
+class Choices(TorchFunctionMode):
+    """Keeps which queries are selected and matched; with ``made``, makes the same choices."""
+
+    def __init__(self, monkeypatch, made=None):
+        super().__init__()
+        self.made, self.repeated = [], None if made is None else iter(made)
+        solve = scipy.optimize.linear_sum_assignment
+
+        def matched(costs):
+            return self.choose(lambda: solve(costs))
+
+        monkeypatch.setattr(scipy.optimize, 'linear_sum_assignment', matched)
+        monkeypatch.setattr(hungarian_matcher, 'linear_sum_assignment', matched)
+
+    def choose(self, make):
+        self.made.append(make() if self.repeated is None else next(self.repeated))
+        return self.made[-1]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.topk, torch.Tensor.topk) and args[0].dim() == 2:
+            index = self.choose(lambda: func(*args, **kwargs).indices)
+            return torch.return_types.topk((args[0].gather(1, index), index))
+        return func(*args, **kwargs)
+
+
+def config(name):
+    cfg = Config.fromfile(CONFIGS / f'{name}.py').model
+    cfg.backbone.init_cfg = None
+    cfg.bbox_head.denoising = None
+    return cfg
+
+
+def objects(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    targets = []
+    for count in (5, 3):
+        boxes = torch.rand(count, 4, generator=generator, dtype=torch.float64) * 0.3 + 0.05
+        boxes[:, :2] += 0.3
+        labels = torch.randint(80, (count,), generator=generator)
+        targets.append(dict(labels=labels, boxes=boxes.to(dtype)))
+    return targets
+
+
+class Ours:
+    def __init__(self, cfg):
+        self.model = MODELS.build(cfg)
+        self.model.bbox_head.query_selection.num_queries = QUERIES
+
+    def losses(self, images, targets, autocast):
+        samples = []
+        for target in targets:
+            sample = DetDataSample(metainfo=dict(img_shape=(SIDE, SIDE)))
+            corners = bbox_cxcywh_to_xyxy(target['boxes']) * SIDE
+            sample.gt_instances = InstanceData(bboxes=corners, labels=target['labels'])
+            samples.append(sample)
+        with autocast:
+            return self.model.loss(images, samples)
+
+
+class Reference:
+    def __init__(self, cfg):
+        self.model, self.criterion = build_reference(cfg, SIDE)
+        decoder = self.model.decoder
+        decoder.num_denoising, decoder.num_queries = 0, QUERIES
+        self.anchors = decoder._generate_anchors
+
+    def losses(self, images, targets, autocast):
+        self.model.decoder._generate_anchors = functools.partial(self.anchors, dtype=images.dtype)
+        with autocast:
+            outputs = self.model(images, targets)
+        # As the authors do.
+        return self.criterion(outputs, targets)
+
+    def our_state(self):
+        return convert_reference_state_dict(self.model.state_dict())
+
+
+def results(side, images, seed, half, choices, monkeypatch):
+    """Loss terms, gradients by part of the model, and the choices."""
+    autocast = nullcontext() if half is None else torch.autocast('cpu', half)
+    dtype = images.dtype
+    model = side.model.to(dtype).train()
+    model.zero_grad()
+    with monkeypatch.context() as patch:
+        # The reference's union set leaves the order of equally frequent pairs to the sorting.
+        patch.setattr(torch, 'argsort', functools.partial(torch.argsort, stable=True))
+        if half is None:
+            # The reference has some numbers in single precision.
+            patch.setattr(torch, 'float32', torch.float64)
+            patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+        with Choices(patch, choices) as made, HalfProducts():
+            losses = side.losses(images, objects(seed, dtype), autocast)
+            scale = SCALES[half or torch.float64]
+            (sum(losses.values()) * scale).backward()
+    gradients = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = name.split('.')[0]
+            gradients[PARTS.get(part, part)].append(parameter.grad.flatten().double() / scale)
+    terms = {name: value.item() for name, value in losses.items()}
+    return terms, {part: torch.cat(each) for part, each in gradients.items()}, made.made
+
+
+def kind(term):
+    name = term.split('.')[-1].split('_')[1]
+    return f'loss_{KINDS.get(name, name)}'
+
+
+def errors(side, seed, monkeypatch):
+    """Relative errors by type, kind of loss term or part of the model."""
+    images = torch.from_numpy(image(f'rounding {seed}', (2, 3, SIDE, SIDE)))
+    terms, gradients, choices = results(side, images, seed, None, None, monkeypatch)
+    found = defaultdict(list)
+    for half in HALVES:
+        rounded = results(side, images.float(), seed, half, choices, monkeypatch)
+        for name, value in terms.items():
+            # The last layer has no distillation.
+            if abs(value) > 1e-9:
+                found[half, kind(name)].append(abs(rounded[0][name] / value - 1))
+        for part, gradient in gradients.items():
+            distance = (rounded[1][part] - gradient).norm() / gradient.norm()
+            found[half, part].append(distance.item())
+    return found, sum(terms.values())
+
+
+def randomise(side, seed):
+    """Change all weights, also those that start as 0."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in side.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+
+
+def root_mean_square(values):
+    return math.sqrt(sum(value**2 for value in values) / len(values))
+
+
+def test_errors_of_half_precision(monkeypatch):
+    """Of all loss terms and gradients of N, at most 1.1 times those of the reference."""
+    cfg = config('dfine_n')
+    theirs = Reference(cfg)
+    theirs.model.train()
+    ours = Ours(cfg)
+    found = [defaultdict(list), defaultdict(list)]
+    for seed in range(5):
+        randomise(theirs, seed)
+        state = theirs.our_state()
+        state.pop('bbox_head.denoising.embedding.weight', None)
+        ours.model.load_state_dict(state)
+        totals = []
+        for index, side in enumerate((ours, theirs)):
+            of_seed, total = errors(side, seed, monkeypatch)
+            totals.append(total)
+            for key, values in of_seed.items():
+                found[index][key] += values
+            side.model.float()
+        assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+    table = {
+        f'{key[0]} {key[1]}': (root_mean_square(found[0][key]), root_mean_square(found[1][key]))
+        for key in found[0]
+    }
+    assert table
+    assert {key: pair for key, pair in table.items() if not pair[0] <= 1.1 * pair[1]} == {}
