@@ -179,6 +179,7 @@ setup(
         'demo': ['matplotlib', 'scikit-learn'],
         'huggingface': ['safetensors'],
         'tensorboard': ['tensorboard'],
+        'evaluation': ['faster-coco-eval>=1.8'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
         'openvino': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.0'],
         'test': ['pytest', 'pytest-timeout', 'matplotlib', 'scikit-learn'],

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.models.layers.distribution import (
+    bin_probabilities,
     distances_to_boxes,
     expected_distances,
     weighting_function,
@@ -63,7 +64,7 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
             )
         logits = torch.randn(LAYERS, BATCH, count, 4 * (REG_MAX + 1)).requires_grad_()
         bin_distances = weighting_function(REG_MAX, UP, REG_SCALE)
-        distances = expected_distances(logits, bin_distances)
+        distances = expected_distances(bin_probabilities(logits), bin_distances)
         layer_boxes = distances_to_boxes(references, distances, REG_SCALE)
         return Predictions(
             scores.requires_grad_(), layer_boxes, logits, references[None],

@@ -48,6 +48,9 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='do not look for faults in the annotations first, see tools/check_dataset.py',
     )
+    parser.add_argument(
+        '--amp', action='store_true', help='half precision: float16 on a GPU, bfloat16 on the CPU'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
         '--tta', action='store_true', help='merge detections of the image and its mirror image'
@@ -96,6 +99,7 @@ def prepare(args: argparse.Namespace) -> Config:
             'launcher': ('--launcher', args.launcher),
             'work_dir': ('--work-dir', args.work_dir),
             'load_from': ('the checkpoint', args.checkpoint),
+            'test_cfg.fp16': ('--amp', args.amp or None),
         },
     )
     cfg = load_config(args.config, args.cfg_options)
@@ -105,6 +109,9 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if args.amp:
+        # mmengine's loop takes bfloat16 on a CPU.
+        cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:

@@ -13,7 +13,12 @@ from pathlib import Path
 
 from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine import RunFault
-from deim_mmdet.engine.config import check_no_conflict, load_config, override_length
+from deim_mmdet.engine.config import (
+    check_no_conflict,
+    load_config,
+    override_length,
+    set_mixed_precision,
+)
 from deim_mmdet.engine.faults import find_resumable
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -36,7 +41,12 @@ def parse_args() -> argparse.Namespace:
         '--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>'
     )
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU'
+        '--amp',
+        nargs='?',
+        const='fp16',
+        choices=['fp16', 'bf16'],
+        help='mixed precision: fp16 with a dynamic loss scale, as the published models were '
+        'trained, or --amp bf16; on the CPU always bf16',
     )
     parser.add_argument(
         '--compile',
@@ -108,6 +118,7 @@ def prepare(args: argparse.Namespace) -> Config:
             'batch_size': ('--batch-size', args.batch_size),
             'train_cfg.val_interval': ('--val-interval', args.val_interval),
             'optim_wrapper.type': ('--amp', 'AmpOptimWrapper' if args.amp else None),
+            'optim_wrapper.dtype': ('--amp', args.amp),
             'auto_scale_lr.enable': ('--auto-scale-lr', args.auto_scale_lr or None),
             'load_from': ('--resume', None if args.resume == 'auto' else args.resume),
         },
@@ -120,9 +131,7 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     override_length(cfg, args.epochs, args.batch_size, args.val_interval)
     if args.amp:
-        # DEIMRunner trains in bfloat16 where there is no GPU.
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        set_mixed_precision(cfg, args.amp)
     hooks = {'CompileHook': args.compile, 'CUDAGraphHook': args.cuda_graph}
     cfg.custom_hooks = [
         *cfg.get('custom_hooks', []),

@@ -19,7 +19,11 @@ default_hooks = dict(
 )
 
 env_cfg = dict(
-    cudnn_benchmark=False,
+    # On a GPU, see docs/performance.md: try out algorithms of convolutions for each size, compute
+    # products of float32 numbers in TF32, and lay out convolutions channels-last.
+    cudnn_benchmark=True,
+    tf32=True,
+    channels_last=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )

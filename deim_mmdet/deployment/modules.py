@@ -50,9 +50,10 @@ class FusedSelfAttention(nn.Module):
 class FusedCrossAttention(nn.Module):
     """:class:`DeformableCrossAttention`; one matrix product gives offsets and weights.
 
-    The scales of the points are part of that product's parameters. Another product, with zeros and
-    ones, repeats centres and sizes of the reference boxes for every sample: runtimes broadcast over
-    the pairs (x, y) ten times slower.
+    The scales of the points are part of that product's parameters. On a CPU another product, with
+    zeros and ones, repeats centres and sizes of the reference boxes for every sample: runtimes
+    broadcast over the pairs (x, y) ten times slower. Elsewhere products may have fewer digits than
+    boxes need.
     """
 
     def __init__(self, attention: DeformableCrossAttention) -> None:
@@ -62,7 +63,8 @@ class FusedCrossAttention(nn.Module):
         offsets, weights = attention.sampling_offsets, attention.attention_weights
         samples = self.num_heads * sum(self.num_points)
         # The order of the offsets is by heads, then points, then (x, y).
-        scale = attention.point_scale.expand(-1, 2).flatten().repeat(self.num_heads)
+        scale = 1 / attention.steps_per_side.expand(-1, 2).to(weights.weight.dtype)
+        scale = scale.flatten().repeat(self.num_heads)
         self.samples = as_linear(
             torch.cat([offsets.weight * scale[:, None], weights.weight]),
             torch.cat([offsets.bias * scale, weights.bias]),
@@ -84,17 +86,27 @@ class FusedCrossAttention(nn.Module):
     ) -> Tensor:
         """See :meth:`DeformableCrossAttention.forward`."""
         offsets, weights = self.samples(query).split(self.split, dim=-1)
-        centres, sizes = F.linear(references, self.repeat).chunk(2, dim=-1)
-        locations = split_last(centres + offsets * sizes, self.num_heads)
         attended = deformable_attention(
             split_last(self.value_proj(memory), self.num_heads),
             spatial_shapes,
-            split_last(locations, sum(self.num_points)),
+            self._locations(offsets, references),
             split_last(weights, self.num_heads).softmax(-1),
             self.num_points,
             self.method,
         )
-        return self.output_proj(attended)
+        # In a model of half precision the samples are in the precision of the boxes.
+        return self.output_proj(attended.to(query.dtype))
+
+    def _locations(self, offsets: Tensor, references: Tensor) -> Tensor:
+        """Points (B, Q, heads, Σ n_l, 2) at scaled offsets (B, Q, heads · Σ n_l · 2)."""
+        single = references.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
+        if single and references.dtype == self.repeat.dtype:
+            centres, sizes = F.linear(references, self.repeat).chunk(2, dim=-1)
+            locations = split_last(centres + offsets * sizes, self.num_heads)
+            return split_last(locations, sum(self.num_points))
+        centres, sizes = references[:, :, None].split(2, dim=-1)
+        locations = torch.addcmul(centres, offsets.unflatten(-1, (-1, 2)), sizes)
+        return locations.unflatten(2, (self.num_heads, -1))
 
 
 class SplitConvolution(nn.Module):

@@ -22,7 +22,10 @@ RUNNER_OPTIONS = {
 # Keys that are read of settings that no constructor checks.
 KNOWN_KEYS = {
     'auto_scale_lr': {'enable', 'base_batch_size'},
-    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'env_cfg': {
+        *('cudnn_benchmark', 'tf32', 'channels_last'),
+        *('mp_cfg', 'dist_cfg', 'resource_limit'),
+    },
 }
 
 
@@ -211,6 +214,25 @@ def override_length(
         loop.val_interval = val_interval
     if batch_size:
         cfg.train_dataloader.batch_size = batch_size
+
+
+def set_mixed_precision(cfg: Config, precision: str) -> None:
+    """Train in mixed precision: products and convolutions in 16 bits, weights in float32.
+
+    A training on the CPU takes bfloat16 in either case.
+
+    Args:
+        cfg: Config of a training, changed in place.
+        precision: ``'fp16'`` is float16 with a scaled loss, since its smallest numbers are 6e-8.
+            The scale follows the gradients, unless the config has a ``loss_scale``. ``'bf16'``,
+            bfloat16, has the range of float32 and needs no scale.
+    """
+    scaled = precision == 'fp16'
+    cfg.optim_wrapper.update(
+        type='AmpOptimWrapper',
+        dtype='float16' if scaled else 'bfloat16',
+        loss_scale=cfg.optim_wrapper.get('loss_scale', 'dynamic') if scaled else {'enabled': False},
+    )
 
 
 def _replace(node: Any, replaced: Callable[[str, Any], Any]) -> None:

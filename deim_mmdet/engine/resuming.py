@@ -10,10 +10,12 @@ import logging
 import zlib
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .. import compat
 from .checks import bare_model
@@ -141,12 +143,27 @@ def apply_settings(runner, fresh: list[dict[str, Any]]) -> None:
             # Some schedulers go on from the present rate.
             group['lr'] *= now / before
         group.update({key: value for key, value in settings.items() if key != 'lr'})
+    match_parameters(runner.optim_wrapper.optimizer)
     for scheduler in runner.param_schedulers or ():
         if isinstance(scheduler, FlatCosineLR):
             scheduler.move_to(runner.iter)
         elif getattr(scheduler, 'param_name', None) == 'lr':
             groups = runner.optim_wrapper.param_groups
             scheduler.base_values = [group['initial_lr'] for group in groups]
+
+
+def match_parameters(optimizer: Optimizer) -> None:
+    """Give a loaded state of an optimiser the layout of its parameters.
+
+    A checkpoint may come from a model in another layout, or from an optimiser that wasn't fused.
+    Fused kernels read all tensors of a parameter in one order, without a check on a CPU.
+    """
+    # Counts of steps go to the device where the present form of the optimiser keeps them.
+    optimizer.load_state_dict(optimizer.state_dict())
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _move_to_epoch(runner) -> None:

@@ -3,12 +3,12 @@
 import copy
 from pathlib import Path
 
-from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -16,11 +16,15 @@ from torch.utils.data import DataLoader
 
 from .. import compat
 from ..checkpoints.loading import SCHEME
-from ..deployment.cpu import optimize_for_cpu
-from ..utils.components import component_class
 from ..utils.files import replaced_when_complete, write_text
 from .apply_recipe import apply_recipe
 from .checks import bare_model, check_object_counts
+from .devices import (
+    laid_out,
+    optimizer_options,
+    set_precision,
+    wrapper_options,
+)
 from .faults import (
     check_work_dir,
     checkpoint_size,
@@ -69,9 +73,11 @@ class DEIMRunner(Runner):
     the machine (a full disk, a killed data-loader worker, a damaged checkpoint, a lost process)
     ends with one message, or training goes on; see :mod:`~deim_mmdet.engine.faults`.
 
-    *CPU.* Where mmengine finds no accelerator of any kind, it trains on the CPU. Then
+    *Devices.* On a GPU it lays out convolutions and computes in TF32 as ``env_cfg`` says, and the
+    optimiser is fused. Where mmengine finds no accelerator of any kind, it trains on the CPU. Then
     ``--launcher`` uses gloo, ``--amp`` uses bfloat16, there is no SyncBN, and the model has the
-    form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
+    form of :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`. See
+    :mod:`~deim_mmdet.engine.devices`.
     """
 
     #: The numbers in force, from the start of training on; None without a recipe in the config.
@@ -97,12 +103,11 @@ class DEIMRunner(Runner):
         if self.distributed and not is_distributed() and get_device() == 'cpu':
             init_gloo(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout', 1800))
         super().setup_env(env_cfg)
+        set_precision(get_device(), env_cfg)
+        self._env_cfg = env_cfg
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        model = super().build_model(model)
-        if get_device() == 'cpu':
-            model = optimize_for_cpu(model)
-        return model
+        return laid_out(super().build_model(model), get_device(), self._env_cfg)
 
     def register_hooks(
         self, default_hooks: dict | None = None, custom_hooks: list | None = None
@@ -137,29 +142,16 @@ class DEIMRunner(Runner):
         return super().test()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        if self.distributed and get_device() == 'cpu':
-            if self.cfg.pop('sync_bn', None):
+        device = get_device()
+        if self.distributed and not is_model_wrapper(model):
+            if device == 'cpu' and self.cfg.pop('sync_bn', None):
                 self.logger.info('No SyncBN on a CPU: every process normalises by its own batch')
-            model_wrapper_cfg = dict(
-                dict(
-                    type='MMDistributedDataParallel',
-                    broadcast_buffers=False,
-                    find_unused_parameters=self.cfg.get('find_unused_parameters', False),
-                ),
-                **(model_wrapper_cfg or {}),
-                device_ids=None,
-            )
+            find_unused = self.cfg.get('find_unused_parameters', False)
+            model_wrapper_cfg = wrapper_options(model_wrapper_cfg, device, find_unused)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_optim_wrapper(self, optim_wrapper):
-        in_half_precision = component_class(OPTIM_WRAPPERS, optim_wrapper) is AmpOptimWrapper
-        if in_half_precision and get_device() == 'cpu':
-            self.logger.info('Mixed precision in bfloat16, on the CPU')
-            optim_wrapper = copy.deepcopy(optim_wrapper)
-            optim_wrapper['type'] = 'CpuAmpOptimWrapper'
-            for option in ('loss_scale', 'dtype'):
-                optim_wrapper.pop(option, None)
-        return super().build_optim_wrapper(optim_wrapper)
+        return super().build_optim_wrapper(optimizer_options(optim_wrapper, get_device()))
 
     def build_train_loop(self, loop) -> BaseLoop:
         built = super().build_train_loop(loop)

@@ -34,6 +34,15 @@ def ap_detections(proposal_nums: Sequence[int]) -> int:
     return AP_DETECTIONS if AP_DETECTIONS in proposal_nums else max(proposal_nums)
 
 
+def faster_evaluation() -> type | None:
+    """The evaluation class of faster-coco-eval; None where it can't be imported."""
+    try:
+        from faster_coco_eval import COCOeval_faster
+    except ImportError:
+        return None
+    return COCOeval_faster
+
+
 @METRICS.register_module()
 class CheckedCocoMetric(CocoMetric):
     """mmdet's ``CocoMetric`` that assumes nothing about the annotation file.
@@ -45,19 +54,27 @@ class CheckedCocoMetric(CocoMetric):
     - ``proposal_nums`` need not contain 100. ``mAP`` then counts as many detections of a class in
       an image as its largest number; in mmdet 3.3.0 it would be -1.
     - Without a single detection the figures are 0.
+    - Where faster-coco-eval is installed, it computes the tables of precision and recall, with
+      pycocotools' numbers. Figures of proposals stay mmdet's.
 
     In all other cases the figures are those of ``CocoMetric``.
 
     Args:
         ann_file: Annotation file in COCO's format; None takes the objects from the samples.
+        faster: Whether faster-coco-eval computes the tables. None: where it is installed, and
+            ``use_mp_eval`` (mmdet's evaluation in eight processes) is off.
         kwargs: Arguments of :class:`mmdet.evaluation.CocoMetric`.
 
     Raises:
+        ImportError: ``faster`` is on, but faster-coco-eval can't be imported.
         ValueError: A class has no category of its name in the file; the message lists both.
     """
 
-    def __init__(self, ann_file: str | None = None, **kwargs) -> None:
+    def __init__(self, ann_file: str | None = None, faster: bool | None = None, **kwargs) -> None:
         super().__init__(ann_file, **kwargs)
+        if faster and faster_evaluation() is None:
+            raise ImportError('faster=True needs faster-coco-eval: pip install faster-coco-eval')
+        self.faster = faster
         #: The annotation file, for messages; None where there is none or its name isn't known.
         self.ann_file = ann_file
         #: Content of the annotation file; None until objects have been taken from the samples.
@@ -89,7 +106,7 @@ class CheckedCocoMetric(CocoMetric):
         new = cls.__new__(cls)
         new.__dict__.update(metric.__dict__)
         new.annotations = compat.annotations_of(metric)
-        new.ann_file, new._size_warned = ann_file, False
+        new.ann_file, new.faster, new._size_warned = ann_file, None, False
         return new
 
     @property
@@ -189,9 +206,7 @@ class CheckedCocoMetric(CocoMetric):
             detections = COCO()
             detections.dataset = {**self.annotations.dataset, 'annotations': []}
             detections.createIndex()
-        evaluation = (COCOevalMP if self.use_mp_eval else COCOeval)(
-            self.annotations, detections, kind
-        )
+        evaluation = self._evaluation_class()(self.annotations, detections, kind)
         evaluation.params.catIds = sorted(self.cat_ids)
         evaluation.params.imgIds = self.img_ids
         evaluation.params.maxDets = sorted(self.proposal_nums)
@@ -199,6 +214,12 @@ class CheckedCocoMetric(CocoMetric):
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation.eval
+
+    def _evaluation_class(self) -> type:
+        """pycocotools' ``COCOeval``, or a class that computes the same."""
+        if self.faster or (self.faster is None and not self.use_mp_eval):
+            return faster_evaluation() or COCOeval
+        return COCOevalMP if self.use_mp_eval else COCOeval
 
     def _figure(
         self, tables: dict[str, np.ndarray], item: str, category: int | None = None

@@ -2,7 +2,7 @@ import copy
 
 from deim_mmdet.deployment.cpu import onednn_linear, optimize_for_cpu
 from deim_mmdet.engine import DEIMRunner
-from deim_mmdet.models.layers.attention import SelfAttention
+from deim_mmdet.models.layers.attention import SelfAttention, additive_mask
 
 import pytest
 import torch
@@ -163,6 +163,7 @@ def test_self_attention_is_torch_s(optimized, masked, tokens):
     if masked:
         blocked.fill_diagonal_(False)
     positioned, content = torch.randn(2, 2, tokens, 64)
+    mask = additive_mask(blocked, content) if masked else None
 
     def run(attend, parameters):
         inputs = [positioned.clone().requires_grad_(), content.clone().requires_grad_()]
@@ -170,7 +171,7 @@ def test_self_attention_is_torch_s(optimized, masked, tokens):
         gradients = torch.autograd.grad(output.square().sum(), [*inputs, *parameters])
         return output, *gradients
 
-    got = run(lambda p, c: ours(p, c, blocked), ours.parameters())
+    got = run(lambda p, c: ours(p, c, mask), ours.parameters())
     expected = run(
         lambda p, c: theirs(p, p, c, attn_mask=blocked, need_weights=False)[0],
         theirs.parameters(),

@@ -6,6 +6,7 @@ from deim_mmdet.engine.hooks import ExpWarmupEMA, ExpWarmupEMAHook
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def model():
@@ -81,6 +82,37 @@ def test_tensors_are_looked_up_once_for_each_model():
     assert not lookups
     # It is no part of the average.
     assert not any(key.startswith('_paired') for key in average.state_dict())
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators as they are called, but for views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        if name not in ('detach', 'alias'):
+            self.names.append(name)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('layers', [1, 40])
+def test_an_update_calls_one_operator_for_all_parameters(layers):
+    network = nn.Sequential(*(model() for _ in range(layers)))
+    runner = SimpleNamespace(model=network, hooks=[], max_iters=10, iter=0, epoch=0)
+    hook = ExpWarmupEMAHook(decay=0.9, warmup_iters=1)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    with Calls() as calls:
+        hook.after_train_iter(runner, 1)
+    assert sorted(calls.names) == [
+        *('_foreach_copy_', '_foreach_lerp_'),
+        # The number of updates, kept on the host.
+        *('_local_scalar_dense', 'add_'),
+    ]
 
 
 def test_numbers_of_the_config_are_kept():

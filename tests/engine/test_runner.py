@@ -8,6 +8,7 @@ from deim_mmdet.engine import runner as runner_module
 
 import pytest
 import torch
+import toy
 from mmengine.runner import Runner
 
 pytestmark = pytest.mark.slow
@@ -95,6 +96,43 @@ def test_mixed_precision_on_the_cpu(make_runner):
     )
     runner.train()
     assert type(runner.optim_wrapper).__name__ == 'CpuAmpOptimWrapper'
+
+
+@pytest.mark.parametrize('loop', ['val', 'test'])
+def test_evaluation_in_half_precision(make_runner, monkeypatch, loop):
+    runner = make_runner(custom_hooks=[], **{f'{loop}_cfg.fp16': True})
+    seen = []
+
+    def predict(self, inputs, data_samples, rescale=True):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        seen.append((self.training, product.dtype))
+        return whole(self, inputs, data_samples, rescale)
+
+    whole = toy.ToyDetector.predict
+    monkeypatch.setattr(toy.ToyDetector, 'predict', predict)
+    figures = getattr(runner, loop)()
+    assert {*seen} == {(False, torch.bfloat16)}
+    assert 'coco/bbox_mAP' in figures
+
+
+def test_what_a_gpu_gets_by_default(make_runner, monkeypatch):
+    """The defaults in force in a whole training; the CPU does the work."""
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    monkeypatch.setattr(runner_module, 'get_device', lambda: 'cuda')
+    try:
+        runner = make_runner(**{'train_dataloader.pin_memory': False})
+        assert torch.get_float32_matmul_precision() == 'high'
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    runner.train()
+    assert all(group['fused'] for group in runner.optim_wrapper.param_groups)
+    (conv,) = (m for m in runner.model.modules() if isinstance(m, torch.nn.Conv2d))
+    state = runner.optim_wrapper.optimizer.state[conv.weight]
+    average = next(h.ema_model for h in runner.hooks if hasattr(h, 'ema_model')).module.backbone[0]
+    for tensor in (conv.weight, average.weight, state['exp_avg'], state['exp_avg_sq']):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bad_loss_stops_and_names_term_and_image(make_runner):

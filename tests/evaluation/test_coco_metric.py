@@ -3,7 +3,7 @@
 import copy
 import json
 
-from deim_mmdet.evaluation import CheckedCocoMetric
+from deim_mmdet.evaluation import CheckedCocoMetric, coco_metric
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from mmdet.evaluation import CocoMetric
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import encode
 
 CLASSES = ('cat', 'dog', 'cow', 'hen')
 SIDE = 200
@@ -106,6 +107,16 @@ def by_pycocotools(path, found, name=None, limit=100):
     evaluation.accumulate()
     precision = evaluation.eval['precision'][:, :, :, 0, -1]
     return precision[precision > -1].mean()
+
+
+@pytest.fixture(autouse=True, params=['pycocotools', 'faster-coco-eval'])
+def package(request, monkeypatch):
+    """The package that computes COCO's tables."""
+    if request.param == 'pycocotools':
+        monkeypatch.setattr(coco_metric, 'faster_evaluation', lambda: None)
+    else:
+        pytest.importorskip('faster_coco_eval')
+    return request.param
 
 
 @pytest.fixture
@@ -206,3 +217,62 @@ def test_takes_the_place_of_a_metric_of_mmdet(write):
     assert metric.compute_metrics(metric.results) == pytest.approx(
         evaluate(CheckedCocoMetric, path, samples, classwise=True)
     )
+
+
+def crowded_annotations():
+    """Objects of all sizes, a fifth of them crowds, with masks of three corners."""
+    content = annotations(objects=20)
+    for number, entry in enumerate(content['annotations']):
+        x, y, w, h = entry['bbox']
+        entry['segmentation'] = [[x, y, x + w, y, x + w, y + h]]
+        entry['iscrowd'] = int(number % 5 == 0)
+    return content
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_both_packages_compute_the_same_tables(write, package, kind):
+    if package == 'pycocotools':
+        pytest.skip('it is what the other is compared with')
+    content = crowded_annotations()
+    metric = CheckedCocoMetric(ann_file=str(write(content)))
+    metric.cat_ids, metric.img_ids = [1, 2, 3, 4], [0, 1, 2, 3, 4, 5]
+    found = [
+        # Few different scores, so that many are equal.
+        dict(image_id=image, category_id=1 + CLASSES.index(name), score=round(score, 1))
+        for image, _, score, name in detections(content, (1, 2, 3, 4))
+    ]
+    for entry, (_, (x1, y1, x2, y2), _, _) in zip(
+        found, detections(content, (1, 2, 3, 4)), strict=True
+    ):
+        if kind == 'bbox':
+            entry['bbox'] = [x1, y1, x2 - x1, y2 - y1]
+        else:
+            mask = np.zeros((SIDE, SIDE), dtype=np.uint8, order='F')
+            mask[max(int(y1), 0) : int(y2), max(int(x1), 0) : int(x2)] = 1
+            entry['segmentation'] = encode(mask)
+    tables = metric._tables(kind, copy.deepcopy(found))
+    metric.faster = False
+    expected = metric._tables(kind, found)
+    assert expected['precision'].max() > 0.1
+    for name in ('precision', 'recall'):
+        assert tables[name].shape == expected[name].shape
+        np.testing.assert_allclose(tables[name], expected[name], rtol=0, atol=1e-6)
+
+
+def test_the_package_is_chosen(write, package):
+    path = str(write(annotations()))
+    installed = package != 'pycocotools'
+    chosen = {
+        name: CheckedCocoMetric(ann_file=path, **options)._evaluation_class().__name__
+        for name, options in dict(
+            default={}, off=dict(faster=False), several=dict(use_mp_eval=True)
+        ).items()
+    }
+    default = 'COCOeval_faster' if installed else 'COCOeval'
+    assert chosen == dict(default=default, off='COCOeval', several='COCOevalMP')
+    if installed:
+        on = CheckedCocoMetric(ann_file=path, faster=True, use_mp_eval=True)
+        assert on._evaluation_class().__name__ == 'COCOeval_faster'
+    else:
+        with pytest.raises(ImportError, match='pip install faster-coco-eval'):
+            CheckedCocoMetric(ann_file=path, faster=True)

@@ -169,7 +169,7 @@ class ThreeQueriesForTheEncoder(HungarianMatcher):
     """Pairs each object with the three cheapest queries of the encoder's set, the last one."""
 
     def match(self, scores, boxes, targets):
-        pairs = super().match(scores[:-1], boxes[:-1], targets)
+        pairs = super().match(scores[:-1], boxes[:-1], targets)()
         costs = self.costs(scores[-1:], boxes[-1:], targets)[0]
         rows, free = [], torch.ones_like(costs[..., 0], dtype=torch.bool)
         for image, count in enumerate(targets.counts):
@@ -190,6 +190,27 @@ class ThreeQueriesForTheEncoder(HungarianMatcher):
                 )
             )
         )
+
+
+@pytest.mark.parametrize('kind', sorted(COMPOSED))
+def test_denoising_losses_do_not_wait_for_the_matching(kind):
+    """A GPU computes them while the host matches."""
+    criterion, events = (head := built(dict(COMPOSED[kind], denoising={}))).criterion, []
+    match, first_term = criterion.matcher.match, criterion.terms['loss_cls']
+
+    def noted_match(*inputs):
+        found = match(*inputs)
+        return lambda: events.append('matched') or found()
+
+    criterion.matcher.match = noted_match
+    first_term.register_forward_pre_hook(
+        lambda term, inputs: events.append(inputs[0].sets.prefixes)
+    )
+    head.loss(FEATS, batch())
+    denoising, event, matching = events
+    assert event == 'matched'
+    assert all(prefix.startswith('dn.') for prefix in denoising)
+    assert not any(prefix.startswith('dn.') for prefix in matching)
 
 
 @pytest.mark.parametrize('kind', sorted(COMPOSED))

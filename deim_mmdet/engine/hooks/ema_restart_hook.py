@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
 from ..checks import check_counts_epochs
+from ..resuming import match_parameters
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .exp_warmup_ema import ExpWarmupEMAHook
 
@@ -268,6 +269,7 @@ def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
     current = optim_wrapper.state_dict()
     schedule = {k: v for k, v in current.items() if k in ('param_groups', 'base_param_settings')}
     optim_wrapper.load_state_dict({**saved, **schedule})
+    match_parameters(optim_wrapper.optimizer)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import convolve_and_norm, freeze_norms, set_with_cp
+from ..layers.basic import BatchNorm2d, convolve_and_norm, freeze_norms, set_with_cp
 
 
 class StageSpec(NamedTuple):
@@ -65,8 +65,30 @@ ARCHS = {
 # fmt: on
 
 
+class _Affine(torch.autograd.Function):
+    """``scale * x + bias`` in the type of x; gradients of the two scalars are sums in their type.
+
+    autograd would sum in the type of x. Sums over a feature map overflow in half precision.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        # Tensors without dimensions don't change the type of x.
+        return (x * scale.squeeze()).add_(bias.squeeze())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, scale = ctx.saved_tensors
+        return (
+            grad * scale.squeeze(),
+            (grad * x).sum(dtype=scale.dtype)[None],
+            grad.sum(dtype=scale.dtype)[None],
+        )
+
+
 class LearnableAffine(nn.Module):
-    """``scale * x + bias`` with two learnable scalars."""
+    """``scale * x + bias`` with two learnable scalars, in the type of x."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +96,7 @@ class LearnableAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x + self.bias
+        return _Affine.apply(x, self.scale, self.bias)
 
 
 class ConvBNAct(nn.Module):
@@ -101,7 +123,7 @@ class ConvBNAct(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
         self.lab = LearnableAffine() if act and lab else nn.Identity()
 

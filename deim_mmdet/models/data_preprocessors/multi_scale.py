@@ -1,5 +1,7 @@
 """Multi-scale training of Dense O2O, on batches."""
 
+from collections.abc import Sequence
+
 from deim_mmdet.utils.arguments import check_count
 from deim_mmdet.utils.stage import Stage
 
@@ -97,6 +99,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
             return inputs, data_samples
         inputs = _resize_nearest(inputs, new)
         y_scale, x_scale = new[0] / old[0], new[1] / old[1]
+        _resize_boxes(data_samples, (x_scale, y_scale))
         for sample in data_samples:
             for name, value in sample.items():
                 if isinstance(value, InstanceData):
@@ -116,7 +119,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
     def _resize_objects(
         self, name: str, objects: InstanceData, old: tuple[int, int], new: tuple[int, int]
     ) -> None:
-        """Resize the fields of ``objects``, in place.
+        """Resize the fields of ``objects``, in place, except boxes in tensors.
 
         Args:
             name: Name of the objects in the sample, for messages.
@@ -132,12 +135,10 @@ class DenseO2OMultiScale(StagedBatchAugment):
             elif isinstance(value, BaseInstanceMasks):
                 # Padded first: rounding the size of a part would change the scale.
                 objects.set_field(padded(value, old).resize(new), field)
-            elif field == 'bboxes' and last == 4:
-                objects.bboxes = _scaled(value.unflatten(-1, (2, 2)), scale).flatten(-2)
             elif field == 'keypoints' and last in (2, 3):
                 # The third number of a key point is its visibility.
                 objects.keypoints = _scaled(value, scale)
-            elif not _is_sizeless(field, value):
+            elif not (_is_box_tensor(field, value) or _is_sizeless(field, value)):
                 raise refusal(self, 'resize', f'{name}.{field}', value)
 
     def _resized_maps(
@@ -195,12 +196,32 @@ def _resize_nearest(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.permute(0, 3, 1, 2)
 
 
+def _resize_boxes(samples: Sequence[DetDataSample], scale: tuple[float, float]) -> None:
+    """Multiply the boxes that are plain tensors by (x, y) ``scale``, those of all samples at once.
+
+    One by one, a batch of small tensors takes the host as long as a part of the model.
+    """
+    holders = [
+        objects
+        for sample in samples
+        for objects in sample.values()
+        if isinstance(objects, InstanceData) and _is_box_tensor('bboxes', objects.get('bboxes'))
+    ]
+    if holders:
+        boxes = [objects.bboxes for objects in holders]
+        scaled = _scaled(torch.cat(boxes).unflatten(-1, (2, 2)), scale).flatten(-2)
+        for objects, part in zip(holders, scaled.split([len(each) for each in boxes]), strict=True):
+            objects.bboxes = part
+
+
+def _is_box_tensor(field: str, value: object) -> bool:
+    return field == 'bboxes' and isinstance(value, Tensor) and value.shape[1:] == (4,)
+
+
 def _scaled(points: Tensor, scale: tuple[float, float]) -> Tensor:
     """Points (..., n) as floats, their first two numbers, x and y, times ``scale``."""
-    scaled = points.clone() if points.is_floating_point() else points.float()
-    for axis, factor in enumerate(scale):
-        scaled[..., axis] *= factor
-    return scaled
+    coordinates = (points[..., axis, None] * factor for axis, factor in enumerate(scale))
+    return torch.cat([*coordinates, points[..., 2:]], dim=-1)
 
 
 def _is_sizeless(field: str, value: object) -> bool:

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..layers.attention import additive_mask
 from ..layers.basic import ConvNorm, to_tokens
 from ..layers.denoising import DenoisingQueries
 from ..layers.predictions import Predictions, full_precision
@@ -164,7 +165,7 @@ class QuerySelectionHead(BaseModule):
         content, references = selected.content.detach(), selected.box_logits.detach()
         mask = None
         if denoising is not None:
-            mask = denoising.attention_mask(content.shape[1])
+            mask = additive_mask(denoising.attention_mask(content.shape[1]), content)
             content = torch.cat([denoising.content, content], dim=1)
             references = torch.cat([denoising.reference_logits, references], dim=1)
         predictions = self.decoder(content, references, memory, spatial_shapes, mask, all_layers)

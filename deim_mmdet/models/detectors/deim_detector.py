@@ -1,6 +1,7 @@
 """mmdet's single-stage detector that reads its losses from the device once."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cached_property
 
 import torch
 from mmdet.models import SingleStageDetector
@@ -8,6 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from ..layers.basic import BatchNorm2d, count_batches
 from .graphed import GraphedNetwork
 
 
@@ -63,6 +65,10 @@ class DEIMDetector(SingleStageDetector):
 
     graphed: GraphedNetwork | None = None
 
+    @cached_property
+    def _norms(self) -> list[BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, BatchNorm2d)]
+
     def static_shapes(self) -> None:
         """Let training batches of one image size have tensors of the same shapes.
 
@@ -86,7 +92,8 @@ class DEIMDetector(SingleStageDetector):
             part.compile(dynamic=False, **options)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms of images (B, 3, H, W); see the head."""
+        """Loss terms () of images (B, 3, H, W), by name."""
+        count_batches(self._norms)
         if self.graphed is None:
             return super().loss(batch_inputs, batch_data_samples)
         targets, queries = self.bbox_head.prepare(batch_data_samples, batch_inputs.device)

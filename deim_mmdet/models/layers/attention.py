@@ -1,5 +1,6 @@
 """Self-attention by scaled dot-product attention, with the parameters of torch's module."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class SelfAttention(nn.MultiheadAttention):
         Args:
             positioned: (B, N, D) tokens with their positions added; they give queries and keys.
             tokens: (B, N, D) the same tokens without positions; they give the values.
-            attn_mask: (N, N) bool, true where attention is forbidden.
+            attn_mask: (N, N) as :func:`additive_mask` makes it.
 
         Returns:
             (B, N, D).
@@ -56,7 +57,7 @@ def attend(
         keys: (B, N, D).
         values: (B, N, D).
         num_heads: Number of attention heads.
-        attn_mask: (N, N) bool, true where attention is forbidden.
+        attn_mask: (N, N) as :func:`additive_mask` makes it.
     """
     queries, keys, values = (
         split_last(tokens, num_heads).transpose(1, 2) for tokens in (queries, keys, values)
@@ -65,11 +66,30 @@ def attend(
         queries,
         keys,
         values,
-        attn_mask=None if attn_mask is None else ~attn_mask,
+        attn_mask=attn_mask,
         # An exporter that traces takes a plain number as a constant.
         scale=int(queries.shape[-1]) ** -0.5,
     )
     return attended.transpose(1, 2).flatten(2)
+
+
+def additive_mask(forbidden: Tensor, like: Tensor) -> Tensor:
+    """Mask that attention adds to its logits, made once for all layers.
+
+    Of a mask of bools, each layer would make one like this.
+
+    Args:
+        forbidden: (N, N) bool, true where attention is forbidden.
+        like: Tokens, whose type and device the mask gets; under autocast that type.
+
+    Returns:
+        (N, N), 0 or -∞.
+    """
+    device, width = like.device.type, len(forbidden)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    # Kernels of a GPU copy a mask whose rows don't begin at multiples of 16 numbers.
+    rows = torch.zeros(width, -(-width // 16) * 16, dtype=dtype, device=like.device)
+    return rows[:, :width].masked_fill_(forbidden, -torch.inf)
 
 
 def split_last(tensor: Tensor, parts: int) -> Tensor:

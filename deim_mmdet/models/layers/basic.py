@@ -1,7 +1,7 @@
 """Small layers that backbones, necks and heads share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -39,11 +39,38 @@ class FrozenBatchNorm2d(nn.Module):
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift that do the same as the norm, (C,) each for C channels."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        return scale, torch.addcmul(self.bias, self.running_mean, scale, value=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self.affine()
-        return x * scale[:, None, None] + shift[:, None, None]
+        """Features (B, C, H, W), also in half precision, to the same in their type."""
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, training=False, eps=self.eps)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's batch norm, except that :func:`count_batches` counts the batches of all norms.
+
+    Nothing reads these counters. A GPU would add 1 to each of them with a kernel of its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.momentum is None:
+            return super().forward(x)
+        statistics = self.running_mean, self.running_var
+        affine = self.weight, self.bias
+        return F.batch_norm(x, *statistics, *affine, self.training, self.momentum, self.eps)
+
+
+def count_batches(norms: Iterable[BatchNorm2d]) -> None:
+    """Add 1 to the ``num_batches_tracked`` of each norm that is in training."""
+    counters = [
+        norm.num_batches_tracked
+        for norm in norms
+        # A norm without momentum averages over all batches, and counts them itself.
+        if norm.training and norm.momentum is not None
+    ]
+    if counters:
+        torch._foreach_add_(counters, 1)
 
 
 def freeze_norms(module: nn.Module) -> None:
@@ -124,7 +151,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = BatchNorm2d(out_channels)
         self.act = nn.Identity() if act is None else build_activation(act)
 
     def forward(self, *features: Tensor) -> Tensor:

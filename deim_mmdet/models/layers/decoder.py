@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import deformable_attention
@@ -36,9 +37,10 @@ class DeformableCrossAttention(nn.Module):
         total = num_heads * sum(num_points)
         self.sampling_offsets = nn.Linear(embed_dims, total * 2)
         self.attention_weights = nn.Linear(embed_dims, total)
-        # On a level with n points, an offset of n is half the side of the reference box.
-        scales = torch.tensor([0.5 / n for n in num_points for _ in range(n)])
-        self.register_buffer('point_scale', scales[:, None], persistent=False)
+        # On a level with n points, an offset of n is half the side of the reference box. Whole
+        # numbers stay exact in a model of half precision.
+        steps = torch.tensor([2 * n for n in num_points for _ in range(n)])
+        self.register_buffer('steps_per_side', steps[:, None], persistent=False)
         self._init_rays()
         if method == 'discrete':
             self.sampling_offsets.requires_grad_(False)
@@ -66,19 +68,19 @@ class DeformableCrossAttention(nn.Module):
 
         Args:
             query: (B, Q, D) Q queries of width D for each of B images.
-            references: (B, Q, 4) reference boxes (cx, cy, w, h) in [0, 1].
+            references: (B, Q, 4) reference boxes (cx, cy, w, h) in [0, 1]; float32 at least.
             memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
             spatial_shapes: (H_l, W_l) of each level l.
 
         Returns:
             (B, Q, D).
         """
-        shape = (*query.shape[:2], self.num_heads, len(self.point_scale))
+        shape = (*query.shape[:2], self.num_heads, len(self.steps_per_side))
         offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(shape)
         centres, sizes = references[:, :, None, None].split(2, dim=-1)
-        locations = centres + offsets * self.point_scale * sizes
-        return deformable_attention(
+        locations = torch.addcmul(centres, offsets, sizes / self.steps_per_side)
+        attended = deformable_attention(
             memory.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             locations,
@@ -86,6 +88,8 @@ class DeformableCrossAttention(nn.Module):
             self.num_points,
             self.method,
         )
+        # In a model of half precision, too, the samples are in the precision of the boxes.
+        return attended.to(self.attention_weights.weight.dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -132,8 +136,8 @@ class DecoderLayer(nn.Module):
         update = self.cross_attn(query + position, references, memory, spatial_shapes)
         query = self.join(query, update)
         update = self.linear2(self.act(self.linear1(query)))
-        # float16 overflows beyond this bound.
-        return self.norm3((query + update).clamp(-65504, 65504))
+        # float16 overflows beyond this bound. The gradient of clamp would take five kernels.
+        return self.norm3(F.hardtanh(query + update, -65504, 65504))
 
 
 def check_sizes(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor, nn
 
 from ..task_modules import Targets
 from .basic import inverse_sigmoid
+from .boxes import to_centres, to_corners
 
 
 @dataclass
@@ -92,13 +92,13 @@ class DenoisingQueryGenerator(nn.Module):
         flip = torch.rand(labels.shape, device=labels.device) < self.label_noise * 0.5
         random_labels = torch.randint_like(labels, self.num_classes)
         labels = torch.where(flip & real, random_labels, labels)
-        corners = bbox_cxcywh_to_xyxy(boxes)
+        corners = to_corners(boxes)
         reach = boxes[..., 2:].repeat(1, 1, 1, 1, 2) * 0.5 * self.box_noise
         sign = torch.randint_like(corners, 2) * 2 - 1
         part = torch.rand_like(corners)
         part[:, :, 1] += 1
         corners = (corners + sign * part * reach).clamp(0, 1)
-        noised = bbox_xyxy_to_cxcywh(corners)
+        noised = to_centres(corners)
         # Noise may swap opposite sides. Widths and heights stay positive.
         return labels, inverse_sigmoid(noised.abs())
 

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .basic import MLP, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
-from .distribution import distances_to_boxes, expected_distances, weighting_function
-from .predictions import Predictions
+from .distribution import (
+    bin_probabilities,
+    distances_to_boxes,
+    expected_distances,
+    weighting_function,
+)
+from .predictions import Predictions, full_precision
 
 
 class Gateway(nn.Module):
@@ -63,12 +69,11 @@ class LocationQualityEstimator(nn.Module):
         self.top_k = top_k
         self.mlp = MLP([4 * (top_k + 1), hidden_dims, 1], act).zero_last()
 
-    def forward(self, scores: Tensor, distributions: Tensor) -> Tensor:
-        """Class logits (B, Q, C), corrected by the distributions' logits (B, Q, 4 · bins)."""
-        probabilities = distributions.reshape(*distributions.shape[:-1], 4, -1).softmax(-1)
+    def forward(self, scores: Tensor, probabilities: Tensor) -> Tensor:
+        """Class logits (B, Q, C), corrected by the probabilities (B, Q, 4, bins) of the bins."""
         top = probabilities.topk(self.top_k, dim=-1).values
         statistics = torch.cat([top, top.mean(-1, keepdim=True)], dim=-1)
-        return scores + self.mlp(statistics.flatten(-2))
+        return scores + self.mlp(statistics.flatten(-2).to(scores.dtype))
 
 
 @MODELS.register_module()
@@ -129,13 +134,21 @@ class DFINEDecoder(nn.Module):
         # Part of the checkpoints, but never trained.
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
-        # The table of a fused model, where the two numbers above don't change any more.
+        # The table of a fused model, in which the two numbers above don't change any more.
         self.register_buffer('fixed_bin_distances', None, persistent=False)
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
 
+    def _apply(self, *args, **kwargs) -> 'DFINEDecoder':
+        super()._apply(*args, **kwargs)
+        if self.fixed_bin_distances is not None:
+            # Half precision would round the distances.
+            self.fixed_bin_distances = None
+            self.fixed_bin_distances = self.bin_distances()
+        return self
+
     def bin_distances(self) -> Tensor:
-        """Table (reg_max + 1,) of the distance W(n) that each bin n stands for."""
+        """Table (reg_max + 1,), in float32 at least: the distance W(n) that bin n stands for."""
         if self.fixed_bin_distances is not None:
             return self.fixed_bin_distances
         return weighting_function(self.reg_max, self.up, self.reg_scale)
@@ -156,19 +169,21 @@ class DFINEDecoder(nn.Module):
             reference_logits: (B, Q, 4) reference boxes (cx, cy, w, h) before the sigmoid.
             memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
             spatial_shapes: (H_l, W_l) of each level l.
-            attn_mask: (Q, Q) bool, true where self-attention is forbidden.
+            attn_mask: (Q, Q) that self-attention adds to its logits: 0, or -∞ where it is
+                forbidden.
             all_layers: Whether all layers predict, as losses need it.
 
         Returns:
             Predictions of all layers, or of the last.
         """
         bin_distances = self.bin_distances()
-        references = reference_logits.sigmoid()
-        query, previous_query, distributions = content, 0, 0
+        references = full_precision(reference_logits).sigmoid()
+        # Layers add to the distributions, in the precision of boxes.
+        query, previous_query, distributions = content, 0, references.new_zeros(1)
         initial_scores = None
         scores, boxes, all_distributions = [], [], []
         for i, layer in enumerate(self.layers):
-            position = self.query_position(references).clamp(-10, 10)
+            position = F.hardtanh(self.query_position(references.to(query.dtype)), -10, 10)
             query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             if i == 0:
                 initial_boxes = (
@@ -178,11 +193,12 @@ class DFINEDecoder(nn.Module):
                     initial_scores = self.score_heads[0](query)
                 initial_references = initial_boxes.detach()
             distributions = self.distribution_heads[i](query + previous_query) + distributions
-            distances = expected_distances(distributions, bin_distances)
+            probabilities = bin_probabilities(distributions)
+            distances = expected_distances(probabilities, bin_distances)
             layer_boxes = distances_to_boxes(initial_references, distances, self.reg_scale)
             if all_layers or i == len(self.layers) - 1:
                 layer_scores = self.score_heads[i](query)
-                scores.append(self.quality_estimators[i](layer_scores, distributions))
+                scores.append(self.quality_estimators[i](layer_scores, probabilities))
                 boxes.append(layer_boxes)
                 all_distributions.append(distributions)
             references, previous_query = layer_boxes.detach(), query.detach()

@@ -9,9 +9,11 @@ of all W(n).
 import torch
 from torch import Tensor
 
+from .predictions import full_precision
+
 
 def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
-    """The table ``bin_distances`` (reg_max + 1,), increasing and odd about the middle bin.
+    """The table ``bin_distances`` (reg_max + 1,) in float32 at least, increasing and odd.
 
     The inner bins lie on an exponential, which is fine about 0. The two outermost bins lie at
     ±2 · up · reg_scale.
@@ -21,22 +23,26 @@ def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
         up: (1,) upper bound of the exponential, in sides of the reference box.
         reg_scale: (1,) steepness of the exponential.
     """
-    bound = (up * reg_scale).abs()
+    bound = (full_precision(up) * full_precision(reg_scale)).abs()
     half = reg_max // 2
-    exponents = torch.arange(half, device=up.device, dtype=up.dtype)
+    exponents = torch.arange(half, device=bound.device, dtype=bound.dtype)
     positive = (bound + 1) ** (exponents * 2 / (reg_max - 2)) - 1
     positive = torch.cat([positive, 2 * bound])
     return torch.cat([-positive[1:].flip(0), positive])
 
 
-def expected_distances(logits: Tensor, bin_distances: Tensor) -> Tensor:
+def bin_probabilities(logits: Tensor) -> Tensor:
+    """Probabilities (..., 4, bins) of the bins of each side; ``logits`` are (..., 4 · bins)."""
+    return logits.reshape(*logits.shape[:-1], 4, -1).softmax(-1)
+
+
+def expected_distances(probabilities: Tensor, bin_distances: Tensor) -> Tensor:
     """Mean distance (..., 4) of each side of a box.
 
     Args:
-        logits: (..., 4 · bins) of the four distributions.
+        probabilities: (..., 4, bins) of the bins of each side.
         bin_distances: (bins,) table W(n).
     """
-    probabilities = logits.reshape(*logits.shape[:-1], 4, len(bin_distances)).softmax(-1)
     # Not a matrix product, which autocast would run in half precision.
     return (probabilities * bin_distances).sum(-1)
 
@@ -52,12 +58,11 @@ def distances_to_boxes(references: Tensor, distances: Tensor, reg_scale: Tensor)
     Returns:
         (..., 4) as (cx, cy, w, h).
     """
-    scale = reg_scale.abs()
     centres, sizes = references.split(2, dim=-1)
-    unit = sizes / scale
-    low = centres - (0.5 * scale + distances[..., :2]) * unit
-    high = centres + (0.5 * scale + distances[..., 2:]) * unit
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
+    low, high = distances.split(2, dim=-1)
+    unit = sizes / reg_scale.abs()
+    centres = torch.addcmul(centres, high - low, unit, value=0.5)
+    return torch.cat([centres, torch.addcmul(sizes, high + low, unit)], dim=-1)
 
 
 def boxes_to_bins(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def full_precision(tensor: Tensor) -> Tensor:
     """``tensor`` in float32, or in its own type where that has more digits."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @dataclass

@@ -16,7 +16,7 @@ class SelectedQueries(NamedTuple):
     Attributes:
         content: (B, K, D) tokens of width D.
         scores: (B, K, C) logits of C categories.
-        box_logits: (B, K, 4) boxes (cx, cy, w, h) before the sigmoid.
+        box_logits: (B, K, 4) boxes (cx, cy, w, h) before the sigmoid, in float32 at least.
     """
 
     content: Tensor
@@ -72,15 +72,17 @@ class QuerySelection(nn.Module):
     def _cached_anchors(
         self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
+        """Anchors in float32 at least, and which are valid as numbers of the tokens' type."""
         key = (tuple(spatial_shapes), memory.device, memory.dtype)
         if key not in self._anchors:
-            self._anchors[key] = make_anchors(spatial_shapes, memory.device, memory.dtype)
+            dtype = torch.promote_types(memory.dtype, torch.float32)
+            anchors, valid = make_anchors(spatial_shapes, memory.device, dtype)
+            self._anchors[key] = anchors, valid.to(memory.dtype)
         return self._anchors[key]
 
     def forward(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> SelectedQueries:
         """Select from the tokens (B, Σ H_l · W_l, D) of levels l with the shapes (H_l, W_l)."""
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
-        valid = valid.to(memory.dtype)
         # Not under no_grad: older torch (the package takes 2.6 on) lets autocast keep copies of the
         # weights that have no gradient.
         tokens, scores = self._judge(valid * memory.detach())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...ops import SAMPLING_METHODS
 from .basic import MLP, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
-from .predictions import Predictions
+from .predictions import Predictions, full_precision
 
 
 class ProjectedCrossAttention(DeformableCrossAttention):
@@ -138,18 +138,19 @@ class RTDETRDecoder(nn.Module):
             reference_logits: (B, Q, 4) reference boxes (cx, cy, w, h) before the sigmoid.
             memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
             spatial_shapes: (H_l, W_l) of each level l.
-            attn_mask: (Q, Q) bool, true where self-attention is forbidden.
+            attn_mask: (Q, Q) that self-attention adds to its logits: 0, or -∞ where it is
+                forbidden.
             all_layers: Whether all layers predict, as losses need it.
 
         Returns:
             Predictions of all layers, or of the last one that evaluation uses.
         """
         used = len(self.layers) if all_layers else self.num_eval_layers
-        query, references = content, reference_logits.sigmoid()
+        query, references = content, full_precision(reference_logits).sigmoid()
         previous_boxes = references
         scores, boxes = [], []
         for i, layer in enumerate(self.layers[:used]):
-            position = self.query_position(references)
+            position = self.query_position(references.to(query.dtype))
             query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             offsets = self.box_heads[i](query)
             layer_boxes = (offsets + inverse_sigmoid(references)).sigmoid()

@@ -2,7 +2,6 @@
 
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
 from ..layers.distribution import boxes_to_bins
@@ -40,7 +39,7 @@ class DistributionTerm(LossTerm):
         num_layers = len(logits)
         lower, upper_weight = boxes_to_bins(
             layers.references[0, pairs.images, pairs.queries],
-            bbox_cxcywh_to_xyxy(matched.target_boxes[0]),
+            matched.target_corners[0],
             layers.bin_distances,
             layers.reg_scale,
         )
@@ -80,5 +79,5 @@ class DistillationTerm(LossTerm):
             weight[..., None].expand(-1, -1, -1, 4).flatten(1),
             avg_factor=matched.counts * 4,
             matched=paired[..., None].expand(-1, -1, 4).flatten(),
-            balance=matched.balance,
+            balance=matched.balance(),
         )

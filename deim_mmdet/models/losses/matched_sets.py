@@ -8,13 +8,15 @@ boxes on the *union* of these matchings, the same pairs for all sets. Denoising 
 with the objects that they were made from. For them own and union are the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
+from ..layers.boxes import to_corners
 from ..layers.predictions import Predictions
 from ..task_modules import Pairs, Targets
 
@@ -81,8 +83,9 @@ class MatchedSets:
         targets: The objects.
         normaliser: () divisor of a sum of losses; the mean over the ranks.
         counts: (2,) numbers of paired and of other queries of a set; the mean over the ranks.
-        balance: (2,) numbers of paired and of other matching queries, also for denoising queries.
-            Their square roots weight the two parts of the distillation.
+        balance: Function that returns (2,) numbers of paired and of other matching queries, also
+            for denoising queries. It waits for the matching. The square roots of these numbers
+            weight the two parts of the distillation.
     """
 
     sets: PredictionSets
@@ -90,7 +93,7 @@ class MatchedSets:
     targets: Targets
     normaliser: Tensor
     counts: Tensor
-    balance: Tensor
+    balance: Callable[[], Tensor]
 
     @cached_property
     def boxes(self) -> Tensor:
@@ -104,6 +107,11 @@ class MatchedSets:
         return boxes.expand(self.boxes.shape)
 
     @cached_property
+    def target_corners(self) -> Tensor:
+        """:attr:`target_boxes` as (x1, y1, x2, y2)."""
+        return to_corners(self.target_boxes)
+
+    @cached_property
     def target_labels(self) -> Tensor:
         """(P,) labels of the paired objects."""
         return self.targets.labels[self.pairs.images, self.pairs.objects]
@@ -112,8 +120,8 @@ class MatchedSets:
     def iou(self) -> Tensor:
         """IoU of the pairs in [0, 1], without gradient: (P,) or (S, P)."""
         iou = bbox_overlaps(
-            bbox_cxcywh_to_xyxy(self.boxes.detach()).flatten(0, -2),
-            bbox_cxcywh_to_xyxy(self.target_boxes).flatten(0, -2),
+            to_corners(self.boxes.detach()).flatten(0, -2),
+            self.target_corners.flatten(0, -2),
             is_aligned=True,
             eps=1e-9,
         )

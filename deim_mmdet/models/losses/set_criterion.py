@@ -1,6 +1,7 @@
 """The training losses: a list of terms on stacked predictions."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.utils import reduce_mean
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ...utils.components import merged
 from ..layers.predictions import Predictions
-from ..task_modules import Targets, denoising_pairs, union_set
+from ..task_modules import Pairs, Targets, denoising_pairs, union_set
 from ..task_modules.pairs import to_device
 from .matched_sets import MatchedSets, PredictionSets
 
@@ -20,7 +21,8 @@ class SetCriterion(nn.Module):
     See :mod:`~deim_mmdet.models.losses.matched_sets` for sets and pairs.
 
     Args:
-        matcher: Config of the matcher, which pairs each set with the objects.
+        matcher: Config of the matcher, which pairs each set with the objects. Its ``match`` is
+            called as that of :class:`HungarianMatcher`; it returns pairs, or a function for them.
         terms: Config of each :class:`LossTerm` by name, merged into :attr:`default_terms`. None
             removes a term.
 
@@ -73,29 +75,50 @@ class SetCriterion(nn.Module):
             ``dn.d0.loss_cls`` that of the first for denoising queries.
         """
         sets = PredictionSets.stack(matching, encoder)
-        own = self.matcher.match(sets.scores, sets.boxes, targets)
-        union = union_set(own, sets.scores.shape[2])
-        noised = denoising_pairs(targets, num_groups)
-        # Over all images: objects, and the other queries of one denoising group; queries of the
-        # union set, and the other matching queries.
-        numbers = [targets.total, len(targets.counts) * 2 * targets.max_count - targets.total]
-        numbers += [len(union), sets.scores[0, ..., 0].numel() - len(union)]
-        (own, union, noised), counts = to_device((own, union, noised), numbers, sets.scores.device)
+        device, num_queries = sets.scores.device, sets.scores.shape[2]
+        found = self.matcher.match(sets.scores, sets.boxes, targets)
+
+        @cache
+        def matched() -> tuple[Pairs, Pairs, Tensor]:
+            """Own and union pairs, and the numbers of paired and of other queries of the union."""
+            own = found() if callable(found) else found
+            union = union_set(own, num_queries)
+            numbers = [len(union), len(targets.counts) * num_queries - len(union)]
+            (own, union), numbers = to_device((own, union), numbers, device)
+            return own, union, reduce_mean(numbers)
+
         # Distributed training averages the gradients of the ranks. With sums over a rank divided by
         # the mean count, the average is the gradient of the joint batch.
-        counts = reduce_mean(counts)
-        objects, paired = counts[::2].clamp(min=1)
-        balance = counts[2:]
-        losses = self._terms(
-            own=MatchedSets(sets, own, targets, objects, counts[:2], balance),
-            union=MatchedSets(sets, union, targets, paired, balance, balance),
+        others = len(targets.counts) * 2 * targets.max_count - targets.total
+        (noised,), counts = to_device(
+            (denoising_pairs(targets, num_groups),), [targets.total, others], device
         )
+        counts = reduce_mean(counts)
+        objects = counts[0].clamp(min=1)
+
+        def balance() -> Tensor:
+            return matched()[2]
+
+        # What needs no matching comes first: a GPU computes it while the host matches.
+        of_denoising = {}
         if denoising is not None:
-            sets = PredictionSets.stack(denoising, prefix='dn.')
-            counts = counts[:2] * num_groups
-            matched = MatchedSets(sets, noised, targets, objects * num_groups, counts, balance)
-            losses.update(self._terms(own=matched, union=matched))
-        return losses
+            pairs = MatchedSets(
+                PredictionSets.stack(denoising, prefix='dn.'),
+                noised,
+                targets,
+                objects * num_groups,
+                counts * num_groups,
+                balance,
+            )
+            of_denoising = self._terms(own=pairs, union=pairs)
+        own, union, paired = matched()
+        return {
+            **self._terms(
+                own=MatchedSets(sets, own, targets, objects, counts, balance),
+                union=MatchedSets(sets, union, targets, paired[0].clamp(min=1), paired, balance),
+            ),
+            **of_denoising,
+        }
 
     def _terms(self, **matched: MatchedSets) -> dict[str, Tensor]:
         """Values of all terms by name, for sets with each kind of pairs.

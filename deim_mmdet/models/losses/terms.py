@@ -2,9 +2,9 @@
 
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor, nn
 
+from ..layers.boxes import to_corners
 from .matched_sets import MatchedSets
 
 
@@ -86,8 +86,8 @@ class OverlapTerm(LossTerm):
         centres, sizes = matched.boxes.split(2, dim=-1)
         proper = torch.cat([centres, sizes.clamp(min=0)], dim=-1)
         loss = self.loss(
-            bbox_cxcywh_to_xyxy(proper).flatten(0, -2),
-            bbox_cxcywh_to_xyxy(matched.target_boxes).flatten(0, -2),
+            to_corners(proper).flatten(0, -2),
+            matched.target_corners.flatten(0, -2),
             reduction_override='none',
         )
         return matched.sum_by_set(loss)

@@ -253,7 +253,8 @@ class HybridEncoder(BaseModule):
         height, width = int(coarsest.shape[-2]), int(coarsest.shape[-1])
         positions = self._position(height, width, coarsest.dtype, coarsest.device)
         tokens = self.encoder(to_tokens(coarsest), positions)
-        feats[-1] = tokens.transpose(1, 2).reshape(coarsest.shape)
+        # On a GPU the norm's output is in float32, under autocast too.
+        feats[-1] = tokens.to(coarsest.dtype).transpose(1, 2).reshape(coarsest.shape)
 
         # Top-down: each step adds a finer level in front.
         fused = [feats[-1]]

@@ -1,13 +1,18 @@
 """One-to-one matching of queries and objects (DETR, arXiv 2005.12872) of all sets at once."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from mmdet.registry import TASK_UTILS
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .pairs import Pairs
+from .pairs import Pairs, start_reading
 from .targets import Targets
+
+# So many costs, with what their sum needs, still fit into the cache of a CPU.
+_CACHED_COSTS = 2**20
 
 
 @TASK_UTILS.register_module()
@@ -42,18 +47,18 @@ class HungarianMatcher:
     @torch.no_grad()
     def costs(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """Cost (S, B, Q, m) of each query with each of m objects; arguments as of :meth:`match`."""
-        scores, boxes = scores.float(), boxes.float()
+        scores = scores.float()
         labels = targets.labels.clamp(min=0)[None, :, None]
         labels = labels.expand(len(scores), -1, scores.shape[2], -1)
         if labels.shape[-1] < scores.shape[-1]:
             cost = self._focal_costs(scores.gather(-1, labels))
         else:
             cost = self._focal_costs(scores).gather(-1, labels)
-        target_boxes = targets.boxes.float()
-        cost += torch.cdist(boxes, target_boxes.expand(len(scores), -1, -1, -1), p=1).mul_(
-            self.cost_bbox
-        )
-        cost -= _pairwise_giou(boxes[..., None, :], target_boxes[:, None]).mul_(self.cost_iou)
+        # Coordinates first: planes of queries and objects stand behind each other in memory.
+        boxes = boxes.float().movedim(-1, 0)[..., None]
+        objects = targets.boxes.float().movedim(-1, 0)[:, None, :, None]
+        cost.add_((boxes - objects).abs_().sum(0), alpha=self.cost_bbox)
+        cost.sub_(_pairwise_giou(boxes, objects), alpha=self.cost_iou)
         return cost.nan_to_num_(nan=1.0)
 
     def _focal_costs(self, scores: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ class HungarianMatcher:
         negative = rest.add_(1e-8).log_().mul_(probability**self.gamma).mul_(self.alpha - 1)
         return positive.sub_(negative).mul_(self.cost_class)
 
-    def match(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Pairs:
+    def match(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Callable[[], Pairs]:
         """Find the cheapest pairs of each set and image; none shares a query or an object.
 
         Args:
@@ -73,42 +78,58 @@ class HungarianMatcher:
             targets: The objects.
 
         Returns:
-            Pairs on the host, set after set. Where an image has more objects than queries, some
-            objects have no pair.
+            Function that waits for the costs and returns pairs on the host, set after set. Until
+            it is called, the host can give a GPU other work. Where an image has more objects than
+            queries, some objects have no pair.
         """
-        matched = np.full((len(scores), len(targets.counts), targets.max_count), -1)
-        # A GPU takes all images at once; a CPU one after another, so that the costs stay in cache.
-        step = 1 if scores.device.type == 'cpu' else len(targets.counts)
-        for start in range(0, len(targets.counts) if targets.total else 0, step):
-            images = slice(start, start + step)
-            part = targets.of_images(images)
-            costs = self.costs(scores[:, images], boxes[:, images], part).cpu().numpy()
-            for index, count in enumerate(part.counts):
-                for set_index, set_costs in enumerate(costs[:, index, :, :count]):
-                    queries, objects = linear_sum_assignment(set_costs)
-                    matched[set_index, start + index, objects] = queries
+        images, sets = len(targets.counts), len(scores)
+        if not targets.total:
+            parts = []
+        elif scores.device.type == 'cpu':
+            # As many images at a time as the costs of which stay in the cache.
+            step = max(1, _CACHED_COSTS // (sets * scores.shape[2] * targets.max_count))
+            parts = [slice(first, first + step) for first in range(0, images, step)]
+        else:
+            parts = [slice(None)]
+        costs = [
+            start_reading(self.costs(scores[:, part], boxes[:, part], targets.of_images(part)))
+            for part in parts
+        ]
+        return lambda: self._cheapest(
+            targets, sets, [image for read in costs for image in read().numpy().swapaxes(0, 1)]
+        )
+
+    @staticmethod
+    def _cheapest(targets: Targets, num_sets: int, costs: Sequence[np.ndarray]) -> Pairs:
+        """Pairs of lowest cost, given the costs (S, Q, m) of each image; m may differ."""
+        matched = np.full((num_sets, len(targets.counts), targets.max_count), -1)
+        for image, (count, by_set) in enumerate(zip(targets.counts, costs, strict=False)):
+            for set_index, cost in enumerate(by_set[..., :count]):
+                queries, objects = linear_sum_assignment(cost)
+                matched[set_index, image, objects] = queries
         sets, images, objects = (matched >= 0).nonzero()
         queries = matched[sets, images, objects]
         return Pairs(*map(torch.from_numpy, (images, queries, objects, sets)))
 
 
 def _pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """GIoU of (cx, cy, w, h) boxes (..., 4), broadcast against each other, in [-1, 1].
+    """GIoU of (cx, cy, w, h) boxes (4, ...), broadcast against each other, in [-1, 1].
 
     A negative size counts as 0, see :class:`~deim_mmdet.models.losses.OverlapTerm`.
     mmdet's ``bbox_overlaps`` does the same on stacked corners, with three times the memory traffic.
     """
-    sizes = boxes[..., 2:].clamp(min=0), others[..., 2:]
-    low, high = (
-        [box[..., :2] + sign * size / 2 for box, size in zip((boxes, others), sizes, strict=True)]
-        for sign in (-1, 1)
-    )
-    intersection, hull = 1.0, 1.0
-    for axis in range(2):
-        overlap = torch.minimum(high[0][..., axis], high[1][..., axis])
-        overlap -= torch.maximum(low[0][..., axis], low[1][..., axis])
-        # A negative overlap is the gap between the boxes.
-        hull = hull * ((sizes[0][..., axis] + sizes[1][..., axis]) - overlap)
-        intersection = overlap.clamp_(min=0) * intersection
-    union = (sizes[0].prod(-1) + sizes[1].prod(-1)).sub(intersection).clamp_(min=1e-9)
+    (centres, sizes), (other_centres, other_sizes) = (each.split(2) for each in (boxes, others))
+    sizes = sizes.clamp(min=0)
+    high = torch.minimum(centres.add(sizes, alpha=0.5), other_centres.add(other_sizes, alpha=0.5))
+    low = torch.maximum(centres.sub(sizes, alpha=0.5), other_centres.sub(other_sizes, alpha=0.5))
+    overlap = high.sub_(low)
+    # A negative overlap is the gap between the boxes.
+    hull = _area((sizes + other_sizes).sub_(overlap))
+    intersection = _area(overlap.clamp_(min=0))
+    union = (_area(sizes) + _area(other_sizes)).sub_(intersection).clamp_(min=1e-9)
     return intersection.div_(union).sub_(1).add_(union.div_(hull.clamp_(min=1e-9)))
+
+
+def _area(sides: Tensor) -> Tensor:
+    """Area (...) of rectangles with the sides (2, ...)."""
+    return sides[0] * sides[1]

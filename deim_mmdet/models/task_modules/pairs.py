@@ -1,6 +1,6 @@
 """Pairs of queries and objects: of the matching, of the union set and of denoising."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,3 +100,19 @@ def to_device(
         images, queries, objects, sets = column.view(4, len(part))
         moved.append(Pairs(images, queries, objects, None if part.sets is None else sets))
     return moved, numbers.float()
+
+
+def start_reading(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy values to the host; the function returned waits for them and returns them."""
+    if values.device.type != 'cuda':
+        return values.cpu
+    host = torch.empty_like(values, device='cpu', pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> Tensor:
+        arrived.synchronize()
+        return host
+
+    return read

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass
@@ -29,10 +29,19 @@ class Targets:
     @classmethod
     def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> 'Targets':
         """Make targets of the labels (n,) and boxes (n, 4) of each image's n objects."""
+        counts = [len(image_labels) for image_labels in labels]
+        return cls._padded(torch.cat(list(labels)), torch.cat(list(boxes)), counts)
+
+    @classmethod
+    def _padded(cls, labels: Tensor, boxes: Tensor, counts: list[int]) -> 'Targets':
+        """Make targets of the labels (N,) and boxes (N, 4) of all images, one after another."""
+        shape = len(counts), max(counts)
+        real = np.arange(shape[1]) < np.array(counts)[:, None]
+        place = torch.from_numpy(np.flatnonzero(real)).to(labels.device)
         return cls(
-            pad_sequence(list(labels), batch_first=True, padding_value=-1),
-            pad_sequence(list(boxes), batch_first=True),
-            [len(image_labels) for image_labels in labels],
+            labels.new_full((real.size,), -1).index_copy_(0, place, labels).view(shape),
+            boxes.new_zeros(real.size, 4).index_copy_(0, place, boxes).view(*shape, 4),
+            counts,
         )
 
     @classmethod
@@ -43,11 +52,13 @@ class Targets:
             samples: Samples with ``gt_instances``; fastest where these are on the host.
             device: Where the model is.
         """
-        targets = cls.from_lists(
-            [sample.gt_instances.labels for sample in samples],
-            [_normalised_boxes(sample) for sample in samples],
-        )
-        return targets.to(device)
+        objects = [sample.gt_instances for sample in samples]
+        counts = [len(each.labels) for each in objects]
+        boxes = torch.cat([each.bboxes for each in objects])
+        # Width and height of the input, for each box.
+        sizes = np.repeat([input_shape(sample)[::-1] * 2 for sample in samples], counts, axis=0)
+        boxes = bbox_xyxy_to_cxcywh(boxes / torch.from_numpy(sizes).to(boxes))
+        return cls._padded(torch.cat([each.labels for each in objects]), boxes, counts).to(device)
 
     def to(self, device: torch.device) -> 'Targets':
         """The same on another device, by one copy that the host doesn't wait for."""
@@ -80,10 +91,3 @@ class Targets:
 def input_shape(sample: DetDataSample) -> tuple[int, int]:
     """Height and width that the feature maps span: the batch's, padding included."""
     return tuple(sample.metainfo.get('batch_input_shape', sample.img_shape))[:2]
-
-
-def _normalised_boxes(sample: DetDataSample) -> Tensor:
-    """Boxes (n, 4) of a sample's objects as (cx, cy, w, h) in [0, 1]."""
-    height, width = input_shape(sample)
-    boxes = sample.gt_instances.bboxes
-    return bbox_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))

@@ -1,4 +1,5 @@
 from deim_mmdet.models.layers.distribution import (
+    bin_probabilities,
     boxes_to_bins,
     distances_to_boxes,
     expected_distances,
@@ -24,7 +25,7 @@ def test_uniform_distribution_gives_the_reference_box():
     """W is odd, so the mean of a uniform distribution is 0 and the sides stay."""
     references = torch.tensor([[0.4, 0.5, 0.2, 0.3]])
     bin_distances = weighting_function(32, UP, SCALE)
-    distances = expected_distances(torch.zeros(1, 4 * 33), bin_distances)
+    distances = expected_distances(bin_probabilities(torch.zeros(1, 4 * 33)), bin_distances)
     torch.testing.assert_close(distances_to_boxes(references, distances, SCALE), references)
 
 

@@ -1,6 +1,7 @@
 """The stacked criteria against the same losses written down step by step."""
 
 from deim_mmdet.models.layers.distribution import (
+    bin_probabilities,
     distances_to_boxes,
     expected_distances,
     weighting_function,
@@ -41,7 +42,7 @@ def random_predictions(dfine: bool, layers: int, batch: int, queries: int, class
     references = random_boxes(1, batch, queries)
     leaves = [scores, distributions, scores[:1] + 1, random_boxes(1, batch, queries)]
     scores, distributions, initial_scores, initial_boxes = (x.requires_grad_() for x in leaves)
-    distances = expected_distances(distributions, BIN_DISTANCES)
+    distances = expected_distances(bin_probabilities(distributions), BIN_DISTANCES)
     boxes = distances_to_boxes(references, distances, REG_SCALE)
     leaves = [scores, distributions, initial_scores, initial_boxes]
     fields = scores, boxes, distributions, references, initial_scores, initial_boxes

@@ -62,7 +62,7 @@ def slow_cost(score, box, label, target):
 def test_every_matching_is_the_cheapest():
     """Against an exhaustive search over all assignments."""
     scores, boxes, targets = random_case()
-    matched = table(HungarianMatcher().match(scores, boxes, targets), (3, 3, 3))
+    matched = table(HungarianMatcher().match(scores, boxes, targets)(), (3, 3, 3))
     costs = HungarianMatcher().costs(scores, boxes, targets).numpy()
     for s in range(3):
         for image, count in enumerate(targets.counts):
@@ -91,16 +91,16 @@ def test_every_matching_is_the_cheapest():
 
 def test_no_object_and_non_finite_scores():
     scores, boxes, targets = random_case(counts=(0, 0))
-    assert len(HungarianMatcher().match(scores, boxes, targets)) == 0
+    assert len(HungarianMatcher().match(scores, boxes, targets)()) == 0
     scores, boxes, targets = random_case()
     scores[0, 0, 0] = torch.nan
-    matched = table(HungarianMatcher().match(scores, boxes, targets), (3, 3, 3))
+    matched = table(HungarianMatcher().match(scores, boxes, targets)(), (3, 3, 3))
     assert (matched[:, 0, :2] >= 0).all()
 
 
 def test_more_objects_than_queries():
     scores, boxes, targets = random_case(queries=2, counts=(5,))
-    matched = table(HungarianMatcher().match(scores, boxes, targets), (3, 1, 5))
+    matched = table(HungarianMatcher().match(scores, boxes, targets)(), (3, 1, 5))
     assert ((matched >= 0).sum(-1) == 2).all()
 
 

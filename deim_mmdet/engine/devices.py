@@ -1,0 +1,97 @@
+"""How a run uses its device: layout of weights, precision, optimiser, wrapper of processes."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmdet.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper
+from torch import nn
+
+from ..deployment.cpu import optimize_for_cpu
+from ..utils.components import component_class
+
+# Arguments of torch's optimisers that choose how a step is computed.
+WAYS_TO_STEP = ('fused', 'foreach', 'capturable', 'differentiable')
+
+
+def set_precision(device: str, env_cfg: Mapping[str, Any]) -> None:
+    """Let a GPU compute products of float32 numbers in TF32, or not, as ``env_cfg.tf32`` says.
+
+    TF32 keeps float32's range and 10 of its 23 bits of precision. Without ``tf32`` in the config
+    torch's defaults stay.
+    """
+    if device == 'cuda' and env_cfg.get('tf32') is not None:
+        torch.set_float32_matmul_precision('high' if env_cfg['tf32'] else 'highest')
+        torch.backends.cudnn.allow_tf32 = env_cfg['tf32']
+
+
+def laid_out(model: nn.Module, device: str, env_cfg: Mapping[str, Any]) -> nn.Module:
+    """The model in the form that is fastest on its device.
+
+    On a GPU with ``env_cfg.channels_last`` the weights of convolutions get the layout of the images
+    from the data loader, and features follow. On a CPU it is the form of
+    :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
+    """
+    if device == 'cpu':
+        return optimize_for_cpu(model)
+    if device == 'cuda' and env_cfg.get('channels_last'):
+        # Gradients of weights then have the strides that DistributedDataParallel expects. It warns
+        # otherwise, see https://github.com/pytorch/pytorch/issues/157862.
+        return model.to(memory_format=torch.channels_last)
+    return model
+
+
+def wrapper_options(given: Mapping[str, Any] | None, device: str, find_unused: bool) -> dict:
+    """Config of the wrapper for several processes.
+
+    Args:
+        given: ``model_wrapper_cfg`` of the config. Its options go before those here, which are
+            mmengine's and ``gradient_as_bucket_view``: gradients are kept once, not twice.
+        device: As :func:`mmengine.device.get_device` names it.
+        find_unused: ``find_unused_parameters`` of the config.
+    """
+    options = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused,
+        gradient_as_bucket_view=True,
+    )
+    given = dict(given or {})
+    if given.get('type', options['type']) == options['type']:
+        given = {**options, **given}
+    return dict(given, device_ids=None) if device == 'cpu' else given
+
+
+def optimizer_options(optim_wrapper: Any, device: str) -> Any:
+    """Config of an optimiser's wrapper for a device.
+
+    On a GPU the optimiser gets ``fused=True``, one kernel for many parameters, where its class
+    takes it and the config chooses no other way to step. On a CPU ``AmpOptimWrapper`` becomes
+    ``CpuAmpOptimWrapper``.
+
+    Args:
+        optim_wrapper: The config, which stays as it is; anything else is returned.
+        device: As :func:`mmengine.device.get_device` names it.
+    """
+    if not isinstance(optim_wrapper, Mapping):
+        return optim_wrapper
+    optim_wrapper = copy.deepcopy(optim_wrapper)
+    optimizer = optim_wrapper.get('optimizer')
+    kind = component_class(OPTIMIZERS, optimizer)
+    if (
+        device == 'cuda'
+        and kind is not None
+        and 'fused' in inspect.signature(kind).parameters
+        and not any(way in optimizer for way in WAYS_TO_STEP)
+    ):
+        optimizer['fused'] = True
+    if device == 'cpu' and component_class(OPTIM_WRAPPERS, optim_wrapper) is AmpOptimWrapper:
+        print_log('Mixed precision in bfloat16, on the CPU', logger='current')
+        optim_wrapper['type'] = 'CpuAmpOptimWrapper'
+        for option in ('loss_scale', 'dtype'):
+            optim_wrapper.pop(option, None)
+    return optim_wrapper
