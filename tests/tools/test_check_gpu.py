@@ -58,7 +58,7 @@ def test_mixed_precision_and_reads_without_a_gpu(tmp_path, repo_root):
     done = subprocess.run(
         [
             *('bash', repo_root / 'tools/dev/check_gpu.sh', 'precision', 'reads'),
-            *('--device', 'cpu', '--out', tmp_path, '--minutes', '3'),
+            *('--device', 'cpu', '--out', tmp_path, '--minutes', '10'),
         ],
         env=os.environ | dict(PYTHON=sys.executable),
         capture_output=True,
@@ -68,6 +68,8 @@ def test_mixed_precision_and_reads_without_a_gpu(tmp_path, repo_root):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / 'results.json').read_text())
     assert [row['part'] for row in rows] == ['precision', 'reads']
-    errors = {row['type']: row['gradient_error'] for row in rows[0]['figures']}
-    assert errors['torch.float32'] < errors['torch.bfloat16'] < 1
+    single, half = rows[0]['figures']
+    assert (single['type'], half['type']) == ('torch.float32', 'torch.bfloat16')
+    assert single['gradient_error'] < 0.01
+    assert single['loss_error'] < 1e-5 < half['loss_error'] < 0.05
     assert done.stdout.count('| passed |') == 2

@@ -22,7 +22,7 @@ DEMO = 'configs/demo/deim_dfine_demo.py'
 
 @dataclass(frozen=True)
 class Step:
-    """A command, relative to the checkout, and the seconds that it may take."""
+    """A command, run in the checkout, and the seconds that it may take."""
 
     name: str
     command: list[str]
@@ -42,7 +42,8 @@ class Settings:
         return self.device == 'cpu'
 
     def step(self, name: str, limit: float, *command: object) -> Step:
-        return Step(name, [sys.executable, *map(str, command)], limit)
+        """Arguments for Python, and the seconds that they may take on a GPU."""
+        return Step(name, [sys.executable, *map(str, command)], limit * (8 if self.small else 1))
 
     def part(self, name: str, limit: float, function: str, *options: str) -> Step:
         """A step that is a function of gpu_parts.py."""

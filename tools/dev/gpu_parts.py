@@ -99,7 +99,7 @@ def random_batch(batch: int, side: int, classes: int, objects: int = 20) -> tupl
 
 
 def precision(args: argparse.Namespace) -> None:
-    """Relative errors of D-FINE-N's loss terms and gradients; float64 is the truth.
+    """Errors of D-FINE-N's loss terms, relative to the loss, and gradients; float64 is the truth.
 
     There are no denoising queries: their noise differs between types.
     """
@@ -114,7 +114,7 @@ def precision(args: argparse.Namespace) -> None:
     cfg = load_config('configs/dfine_n.py').model
     cfg.backbone.init_cfg, cfg.bbox_head.denoising = None, None
     small = args.device == 'cpu'
-    images, samples = random_batch(2 if small else 8, 128 if small else 640, 80)
+    images, samples = random_batch(2 if small else 8, 64 if small else 640, 80)
     model = MODELS.build(cfg).to(args.device).train()
     halves = [torch.bfloat16] if small else [torch.bfloat16, torch.float16]
     truth, failures = None, []
@@ -135,14 +135,16 @@ def precision(args: argparse.Namespace) -> None:
             if parameter.grad is not None
         }
         if truth is None:
-            truth = terms, gradients
+            truth, loss = (terms, gradients), terms['loss']
             continue
-        worst = max(terms, key=lambda name: abs(terms[name] / truth[0][name] - 1))
+        # As shares of the whole loss: a term may be 0.
+        errors = {name: abs(value / loss - truth[0][name] / loss) for name, value in terms.items()}
+        worst = max(errors.keys() - {'loss'}, key=errors.get)
         difference = math.hypot(*(float((gradients[n] - g).norm()) for n, g in truth[1].items()))
         figures = dict(
-            loss_error=abs(terms['loss'] / truth[0]['loss'] - 1),
+            loss_error=errors['loss'],
             worst_term=worst,
-            worst_term_error=abs(terms[worst] / truth[0][worst] - 1),
+            worst_term_error=errors[worst],
             gradient_error=difference / math.hypot(*(float(g.norm()) for g in truth[1].values())),
         )
         say(type=str(dtype), **figures)
@@ -194,7 +196,7 @@ def reads(args: argparse.Namespace) -> None:
             if runner.iter == SETTLED + 1:
                 raise KeyboardInterrupt
 
-    cfg = load_config(DEMO, dict(data_root=str(data(args))))
+    cfg = load_config(DEMO, dict(data_root=str(data(args)), image_size=64))
     cfg.work_dir, cfg.launcher = str(args.out / 'reads'), 'none'
     cfg.custom_hooks += [dict(type='WatchReads'), dict(type='StopWatching')]
     runner = RUNNERS.build(cfg)
@@ -218,6 +220,8 @@ def training_command(args: argparse.Namespace, work_dir: Path, *options: str) ->
         'default_hooks.checkpoint.interval': 1,
         'default_hooks.logger.interval': 1,
     }
+    if args.device == 'cpu':
+        settings['image_size'] = 64
     return [
         *(sys.executable, 'tools/train.py', DEMO, '--amp', '--work-dir', str(work_dir), *options),
         *('--cfg-options', *(f'{key}={value}' for key, value in settings.items())),
