@@ -13,7 +13,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-// Calls an operator by its name; `Signature` is that of its schema.
+// Finds an operator by its name; `Signature` is that of its schema.
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
@@ -45,7 +45,7 @@ Gradients backward_of_any(
   return op.call(grad_out, value, locations, attention, spatial_shapes, num_points, nearest);
 }
 
-// Whether autograd has to know of a call. Without it the call costs a third.
+// Whether autograd has to know of a call, which is faster without it.
 template <class... Tensors>
 bool is_differentiated(const Tensors&... tensors) {
   return (c10::GradMode::is_enabled() && (tensors.requires_grad() || ...)) ||

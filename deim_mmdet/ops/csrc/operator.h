@@ -38,8 +38,8 @@ inline ValueType value_type(const at::Tensor& value) {
 }
 
 // Numbers go into messages as text that std::to_string made. Given to TORCH_CHECK, they would be
-// formatted by a stream of this library's own. Where it was compiled with another C++ library than
-// torch, that ended the process on one machine.
+// formatted by a stream of this library's own. On one machine that seems to have ended the process,
+// perhaps since torch had been compiled with another C++ library.
 inline std::string text(at::IntArrayRef sizes) {
   std::string joined;
   for (const int64_t size : sizes) {
