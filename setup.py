@@ -92,7 +92,7 @@ def compiled_operators() -> dict:
     host_flags = [*flags, '-fno-trapping-math', '-fno-math-errno', '-fopenmp', '-Wno-psabi', '-g0']
     operators = cpp_extension.CppExtension(
         f'{PACKAGE}.ops._C',
-        [f'{sources}/operator.cpp', f'{sources}/cpu_kernels.cpp'],
+        [f'{sources}/{name}.cpp' for name in ('operator', 'autograd', 'cpu_kernels')],
         extra_compile_args={'cxx': host_flags, 'nvcc': flags},
         extra_link_args=['-fopenmp'],
     )

@@ -77,7 +77,7 @@ def deformable_attention(
             f'with the sum {total_points} of the sampling locations'
         )
     arguments = (value, spatial_shapes, sampling_locations, attention_weights, num_points)
-    if _only_pytorch or torch.onnx.is_in_onnx_export():
+    if _only_pytorch or _in_onnx_export():
         return _pure_deformable_attention(*arguments, method)
     reason = reason_against(value, len(num_points))
     if not reason:
@@ -85,6 +85,12 @@ def deformable_attention(
     if not torch.compiler.is_compiling():
         _warn_of_pure_form(reason)
     return _pure_deformable_attention(*arguments, method)
+
+
+def _in_onnx_export() -> bool:
+    # torch's own answer takes half as long as the operator: asked only where something is traced.
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return traced and torch.onnx.is_in_onnx_export()
 
 
 @functools.cache

@@ -51,7 +51,11 @@ def test_every_run_has_its_config_and_the_same_iterations(tool, repo_root):
     runs = tool.plan([0, 1])
     names = [run.name for run in runs]
     assert len(names) == len(set(names)) == 2 * (2 + 2 * 3 * 4)
-    for run in runs:
+    large = tool.plan([0, 1], large=True)
+    names += [run.name for run in large]
+    assert len(names) == len(set(names)) == len(runs) + 2 * (2 * 2 * 2)
+    assert {run.iterations for run in large} == {15000, 30000}
+    for run in [*runs, *large]:
         assert (repo_root / 'configs/convergence' / run.config).is_file()
         assert run.epochs % run.val_interval == 0
         command = run.command(repo_root)

@@ -3,12 +3,14 @@
     python tools/analysis/convergence_study.py --list
     BCCD_ROOT=data/bccd python tools/analysis/convergence_study.py --jobs 2
     python tools/analysis/convergence_study.py --only 'sparse_short_*' --seeds 0 1 2
+    python tools/analysis/convergence_study.py --large --jobs 4
     python tools/analysis/convergence_study.py --list --records docs/convergence
 
 A run is a config of configs/convergence with a budget (number of iterations) and a seed. It trains
-on the CPU with one thread. Finished runs in the work directory are kept, unfinished ones are
-resumed: the study may be stopped (Ctrl-C) and started again at any time. The scenes with digits are
-made first. A run's name is <data set>_<budget>_<variant>_seed<n>.
+on the GPU, or on the CPU with one thread. Finished runs in the work directory are kept, unfinished
+ones are resumed: the study may be stopped (Ctrl-C) and started again at any time. The scenes with
+digits are made first. A run's name is <data set>_<budget>_<variant>_seed<n>. --large has ten times
+as many digits and iterations, for the baseline and DEIM alone: tools/dev/gpu_study.sh runs it.
 
 --records writes a small record of each run that was begun (AP by epoch as .csv, settings as .json)
 to a folder. From all records there, also those of other machines, it draws the comparisons of
@@ -50,18 +52,29 @@ class Data:
     Args:
         iters_per_epoch: Iterations an epoch, in the study's batches of 8.
         make: Options of tools/demo/make_dataset.py, or None for a data set that already exists.
+        like: The smaller data set of the same kind, in ``DATA``, whose configs it takes.
+        scale: Factor of the budgets.
     """
 
     iters_per_epoch: int
     make: str | None = None
+    like: str | None = None
+    scale: int = 1
 
 
-DIGITS = '--train 2000 --val 200 --size 224 --digits 0 2 3 4'
+DIGITS = '--size 224 --digits 0 2 3 4'
+SPARSE, CROWDED = '--objects 1 3', '--objects 8 16 --scale 0.12 0.3'
 DATA = {
-    'sparse': Data(250, f'{DIGITS} --objects 1 3'),
-    'crowded': Data(250, f'{DIGITS} --objects 8 16 --scale 0.12 0.3'),
+    'sparse': Data(250, f'--train 2000 --val 200 {DIGITS} {SPARSE}'),
+    'crowded': Data(250, f'--train 2000 --val 200 {DIGITS} {CROWDED}'),
     'bccd': Data(25),
 }
+# Ten times as much of each, for a GPU; only the variants of ``COMPARED``.
+LARGE = {
+    'sparse20k': Data(2500, f'--train 20000 --val 1000 {DIGITS} {SPARSE}', 'sparse', 10),
+    'crowded20k': Data(2500, f'--train 20000 --val 1000 {DIGITS} {CROWDED}', 'crowded', 10),
+}
+COMPARED = ('baseline', 'deim')
 # Approximate iterations of a run, in whole epochs. A long run has twice as many as a short one: a
 # short run with DEIM beside a long one without shows whether DEIM halves a training.
 BUDGETS = {'short': 1500, 'long': 3000}
@@ -78,7 +91,7 @@ class Run:
         epochs: Number of epochs.
         val_interval: Epochs between evaluations.
         seed: Seed of weights, order and augmentation.
-        data: Key of its data set in ``DATA``.
+        data: Key of its data set in ``DATA`` or ``LARGE``.
     """
 
     name: str
@@ -89,9 +102,14 @@ class Run:
     data: str
 
     @property
+    def facts(self) -> Data:
+        """Its data set."""
+        return (DATA | LARGE)[self.data]
+
+    @property
     def iterations(self) -> int:
         """Its length in iterations."""
-        return self.epochs * DATA[self.data].iters_per_epoch
+        return self.epochs * self.facts.iters_per_epoch
 
     def command(self, root: Path) -> list[str]:
         """Command that trains or resumes it under ``root``."""
@@ -100,7 +118,7 @@ class Run:
             'train_cfg.val_interval': self.val_interval,
             'randomness.seed': self.seed,
         }
-        if DATA[self.data].make:
+        if self.facts.make:
             options['data_root'] = root / 'data' / self.data
         return [
             sys.executable,
@@ -111,21 +129,30 @@ class Run:
         ]
 
 
-def plan(seeds: Iterable[int]) -> list[Run]:
-    """All runs of the study, the most important ones first."""
+def plan(seeds: Iterable[int], large: bool = False) -> list[Run]:
+    """All runs of the study, the most important ones first; or those of its large data sets."""
+    if large:
+        return [run for seed in seeds for run in study(LARGE, COMPARED, seed)]
     runs = []
     for seed in seeds:
         for model in REPRODUCED:
             name = f'bccd_reproduction_{model}'
             runs.append(Run(f'{name}_seed{seed}', f'{name}.py', 30, 1, seed, 'bccd'))
-        for budget, iterations in BUDGETS.items():
-            for data, facts in DATA.items():
-                epochs = round(iterations / facts.iters_per_epoch)
-                interval = max(1, epochs // EVALUATIONS)
-                for variant in VARIANTS:
-                    name = f'{data}_{budget}_{variant}_seed{seed}'
-                    config = f'study_{data}_{variant}.py'
-                    runs.append(Run(name, config, epochs, interval, seed, data))
+        runs += study(DATA, VARIANTS, seed)
+    return runs
+
+
+def study(data_sets: dict[str, Data], variants: Iterable[str], seed: int) -> list[Run]:
+    """The runs on some data sets, shorter ones first."""
+    runs = []
+    for budget, iterations in BUDGETS.items():
+        for data, facts in data_sets.items():
+            epochs = round(iterations * facts.scale / facts.iters_per_epoch)
+            interval = max(1, epochs // EVALUATIONS)
+            for variant in variants:
+                name = f'{data}_{budget}_{variant}_seed{seed}'
+                config = f'study_{facts.like or data}_{variant}.py'
+                runs.append(Run(name, config, epochs, interval, seed, data))
     return runs
 
 
@@ -145,8 +172,8 @@ def progress(run: Run, root: Path) -> tuple[float, float]:
 
 def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
     """Make the data sets that the runs need and that don't exist."""
-    for name in sorted({run.data for run in runs}):
-        if options := DATA[name].make:
+    for name, facts in sorted({run.data: run.facts for run in runs}.items()):
+        if options := facts.make:
             tool = ROOT / 'tools/demo/make_dataset.py'
             command = [sys.executable, tool, root / 'data' / name, *options.split()]
             subprocess.run([*command, '--jobs', str(jobs)], check=True)
@@ -272,7 +299,7 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
         'evaluated epochs': evaluations[-1].epoch,
         'iterations an epoch': history.iterations_per_epoch,
         'stages': read_boundaries(root / run.name),
-        'data': DATA[run.data].make or 'BCCD, train.json and test.json',
+        'data': run.facts.make or 'BCCD, train.json and test.json',
     }
     with replaced_when_complete(folder / f'{run.name}.json') as path:
         path.write_text(json.dumps(settings, indent=2) + '\n')
@@ -284,7 +311,7 @@ def comparisons(folder: Path) -> dict[str, dict[str, list[Path]]]:
     groups: dict[str, dict[str, list[Path]]] = {}
     pairs = [
         (f'{data}_{budget}', variant, f'{data}_{budget}_{variant}_seed*.csv')
-        for data in DATA
+        for data in DATA | LARGE
         for budget in BUDGETS
         for variant in VARIANTS
     ]
@@ -321,6 +348,7 @@ def main() -> None:
     )
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs side by side')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds; default 0')
+    parser.add_argument('--large', action='store_true', help='the large data sets, for a GPU')
     parser.add_argument(
         '--only', nargs='+', default=['*'], metavar='PATTERN', help="names, e.g. 'sparse_*_deim_*'"
     )
@@ -332,7 +360,7 @@ def main() -> None:
     if args.jobs < 1:
         parser.error(f'--jobs must be at least 1, got {args.jobs}')
     root = args.root.resolve()
-    everything = plan(args.seeds)
+    everything = plan(args.seeds, args.large)
     runs = [run for run in everything if any(fnmatch(run.name, p) for p in args.only)]
     if not runs:
         sys.exit(f'--only: no run is named {" or ".join(args.only)}; --list shows all names')

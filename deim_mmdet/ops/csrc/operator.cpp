@@ -68,7 +68,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
     at::Tensor scratch = at::empty({problem.tokens * problem.channels}, inputs.options());
     backward_on_cpu(problem, inputs.type, tensors, scratch.mutable_data_ptr(), begin, end);
   });
-  return {grad_value.to(value.scalar_type()), grad_locations, grad_attention};
+  return {converted(grad_value, value.scalar_type()), grad_locations, grad_attention};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <string>
 #include <tuple>
 
 #include "core.h"
@@ -36,6 +37,22 @@ inline ValueType value_type(const at::Tensor& value) {
   }
 }
 
+// Numbers go into messages as text that std::to_string made. Given to TORCH_CHECK, they would be
+// formatted by a stream of this library's own. On one machine that seems to have ended the process,
+// perhaps since torch had been compiled with another C++ library.
+inline std::string text(at::IntArrayRef sizes) {
+  std::string joined;
+  for (const int64_t size : sizes) {
+    joined += (joined.empty() ? "" : ", ") + std::to_string(size);
+  }
+  return "(" + joined + ")";
+}
+
+// A conversion that changes nothing would cost a call of torch all the same.
+inline at::Tensor converted(const at::Tensor& tensor, at::ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : tensor.to(type);
+}
+
 // Everything that a kernel takes for granted is checked here, contiguous tensors included.
 inline Inputs prepare(
     const at::Tensor& value,
@@ -57,13 +74,13 @@ inline Inputs prepare(
       value.dim() == 4 && locations.dim() == 5 && locations.size(4) == 2 &&
           attention.sizes() == locations.sizes().slice(0, 4) &&
           locations.size(0) == value.size(0) && locations.size(2) == value.size(2),
-      "deformable_attention: shapes disagree: value ", value.sizes(), ", locations ",
-      locations.sizes(), ", attention weights ", attention.sizes());
+      "deformable_attention: shapes disagree: value ", text(value.sizes()), ", locations ",
+      text(locations.sizes()), ", attention weights ", text(attention.sizes()));
   const auto levels = num_points.size();
   TORCH_CHECK(
       levels >= 1 && levels <= kMaxLevels && spatial_shapes.size() == 2 * levels,
-      "deformable_attention: needs 1 to ", kMaxLevels, " levels, with height, width and number "
-      "of points each");
+      "deformable_attention: needs 1 to ", std::to_string(kMaxLevels),
+      " levels, with height, width and number of points each");
   Problem problem{};
   problem.batch = value.size(0);
   problem.queries = locations.size(1);
@@ -76,16 +93,16 @@ inline Inputs prepare(
     const int64_t height = spatial_shapes[2 * i], width = spatial_shapes[2 * i + 1];
     TORCH_CHECK(
         height > 0 && width > 0 && num_points[i] >= 0,
-        "deformable_attention: level ", i, " has the size ", height, " x ", width, " and ",
-        num_points[i], " points");
+        "deformable_attention: height, width and points of level ", std::to_string(i), " are ",
+        text({height, width, num_points[i]}));
     problem.level[i] = {int(height), int(width), int(tokens), int(points)};
     tokens += height * width;
     points += num_points[i];
   }
   TORCH_CHECK(
       tokens == value.size(1) && tokens <= INT32_MAX && points == locations.size(3),
-      "deformable_attention: ", value.size(1), " tokens and ", locations.size(3),
-      " points, but the levels have ", tokens, " and ", points);
+      "deformable_attention: tokens and points are ", text({value.size(1), locations.size(3)}),
+      ", but the levels have ", text({tokens, points}));
   problem.tokens = tokens;
   problem.points = int(points);
   return {value.contiguous(), locations.contiguous(), attention.contiguous(), problem, type};
@@ -97,8 +114,9 @@ inline at::Tensor prepare_gradient(const at::Tensor& grad_out, const Inputs& inp
   TORCH_CHECK(
       grad_out.numel() == rows_of(problem) * problem.channels &&
           grad_out.device() == inputs.value.device(),
-      "deformable_attention: the gradient ", grad_out.sizes(), " doesn't belong to the output");
-  return grad_out.to(inputs.locations.scalar_type()).contiguous();
+      "deformable_attention: the gradient ", text(grad_out.sizes()),
+      " doesn't belong to the output");
+  return converted(grad_out, inputs.locations.scalar_type()).contiguous();
 }
 
 inline at::Tensor empty_output(const Inputs& inputs) {

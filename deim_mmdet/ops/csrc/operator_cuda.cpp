@@ -14,8 +14,15 @@ namespace {
 void check_channels(const Problem& problem) {
   TORCH_CHECK(
       problem.channels >= 1 && problem.channels <= kThreads,
-      "deformable_attention: a head has ", problem.channels, " channels, on a GPU 1 to ", kThreads,
-      " are possible");
+      "deformable_attention: a head has ", std::to_string(problem.channels),
+      " channels, on a GPU 1 to ", std::to_string(kThreads), " are possible");
+}
+
+// Whether kernels compiled for this GPU add four floats at once.
+bool adds_vectors(int device) {
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return DEIM_ADDS_VECTORS && major >= 9;
 }
 
 at::Tensor forward(
@@ -60,6 +67,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
   C10_CUDA_CHECK(launch_backward(
       inputs.problem,
       inputs.type,
+      adds_vectors(value.get_device()),
       inputs.value.const_data_ptr(),
       inputs.locations.const_data_ptr(),
       inputs.attention.const_data_ptr(),
@@ -68,7 +76,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
       grad_locations.mutable_data_ptr(),
       grad_attention.mutable_data_ptr(),
       c10::cuda::getCurrentCUDAStream()));
-  return {grad_value.to(value.scalar_type()), grad_locations, grad_attention};
+  return {converted(grad_value, value.scalar_type()), grad_locations, grad_attention};
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Stands in for CUDA's header of this name, so that cuda_kernels.cu compiles with a C++ compiler
 // and runs on a CPU. Blocks run one after another; a block's threads are coroutines that pass the
 // turn at barriers. A launch fails where threads don't meet at a barrier, or write behind the
-// shared memory that was asked for; shared memory starts as NaN.
+// shared memory that was asked for; shared memory starts as NaN. What a warp does together, the
+// whole block does here: all of its threads have to take part.
 #pragma once
 
 #include <ucontext.h>
@@ -17,6 +18,9 @@
 #define __device__
 #define __launch_bounds__(...)
 #define __syncthreads() cuda_on_host::Block::running->wait()
+#define __syncwarp() cuda_on_host::Block::running->wait()
+#define __shfl_xor_sync(mask, number, lanes) \
+  (static_cast<void>(mask), cuda_on_host::Block::running->exchange(number, lanes))
 
 #define DEIM_SHARED_MEMORY(name) unsigned char* name = cuda_on_host::Block::running->shared()
 #define DEIM_LAUNCH(kernel, blocks, threads, shared, stream, ...)         \
@@ -84,6 +88,19 @@ class Block {
 
   void wait() { swapcontext(&threads_[current_].context, &scheduler_); }
 
+  // The number that the thread brings whose index differs in these bits, as all threads call it.
+  template <class T>
+  T exchange(T number, unsigned bits) {
+    Thread& thread = threads_[current_];
+    // Two places by turns: the one before may not have been read by all yet.
+    thread.turn = !thread.turn;
+    std::memcpy(thread.offered[thread.turn], &number, sizeof(number));
+    const unsigned char* theirs = threads_.at(current_ ^ bits).offered[thread.turn];
+    wait();
+    std::memcpy(&number, theirs, sizeof(number));
+    return number;
+  }
+
  private:
   static constexpr size_t kGuard = 128;
   static constexpr size_t kStack = 1 << 16;
@@ -92,6 +109,8 @@ class Block {
     ucontext_t context;
     std::unique_ptr<unsigned char[]> stack;
     bool finished;
+    bool turn = false;
+    unsigned char offered[2][sizeof(double)];
   };
 
   void run_thread() {

@@ -41,6 +41,7 @@ extern "C" int run_backward(
     const int* sizes,
     int type,
     int reversed,
+    int adds_vectors,
     const void* value,
     const void* locations,
     const void* attention,
@@ -50,8 +51,8 @@ extern "C" int run_backward(
     void* grad_attention) {
   cuda_on_host::reversed = reversed;
   return deim::launch_backward(
-      problem_of(sizes), deim::ValueType(type), value, locations, attention, grad_out, grad_value,
-      grad_locations, grad_attention, nullptr);
+      problem_of(sizes), deim::ValueType(type), adds_vectors, value, locations, attention, grad_out,
+      grad_value, grad_locations, grad_attention, nullptr);
 }
 
 // Counted since the last call.

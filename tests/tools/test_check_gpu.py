@@ -1,0 +1,75 @@
+"""The check of a machine with a GPU, as far as it goes without one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def tool(load_tool):
+    return load_tool('dev/check_gpu.py')
+
+
+def test_a_step_that_fails_crashes_or_hangs_ends_no_other(tool, tmp_path, monkeypatch):
+    codes = dict(
+        fails='print("this is why"); raise SystemExit(3)',
+        crashes='import os; os.abort()',
+        hangs='import subprocess, time; subprocess.Popen(["sleep", "60"]); time.sleep(60)',
+        works='print("{not JSON}"); print("""{"ms": 3}""")',
+    )
+
+    def broken(settings):
+        for name, code in codes.items():
+            yield tool.Step(name, [sys.executable, '-c', code], 1.5 if name == 'hangs' else 60)
+
+    monkeypatch.setitem(tool.PARTS, 'broken', broken)
+    settings = tool.Settings('cpu', tmp_path)
+    rows = tool.check(['broken'], settings, minutes=5)
+    assert [row['result'] for row in rows] == ['failed', 'crashed', 'took too long', 'passed']
+    assert rows[0]['message'] == 'this is why'
+    assert 'SIGABRT' in rows[1]['message']
+    assert rows[2]['seconds'] < 10
+    assert rows[3]['figures'] == [{'ms': 3}]
+    assert json.loads((tmp_path / 'results.json').read_text()) == rows
+    lines = tool.table(rows).splitlines()
+    assert len(lines) == 2 + len(codes)
+    assert len({line.count('|') for line in lines}) == 1
+    late = tool.check(['broken'], settings, minutes=0)
+    assert {row['result'] for row in late} == {'left out'}
+
+
+def test_every_step_names_a_file_of_the_checkout(tool, tmp_path, repo_root):
+    for device in ('cpu', 'cuda'):
+        settings = tool.Settings(device, tmp_path)
+        steps = [step for part in tool.PARTS.values() for step in part(settings)]
+        assert len({(step.name, *step.command) for step in steps}) == len(steps)
+        for step in steps:
+            scripts = [word for word in step.command if word.endswith('.py')]
+            assert scripts
+            assert all((repo_root / script).is_file() for script in scripts)
+
+
+def test_mixed_precision_and_reads_without_a_gpu(tmp_path, repo_root):
+    done = subprocess.run(
+        [
+            *('bash', repo_root / 'tools/dev/check_gpu.sh', 'precision', 'reads'),
+            *('--device', 'cpu', '--out', tmp_path, '--minutes', '10'),
+        ],
+        env=os.environ | dict(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / 'results.json').read_text())
+    assert [row['part'] for row in rows] == ['precision', 'reads']
+    single, half = rows[0]['figures']
+    assert (single['type'], half['type']) == ('torch.float32', 'torch.bfloat16')
+    assert single['gradient_error'] < 0.01
+    assert single['loss_error'] < 1e-5 < half['loss_error'] < 0.05
+    assert done.stdout.count('| passed |') == 2
