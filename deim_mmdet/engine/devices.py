@@ -69,9 +69,9 @@ def wrapper_options(given: Mapping[str, Any] | None, device: str, find_unused: b
 def optimizer_options(optim_wrapper: Any, device: str) -> Any:
     """Config of an optimiser's wrapper for a device.
 
-    On a GPU the optimiser gets ``fused=True``, one kernel for many parameters, where its class
-    takes it and the config chooses no other way to step. On a CPU ``AmpOptimWrapper`` becomes
-    ``CpuAmpOptimWrapper``.
+    On a GPU and on a CPU the optimiser gets ``fused=True``, one kernel for many parameters, where
+    its class takes it and the config chooses no other way to step. On a CPU ``AmpOptimWrapper``
+    becomes ``CpuAmpOptimWrapper``.
 
     Args:
         optim_wrapper: The config, which stays as it is; anything else is returned.
@@ -83,7 +83,7 @@ def optimizer_options(optim_wrapper: Any, device: str) -> Any:
     optimizer = optim_wrapper.get('optimizer')
     kind = component_class(OPTIMIZERS, optimizer)
     if (
-        device == 'cuda'
+        device in ('cuda', 'cpu')
         and kind is not None
         and 'fused' in inspect.signature(kind).parameters
         and not any(way in optimizer for way in WAYS_TO_STEP)

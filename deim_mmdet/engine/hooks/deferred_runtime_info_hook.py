@@ -5,6 +5,7 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
 
 from ...models.detectors import LossLog
+from ...utils.host_reads import allowed_sync
 
 
 @HOOKS.register_module()
@@ -39,7 +40,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
 
     def _read(self, runner) -> None:
         """Give the losses of all iterations since the last call to the message hub."""
-        numbers = iter(torch.cat([log.values_on_device for log in self._pending]).tolist())
+        with allowed_sync():
+            numbers = iter(torch.cat([log.values_on_device for log in self._pending]).tolist())
         for log in self._pending:
             for name in log.names:
                 runner.message_hub.update_scalar(f'train/{name}', next(numbers))

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_nor
 
 from ... import compat
 from ...utils.arguments import check_count
+from ...utils.host_reads import allowed_sync
 from ...utils.text import some
 from ..checks import bare_model, non_finite_names
 from ..faults import RunFault
@@ -166,7 +167,8 @@ class NonFiniteLossHook(Hook):
         # NaN or infinite where any number of any process is.
         joint = numbers.sum()
         all_reduce(joint)
-        last, joint = torch.stack([numbers[-1], joint]).tolist()
+        with allowed_sync():
+            last, joint = torch.stack([numbers[-1], joint]).tolist()
         if math.isfinite(joint):
             return last
         self._bad_step(losses)

@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from ...utils.host_reads import allowed_sync
 from ..layers.basic import BatchNorm2d, count_batches
 from .graphed import GraphedNetwork
 
@@ -28,7 +29,9 @@ class LossLog(MutableMapping):
 
     def _read(self) -> dict[str, float]:
         if self._numbers is None:
-            self._numbers = dict(zip(self.names, self.values_on_device.tolist(), strict=True))
+            with allowed_sync():
+                numbers = self.values_on_device.tolist()
+            self._numbers = dict(zip(self.names, numbers, strict=True))
         return self._numbers
 
     def __getitem__(self, name: str) -> float:
