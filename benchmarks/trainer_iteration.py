@@ -56,7 +56,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Watch(Hook):
+class Watch:
     """Begins and ends the watch of each iteration, as the first and as the last hook."""
 
     def __init__(self, count: bool, iterations: int) -> None:
@@ -125,10 +125,9 @@ def measure(root: Path, model: str, side: int, batch: int, count: bool, iteratio
         cfg.optim_wrapper.optimizer.fused = True
         runner = RUNNERS.build(cfg)
         watch = Watch(count, iterations + 2)
-        runner._hooks.insert(0, first := Hook())
-        first.before_train_iter = watch.before_train_iter
-        runner._hooks.append(last := Hook())
-        last.after_train_iter = watch.after_train_iter
+        for name, priority in (('before_train_iter', 'HIGHEST'), ('after_train_iter', 'LOWEST')):
+            setattr(hook := Hook(), name, getattr(watch, name))
+            runner.register_hook(hook, priority=priority)
         with suppress(StopIteration):
             runner.train()
     measured = dict(seconds=watch.seconds, calls=watch.calls, reads=watch.reads)

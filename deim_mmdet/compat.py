@@ -18,7 +18,7 @@ docs/compatibility.md.
 | the visualizer of mmdet's hook | it takes no other one |
 | the annotations of mmdet's COCO metric | reading the file again would take as long again |
 | whether a preprocessor exchanges channels | no public name says it |
-| copying many tensors at once | torch has no public operator for it |
+| copying many tensors, or adding to them, at once | torch has no public operator for it |
 | linear layers by oneDNN | torch has no public operator for them |
 | devices that an operator has kernels for | no public function of torch says it |
 | how many forms of a module are compiled | torch has the option in a private module |
@@ -177,6 +177,14 @@ def copy_each(targets: Any, sources: Any) -> None:
 
     if targets:
         torch._foreach_copy_(targets, sources)
+
+
+def add_to_each(targets: Any, number: float) -> None:
+    """Add a number to each tensor of a list, with few kernels on a GPU."""
+    import torch
+
+    if targets:
+        torch._foreach_add_(targets, number)
 
 
 def has_onednn_linear() -> bool:

@@ -29,6 +29,10 @@ ALLOWED = {
         'the method by which a scheduler of mmengine computes its values: its documentation tells '
         'users to define it'
     ),
+    ('benchmarks/trainer_iteration.py', '_python_dispatch'): (
+        'the module of a class that is public; the script measures older versions of the package '
+        'too, whose compat.py lacks it'
+    ),
 }
 
 
@@ -149,7 +153,9 @@ def test_private_names_of_libraries_are_used_in_compat_alone(path):
 def test_every_exception_is_needed():
     for name_of_file, name in ALLOWED:
         path = ROOT / name_of_file
-        found = foreign_names(path.read_text(), package_names(), inherited_names()[path])
+        found = foreign_names(
+            path.read_text(), package_names(), frozenset(inherited_names().get(path, ()))
+        )
         assert name in [name for _, name in found]
 
 

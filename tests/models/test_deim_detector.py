@@ -5,9 +5,13 @@ from deim_mmdet.models.detectors import DEIMDetector, LossLog
 
 import pytest
 import torch
+from golden import build_model
 from mmdet.models import SingleStageDetector
+from mmdet.structures import DetDataSample
 from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
+from torch import nn
 
 LOSSES = dict(loss_a=1.5, accuracy=9.0, loss_b=-0.25)
 
@@ -104,3 +108,28 @@ def test_outputs_of_other_detectors_are_logged_at_once():
     hook.before_train(run)
     hook.after_train_iter(run, 0, outputs=dict(loss=torch.tensor(2.0)))
     assert run.message_hub.get_scalar('train/loss').current() == 2.0
+
+
+def test_batches_are_counted_as_by_torchs_norms():
+    """Each norm in training counts a batch once; statistics are those of torch's norm."""
+    detector = build_model('deim_dfine_n').float().train()
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    frozen, cumulative = norms[1].eval(), norms[2]
+    cumulative.momentum = None
+    plain = nn.BatchNorm2d(norms[0].num_features)
+    norms[0].register_forward_hook(lambda norm, inputs, output: plain(*inputs))
+    for _ in range(2):
+        detector.loss(torch.rand(1, 3, 64, 64), [sample_of_one_object()])
+    for norm in norms:
+        assert norm.num_batches_tracked == (0 if norm is frozen else 2)
+    assert plain.num_batches_tracked == 2
+    torch.testing.assert_close(norms[0].running_mean, plain.running_mean)
+    torch.testing.assert_close(norms[0].running_var, plain.running_var)
+
+
+def sample_of_one_object():
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 64)))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[8.0, 8.0, 40.0, 32.0]]), labels=torch.zeros(1, dtype=torch.int64)
+    )
+    return sample

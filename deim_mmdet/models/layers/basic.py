@@ -10,6 +10,8 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ... import compat
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation whose statistics, scale and shift are fixed.
@@ -69,8 +71,7 @@ def count_batches(norms: Iterable[BatchNorm2d]) -> None:
         # A norm without momentum averages over all batches, and counts them itself.
         if norm.training and norm.momentum is not None
     ]
-    if counters:
-        torch._foreach_add_(counters, 1)
+    compat.add_to_each(counters, 1)
 
 
 def freeze_norms(module: nn.Module) -> None:

@@ -139,18 +139,12 @@ class DFINEDecoder(nn.Module):
         for layer in self.query_position.layers:
             nn.init.xavier_uniform_(layer.weight)
 
-    def _apply(self, *args, **kwargs) -> 'DFINEDecoder':
-        super()._apply(*args, **kwargs)
-        if self.fixed_bin_distances is not None:
-            # Half precision would round the distances.
-            self.fixed_bin_distances = None
-            self.fixed_bin_distances = self.bin_distances()
-        return self
-
     def bin_distances(self) -> Tensor:
         """Table (reg_max + 1,), in float32 at least: the distance W(n) that bin n stands for."""
-        if self.fixed_bin_distances is not None:
-            return self.fixed_bin_distances
+        table = self.fixed_bin_distances
+        # A model that was cast to half precision after it was fused has rounded the table.
+        if table is not None and table.dtype == full_precision(table).dtype:
+            return table
         return weighting_function(self.reg_max, self.up, self.reg_scale)
 
     def forward(
