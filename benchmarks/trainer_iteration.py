@@ -121,8 +121,9 @@ def measure(root: Path, model: str, side: int, batch: int, count: bool, iteratio
             loader.update(batch_size=batch, num_workers=0, persistent_workers=False)
         cfg.train_cfg.max_epochs = 100
         cfg.work_dir = str(data / 'run')
-        # As on a GPU.
-        cfg.optim_wrapper.optimizer.fused = True
+        if count:
+            # Version 0.1 did so on a GPU alone.
+            cfg.optim_wrapper.optimizer.fused = True
         runner = RUNNERS.build(cfg)
         watch = Watch(count, iterations + 2)
         for name, priority in (('before_train_iter', 'HIGHEST'), ('after_train_iter', 'LOWEST')):
