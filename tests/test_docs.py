@@ -116,8 +116,12 @@ def check_script(words, parse, config_at):
     return parsed
 
 
-def check_shell_script(script, *arguments):
+def check_shell_script(parse, script, *arguments):
     text = (ROOT / script).read_text()
+    # A script may hand all its arguments on.
+    if handed_to := re.search(r'(\S+\.py) "\$@"', text):
+        parse(ROOT / handed_to[1], list(arguments))
+        return
     for option in filter(re.compile('--').match, arguments):
         assert re.search(rf'(?m)^ *{option}\)', text), option
 
@@ -155,7 +159,7 @@ def test_command(page, command, parse, config_at, tmp_path, monkeypatch):
     elif program in ('torchrun', 'srun', 'python') or program.startswith('tools/'):
         scripts = [i for i, word in enumerate(words) if word.startswith(('tools/', 'benchmarks/'))]
         if scripts and words[scripts[0]].endswith('.sh'):
-            check_shell_script(*words[scripts[0] :])
+            check_shell_script(parse, *words[scripts[0] :])
         elif scripts:
             check_script(words[scripts[0] :], parse, config_at)
         elif rest[:2] == ['-m', 'deim_mmdet']:
