@@ -1,10 +1,11 @@
 """An iteration of the trainer stays cheap for the host: what a GPU would wait for is counted."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from processes import run_script
 
 SCRIPT = Path(__file__).parents[2] / 'benchmarks/trainer_iteration.py'
 
@@ -14,8 +15,8 @@ SCRIPT = Path(__file__).parents[2] / 'benchmarks/trainer_iteration.py'
 @pytest.mark.slow
 @pytest.mark.parametrize(('model', 'most'), [('deim_dfine_n', 2300), ('deim_dfine_l', 3070)])
 def test_calls_of_operators_and_reads(model, most):
-    options = ('--child', 'count', '--models', model, '--batch', 2, '--iterations', 2)
-    done = run_script(SCRIPT, *options)
+    options = ('--child', 'count', '--models', model, '--batch', '2', '--iterations', '2')
+    done = subprocess.run([sys.executable, SCRIPT, *options], stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found['calls'] <= most
     assert found['reads'] <= 3
