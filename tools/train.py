@@ -37,7 +37,7 @@ def positive(text: str) -> int:
 PRECISIONS = ('fp16', 'bf16')
 
 
-def complete(arguments: list[str]) -> list[str]:
+def with_value_of_amp(arguments: list[str]) -> list[str]:
     """Give ``--amp`` its value where it has none; argparse would take a config after it for one."""
     following = [*arguments[1:], '']
     return [
@@ -112,7 +112,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args(complete(sys.argv[1:]))
+    args = parser.parse_args(with_value_of_amp(sys.argv[1:]))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
