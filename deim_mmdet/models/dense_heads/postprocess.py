@@ -4,6 +4,8 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.boxes import to_corners
+
 
 @MODELS.register_module()
 class TopKPostprocess(nn.Module):
@@ -36,7 +38,5 @@ class TopKPostprocess(nn.Module):
         # Truncated, which runtimes can do for integers; indices aren't negative.
         query = torch.div(index, num_classes, rounding_mode='trunc')
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
-        centres, extents = boxes.split(2, dim=-1)
-        corners = torch.cat([centres - extents / 2, centres + extents / 2], dim=-1)
-        pixels = corners * sizes.to(boxes.dtype).repeat(1, 2)[:, None]
+        pixels = to_corners(boxes) * sizes.to(boxes.dtype).repeat(1, 2)[:, None]
         return index - query * num_classes, pixels, top.sigmoid()
