@@ -1,12 +1,12 @@
-"""What an iteration of the trainer costs the host: time, calls of operators, reads of the device.
+"""What an iteration of the trainer costs the host: time, calls of operators, reads of numbers.
 
     python benchmarks/trainer_iteration.py [--models deim_dfine_n ...] [--against CHECKOUT]
 
 It trains on tiny images with all default hooks, so that hardly more than the host's own work is
-left. A GPU starts a kernel for each call of an operator, and waits for the host at each read. Views
-and allocations are no kernels and not counted. With ``--against``, another checkout of the
-repository takes turns with this one. Times are medians of the CPU time of an iteration without
-logging, in one thread.
+left. A GPU starts a kernel for each call of an operator. Views and allocations are no kernels and
+not counted. Reads are those of single numbers, wherever these are. With ``--against``, another
+checkout of the repository takes turns with this one. Times are medians of the CPU time of an
+iteration without logging, in one thread.
 """
 
 import argparse

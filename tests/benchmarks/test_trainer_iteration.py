@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / 'benchmarks/trainer_iteration.py'
 
 
 # Version 0.1 had 3850 calls and 43 reads with N, 5112 and 73 with L; 0.6 times the calls is the
-# goal. One read is the costs of the matching.
+# goal.
 @pytest.mark.slow
 @pytest.mark.parametrize(('model', 'most'), [('deim_dfine_n', 2300), ('deim_dfine_l', 3070)])
 def test_calls_of_operators_and_reads(model, most):
