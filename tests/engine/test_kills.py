@@ -29,18 +29,10 @@ def kill_and_compare(folder, config, kills, *options):
     return report['kills']
 
 
-def kill_toy(folder, kills, epochs):
-    toy.write_data_set(folder)
-    options = (f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1')
-    return kill_and_compare(folder, toy.write_config(folder), kills, *options)
-
-
-def test_killed_a_few_times(tmp_path):
-    assert sum(kill_toy(tmp_path, 6, 8).values()) == 6
-
-
 def test_killed_fifty_times(tmp_path):
-    kills = kill_toy(tmp_path, 50, 30)
+    toy.write_data_set(tmp_path)
+    options = ('train_cfg.max_epochs=30', 'train_cfg.val_interval=1')
+    kills = kill_and_compare(tmp_path, toy.write_config(tmp_path), 50, *options)
     assert sum(kills.values()) == 50
     assert min(kills.values()) > 5
 
@@ -48,7 +40,7 @@ def test_killed_fifty_times(tmp_path):
 def test_smallest_model_killed(tmp_path):
     toy.write_data_set(tmp_path)
     kills = kill_and_compare(
-        *(tmp_path, MODEL, 10, *SMALL, *data_options(tmp_path)),
-        *('train_dataloader.batch_size=2', 'train_cfg.max_epochs=8', 'randomness.seed=0'),
+        *(tmp_path, MODEL, 5, *SMALL, *data_options(tmp_path)),
+        *('train_dataloader.batch_size=2', 'train_cfg.max_epochs=5', 'randomness.seed=0'),
     )
-    assert sum(kills.values()) == 10
+    assert sum(kills.values()) == 5

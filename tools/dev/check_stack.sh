@@ -5,7 +5,8 @@
 #                              [--dir DIR] [TEST ...]
 #
 # Copies the checkout to DIR (default: work_dirs/stacks/STACK-torchVERSION), sets up an environment
-# there and runs the tests that matter on every stack (tests/on_every_stack.txt), or those given.
+# there and runs the tests that matter on every stack (tests/on_every_stack.txt) and those of the
+# operators, or those given.
 # The last line is a row of the table in docs/compatibility.md. Exits with pytest's status.
 set -euo pipefail
 
@@ -21,12 +22,12 @@ while [ $# -gt 0 ]; do
         --stack) stack=$2; shift 2 ;;
         --python) python=$2; shift 2 ;;
         --dir) dir=$2; shift 2 ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
         -*) echo "$1: unknown option; --help tells which there are" >&2; exit 2 ;;
         *) tests+=("$1"); shift ;;
     esac
 done
-[ ${#tests[@]} -gt 0 ] || tests=(@tests/on_every_stack.txt)
+[ ${#tests[@]} -gt 0 ] || tests=(tests/ops @tests/on_every_stack.txt)
 dir=${dir:-$root/work_dirs/stacks/$stack-torch$torch}
 
 # A copy: operators compiled for one torch must not replace those of the checkout.

@@ -74,6 +74,10 @@ if [ "$dev" ]; then
     install -r "$requirements/dev.txt"
 fi
 
+# Two stacks may be set up at once; both put the operators into this checkout.
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9 2>/dev/null || true
 library=deim_mmdet/ops/_C.so
 kept=$cache/operators/$("$python" "$root/tools/dev/operators_key.py")/_C.so
 if [ -e "$kept" ]; then
