@@ -43,7 +43,8 @@ def _state_dict(name: str) -> dict[str, Tensor]:
 def reference_state_dict(name: str, num_classes: int = 80) -> dict[str, Tensor]:
     """State dict of the reference model ``name``, filled, with the buffers that it derives.
 
-    Single precision. With fewer classes, the first rows of the class layers.
+    Single precision. With other numbers of classes than 80, the first rows of the class layers, or
+    these and shifted copies of them.
     """
     return _of_classes(_state_dict(name), num_classes)
 
@@ -59,6 +60,7 @@ def _of_classes(state_dict: dict[str, Tensor], num_classes: int) -> dict[str, Te
     cut = dict(state_dict)
     for key, value in state_dict.items():
         if any(layer in key for layer in CLASS_LAYERS):
-            rows = num_classes + ('denoising' in key)
-            cut[key] = value[:rows].clone()
+            rows = torch.arange(num_classes + ('denoising' in key))
+            copies = (rows // len(value)).view(-1, *[1] * (value.dim() - 1))
+            cut[key] = value[rows % len(value)] + copies.to(value)
     return cut

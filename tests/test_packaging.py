@@ -186,10 +186,11 @@ def test_mim_search_shows_the_published_models(installed_wheel, tmp_path):
     arguments = ('search', 'deim_mmdet', '--json', str(out))
     run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(installed_wheel))
     found = json.loads(out.read_text())
-    assert len(found['weight']) == 20
+    assert len(found['weight']) == len(published_models()) == 33
     for model in published_models():
         name = model['Name']
-        assert found['coco/box_ap'][name] == model['Results'][0]['Metrics']['box AP']
+        [result] = model['Results']
+        assert found[f'{result["Dataset"].lower()}/box_ap'][name] == result['Metrics']['box AP']
         assert found['config'][name] == model['Config']
         assert found['weight'][name] == model['Weights']
 
@@ -202,7 +203,7 @@ def test_mim_download_fetches_weights_and_config(installed_wheel, tmp_path, file
     shutil.copytree(installed_wheel, site)
     index = site / 'deim_mmdet/.mim/model-index.yml'
     text, drive = index.read_text(), 'https://drive.usercontent.google.com/'
-    assert text.count(drive) == 10
+    assert text.count(drive) == 15
     index.write_text(text.replace(drive, f'{address}/'))
     arguments = ('download', 'deim_mmdet', '--config', 'deim_dfine_n', '--dest', 'weights')
     run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(site))

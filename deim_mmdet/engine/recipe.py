@@ -40,7 +40,7 @@ class PublishedRecipe:
         warmup_iters: Iterations of the quadratic learning-rate warm-up.
         lr_gamma: Factor of the learning rate at the end of the cosine; 1 keeps it flat.
         ema_decay: Decay of the EMA after its warm-up, in (0, 1).
-        ema_warmup_iters: Time constant of the EMA's warm-up, in iterations.
+        ema_warmup_iters: Time constant of the EMA's warm-up, in iterations; 0 for none.
         ema_restart_decay: Decay of the EMA from the restart at the no-augmentation stage on, in
             (0, 1).
         train_images: Images an epoch; an epoch has ``train_images // batch_size`` iterations.
@@ -69,11 +69,12 @@ class PublishedRecipe:
         for name in ('ema_decay', 'ema_restart_decay'):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f'recipe: {name}={getattr(self, name)} must be between 0 and 1')
-        for name in ('batch_size', 'ema_warmup_iters', 'lr_gamma'):
+        for name in ('batch_size', 'lr_gamma'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'recipe: {name}={getattr(self, name)} must be positive')
-        if self.warmup_iters < 0:
-            raise ValueError(f'recipe: warmup_iters={self.warmup_iters} must not be negative')
+        for name in ('warmup_iters', 'ema_warmup_iters'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'recipe: {name}={getattr(self, name)} must not be negative')
 
     @property
     def iters_per_epoch(self) -> int:
