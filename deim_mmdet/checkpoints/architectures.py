@@ -139,20 +139,20 @@ def detector(path: Path, num_classes: int) -> Architecture:
     # mmdet's detectors write into the config that they are built from.
     model = copy.deepcopy(config.model)
     model.backbone.init_cfg = None
-    return Architecture(path.stem, _shapes(Config(model).pretty_text), config)
+    return Architecture(path.stem, _shapes(Config(dict(model=model)).pretty_text), config)
 
 
 @cache
 def backbone(name: str) -> Architecture:
     """Architecture of one of :data:`BACKBONES`, with all of its stages."""
     model = dict(BACKBONES[name], out_indices=(0, 1, 2, 3))
-    return Architecture(name, _shapes(Config(model).pretty_text), None)
+    return Architecture(name, _shapes(Config(dict(model=model)).pretty_text), None)
 
 
 @cache
 def _shapes(text: str) -> dict[str, Size]:
     """Shapes of a model by the text of its config: configs of several recipes may share it."""
-    model = Config.fromstring(text, '.py')._cfg_dict
+    model = Config.fromstring(text, '.py').model
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmdet'):
         return {name: value.shape for name, value in MODELS.build(model).state_dict().items()}
 
