@@ -112,6 +112,11 @@ def test_fine_tuning_of_x_has_the_published_recipe():
         assert group['weight_decay'] == pytest.approx(numbers['weight_decay'], rel=1e-9), name
     rates = sorted({group['lr'] for group in groups.values()})
     assert rates == pytest.approx([2.5e-6, 2.5e-4])
+    # The network of D-FINE-X, with DEIM's loss.
+    dfine = load('dfine_x.py').model
+    assert (cfg.model.backbone, cfg.model.neck) == (dfine.backbone, dfine.neck)
+    for part in ('query_selection', 'decoder', 'denoising'):
+        assert cfg.model.bbox_head[part] == dfine.bbox_head[part]
     loss = cfg.model.bbox_head.criterion.terms.loss_cls.loss
     assert (loss.type, decoder_activation(cfg)) == ('MatchabilityAwareLoss', 'ReLU')
 

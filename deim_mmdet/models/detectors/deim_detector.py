@@ -68,6 +68,9 @@ class DEIMDetector(SingleStageDetector):
             :class:`~deim_mmdet.models.losses.TeacherDistillation`; None for none.
         kwargs: Further arguments of mmdet's.
 
+    Raises:
+        ValueError: There is a distillation, and the neck has no transformer layer.
+
     Attributes:
         graphed: What runs training from images to predictions by CUDA graphs; None where they
             aren't used. :class:`~deim_mmdet.engine.CUDAGraphHook` sets it.
@@ -78,6 +81,8 @@ class DEIMDetector(SingleStageDetector):
     def __init__(self, *args, distillation: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.distillation = None if distillation is None else MODELS.build(distillation)
+        if distillation is not None and not hasattr(getattr(self, 'neck', None), 'encoder'):
+            raise ValueError('model.distillation needs a neck with a transformer layer, `encoder`')
 
     @cached_property
     def _norms(self) -> list[BatchNorm2d]:

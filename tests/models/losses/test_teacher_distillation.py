@@ -155,6 +155,11 @@ def test_bad_numbers(numbers):
         distilled(**numbers)
 
 
+def test_a_neck_without_tokens_is_refused():
+    with pytest.raises(ValueError, match='needs a neck with a transformer layer'):
+        tiny_detector(distillation=dict(type='TeacherDistillation', teacher={}))
+
+
 def runner_of(model):
     wrapper = OptimWrapper(
         torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=0.1)
