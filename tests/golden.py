@@ -24,9 +24,9 @@ _spec.loader.exec_module(_fill)
 image = _fill.image
 
 
-def load(name: str) -> dict[str, np.ndarray]:
-    """Arrays of ``<name>.npz``."""
-    with np.load(FOLDER / f'{name}.npz') as arrays:
+def load(name: str, folder: Path = FOLDER) -> dict[str, np.ndarray]:
+    """Arrays of ``<name>.npz`` in a folder."""
+    with np.load(folder / f'{name}.npz') as arrays:
         return dict(arrays)
 
 

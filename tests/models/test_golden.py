@@ -5,6 +5,7 @@ import re
 from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
 from deim_mmdet.models.layers.distribution import weighting_function
 from deim_mmdet.models.layers.predictions import Predictions
+from deim_mmdet.models.losses import DFINECriterion
 from deim_mmdet.models.task_modules import Targets
 
 import numpy as np
@@ -75,14 +76,30 @@ def test_evaluation_outputs_in_single_precision():
 @pytest.mark.parametrize('case', ['a', 'empty'])
 @pytest.mark.parametrize('name', ['deim_dfine_l', 'dfine_l', 'deim_rtdetrv2_r50', 'rtdetrv2_r50'])
 def test_criterion_values_and_gradients(name, case):
-    golden = load(f'criterion_{name}_{case}')
+    check_criterion(build_model(name).bbox_head.criterion, load(f'criterion_{name}_{case}'))
+
+
+def test_criterion_of_the_second_matcher(request):
+    name = 'criterion_deimv2_s_late'
+    here = (FOLDER / f'{name}.npz').exists()
+    golden = load(name, FOLDER if here else request.getfixturevalue('shared_dir') / 'golden')
+    criterion = DFINECriterion(late_matcher=dict(type='ScoreOverlapMatcher'))
+    with pytest.raises(AssertionError):
+        check_criterion(criterion, golden, torch.float64)
+    criterion.late = True
+    check_criterion(criterion, golden, torch.float64)
+
+
+def check_criterion(criterion, golden, dtype=torch.float32):
+    """Compare a criterion's values and gradients with those of a golden case."""
     inputs = {
-        key: torch.from_numpy(value).requires_grad_(not key.endswith('ref_points'))
+        key: torch.from_numpy(value).to(dtype).requires_grad_(not key.endswith('ref_points'))
         for key, value in golden.items()
         if key.startswith('in/')
     }
 
-    is_dfine, reg_scale = 'dfine' in name, torch.tensor([4.0])
+    is_dfine = 'in/decoder/0/pred_corners' in inputs
+    up, reg_scale = torch.tensor([0.5], dtype=dtype), torch.tensor([4.0], dtype=dtype)
 
     def predictions(part: str, initial: str) -> Predictions:
         fields = ('pred_logits', 'pred_boxes', 'pred_corners')[: 3 if is_dfine else 2]
@@ -94,17 +111,17 @@ def test_criterion_values_and_gradients(name, case):
             references=inputs[f'in/{part}/ref_points'][None],
             initial_scores=inputs[f'in/{initial}/pred_logits'][None],
             initial_boxes=inputs[f'in/{initial}/pred_boxes'][None],
-            bin_distances=weighting_function(32, torch.tensor([0.5]), reg_scale),
+            bin_distances=weighting_function(32, up, reg_scale),
             reg_scale=reg_scale,
         )
 
-    has_objects = case != 'empty'
+    has_objects = 'in/denoising/0/pred_logits' in inputs
     batch = len(inputs['in/encoder/pred_logits'])
     labels, boxes = (
         [torch.from_numpy(golden[f'target/{i}/{field}']) for i in range(batch)]
         for field in ('labels', 'boxes')
     )
-    losses = build_model(name).bbox_head.criterion(
+    losses = criterion(
         matching=predictions('decoder', 'pre'),
         encoder=(inputs['in/encoder/pred_logits'], inputs['in/encoder/pred_boxes']),
         denoising=predictions('denoising', 'denoising_pre') if has_objects else None,
