@@ -1,13 +1,12 @@
 """Checkpoints as the reference implementations write them, without their code."""
 
 import functools
-import json
 
 import golden
 import torch
 from torch import Tensor
 
-MODELS = sorted(path.stem.removeprefix('state_') for path in golden.FOLDER.glob('state_*.json'))
+MODELS = golden.NAMES
 CLASS_LAYERS = ('score_head', 'denoising_class_embed')
 
 
@@ -50,8 +49,8 @@ def reference_state_dict(name: str, num_classes: int = 80) -> dict[str, Tensor]:
 
 def reference_shapes(name: str, num_classes: int = 80) -> dict[str, Tensor]:
     """State dict of the reference model ``name`` without values: tensors of torch's meta device."""
-    shapes = json.loads((golden.FOLDER / f'state_{name}.json').read_text())
-    empty = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+    shapes = golden.shapes(name).items()
+    empty = {key: torch.empty(shape, device='meta') for key, shape in shapes}
     return _of_classes(empty, num_classes)
 
 
