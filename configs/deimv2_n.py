@@ -5,7 +5,14 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(data_preprocessor=dict(batch_augments=[dict(type='DenseO2OMixUp')]))
+model = dict(
+    data_preprocessor=dict(
+        batch_augments=[
+            dict(type='DenseO2OMixUp'),
+            dict(type='DenseO2OCopyBlend', prob=0.4, stages=('dense',)),
+        ]
+    )
+)
 
 recipe = dict(epochs=160, stages=(4, 78, 148), lr_gamma=1.0, matcher_change_epoch=136)
 train_cfg = dict(max_epochs=160)
