@@ -39,9 +39,10 @@ class PartlyPretrained:
                 f'{type(module).__name__}'
             )
         module.load_state_dict(fitting, strict=False)
-        new = [name for name in own if name not in fitting]
+        left = [name for name in own if name not in fitting]
+        rest = f', {len(left)} start anew ({left[0]}, …)' if left else ''
         print_log(
-            f'{type(module).__name__}: {len(fitting)} of {len(own)} entries taken over from '
-            f'{self.checkpoint}; ' + (f'{len(new)} start anew: {new[0]}, …' if new else 'none anew'),
+            f'{type(module).__name__}: {len(fitting)} of {len(own)} entries are those of '
+            f'{self.checkpoint}{rest}',
             logger='current',
         )
