@@ -1,15 +1,16 @@
 """The published training recipes, by model name."""
 
-import json
 from pathlib import Path
 
+from golden import read_json
+
 FOLDER = Path(__file__).parent / 'data' / 'schedules'
-MODELS = sorted(path.stem.removeprefix('schedule_') for path in FOLDER.glob('*.json'))
+MODELS = sorted(path.name[9:-8] for path in FOLDER.glob('schedule_*.json.gz'))
 DFINE_MODELS = [name for name in MODELS if 'dfine' in name]
 
 
 def schedule(model: str) -> dict:
-    return json.loads((FOLDER / f'schedule_{model}.json').read_text())
+    return read_json(FOLDER / f'schedule_{model}.json.gz')
 
 
 # From the authors' configs: first epoch of the second matcher. The golden files don't hold it.

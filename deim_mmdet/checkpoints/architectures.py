@@ -19,12 +19,15 @@ from .convert import count_classes
 
 PACKAGE = Path(__file__).parents[1]
 
+# DEIMv2's small sizes start from weights of B0.
+_PUBLISHED_ARCHS = [arch for arch in ARCHS if arch.startswith('B')]
+
 #: Backbones with published weights of their own.
 BACKBONES = {
-    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in ARCHS},
+    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in _PUBLISHED_ARCHS},
     **{
         f'HGNetv2-{arch} with learnable affine': dict(type='HGNetv2', arch=arch, use_lab=True)
-        for arch in ARCHS
+        for arch in _PUBLISHED_ARCHS
     },
     **{f'ResNet-vd {n}': dict(type='ResNetVd', depth=n) for n in (18, 34, 50, 101)},
 }
@@ -138,7 +141,7 @@ def identify(
         config: Path or name of the config to compare with, instead of all published models.
         file_name: The file's name. DEIM and its baseline can have the same parameters. Then
             ``deim`` in the name means DEIM; otherwise ``dfine`` or ``rtdetr`` means the baseline.
-        baseline: Consider only the baselines, without DEIM's models.
+        baseline: Leave out DEIM's models that have a baseline.
 
     Raises:
         ValueError: The parameters belong to no known model, to several, or mix two models.
@@ -156,7 +159,7 @@ def identify(
         known = [
             detector(path, num_classes)
             for name, path in published_configs().items()
-            if not (baseline and name.startswith('deim'))
+            if not (baseline and name.startswith('deim_'))
         ]
     matching = [model for model in known if compare(state_dict, model.shapes).size() == 0]
     if not matching:
