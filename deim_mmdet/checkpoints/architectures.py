@@ -20,12 +20,15 @@ from .files import file_name
 
 PACKAGE = Path(__file__).parents[1]
 
+# DEIMv2's small sizes start from weights of B0.
+_PUBLISHED_ARCHS = [arch for arch in ARCHS if arch.startswith('B')]
+
 #: Backbones with published weights of their own.
 BACKBONES = {
-    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in ARCHS},
+    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in _PUBLISHED_ARCHS},
     **{
         f'HGNetv2-{arch} with learnable affine': dict(type='HGNetv2', arch=arch, use_lab=True)
-        for arch in ARCHS
+        for arch in _PUBLISHED_ARCHS
     },
     **{f'ResNet-vd {n}': dict(type='ResNetVd', depth=n) for n in (18, 34, 50, 101)},
 }
@@ -185,7 +188,7 @@ def identify(
         state_dict: Parameters of a detector or of a backbone alone, by the names of this package.
         config: Path or name of the config to compare with, instead of all published models.
         file_name: The file's name.
-        deim: Consider only DEIM's models, if true; only the baselines, if false.
+        deim: Consider only DEIM's models that have a baseline, if true; leave them out, if false.
 
     Returns:
         The model. Its ``doubt`` says if words alone decided on the activations, or speak against
@@ -209,7 +212,7 @@ def identify(
         known = [
             detector(path, num_classes)
             for path in dict.fromkeys(model.config for model in published_models().values())
-            if deim in (None, path.stem.startswith('deim'))
+            if deim in (None, path.stem.startswith('deim_'))
         ]
     matching = [model for model in known if compare(state_dict, model.shapes).size() == 0]
     if not matching:

@@ -22,6 +22,7 @@ OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transforme
 _MARKS = [
     ('bbox_head.', OURS),
     ('model.backbone.model.', HUGGING_FACE),
+    ('model.conv_encoder.', HUGGING_FACE),
     ('decoder.', REFERENCE),
     ('backbone.', REFERENCE),
     # ImageNet weights: HGNetv2's (same names here), ResNet-vd's, and ours of ResNet-vd.

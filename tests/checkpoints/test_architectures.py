@@ -43,8 +43,7 @@ def test_models_of_other_classes_are_recognised():
 
 def test_all_published_models_can_be_told_apart():
     models = published_models()
-    assert len(models) == 33
-    assert len({model.config for model in models.values()}) == 25
+    assert len({model.config for model in models.values()}) < len(models)
     for name, (path, file_name) in models.items():
         found = identify(without_memory(detector(path, 80)), file_name=file_name)
         assert (found.name, found.doubt) == (path.stem, None), name
