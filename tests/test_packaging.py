@@ -28,6 +28,7 @@ from reference_checkpoints import reference_state_dict
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('deim_mmdet', 'configs', 'tools', 'setup.py', 'pyproject.toml', 'MANIFEST.in')
 TEXTS = ('model-index.yml', 'README.md', 'LICENSE')
+OTHER_WEIGHTS = re.compile('_obj365|_obj2coco|^rtdetrv4')
 
 # Runs `mim train` up to the point where it would start the script, and tells what it would start.
 MIM_TRAIN = """
@@ -186,10 +187,11 @@ def test_mim_search_shows_the_published_models(installed_wheel, tmp_path):
     arguments = ('search', 'deim_mmdet', '--json', str(out))
     run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(installed_wheel))
     found = json.loads(out.read_text())
-    assert len(found['weight']) == 20
+    assert len(found['weight']) == len(published_models())
     for model in published_models():
         name = model['Name']
-        assert found['coco/box_ap'][name] == model['Results'][0]['Metrics']['box AP']
+        [result] = model['Results']
+        assert found[f'{result["Dataset"].lower()}/box_ap'][name] == result['Metrics']['box AP']
         assert found['config'][name] == model['Config']
         assert found['weight'][name] == model['Weights']
 
@@ -202,7 +204,7 @@ def test_mim_download_fetches_weights_and_config(installed_wheel, tmp_path, file
     shutil.copytree(installed_wheel, site)
     index = site / 'deim_mmdet/.mim/model-index.yml'
     text, drive = index.read_text(), 'https://drive.usercontent.google.com/'
-    assert text.count(drive) == 10
+    assert text.count(drive) == 15
     index.write_text(text.replace(drive, f'{address}/'))
     arguments = ('download', 'deim_mmdet', '--config', 'deim_dfine_n', '--dest', 'weights')
     run(sys.executable, '-m', 'mim', *arguments, cwd=tmp_path, PYTHONPATH=str(site))
@@ -220,12 +222,14 @@ def test_mim_download_fetches_weights_and_config(installed_wheel, tmp_path, file
 
 
 def test_published_models_have_configs_and_the_recipes_epochs():
-    models = published_models()
-    assert sorted(model['Name'] for model in models) == schedules.MODELS
-    for model in models:
+    models = {model['Name']: model for model in published_models()}
+    for model in models.values():
         assert (ROOT / model['Config']).exists(), model['Config']
-        assert model['Name'] == Path(model['Config']).stem
-        assert model['Metadata']['Epochs'] == schedules.schedule(model['Name'])['epochs']
+    # Beside them there are other weights of the same networks.
+    assert sorted(name for name in models if not OTHER_WEIGHTS.search(name)) == schedules.MODELS
+    for name in schedules.MODELS:
+        assert name == Path(models[name]['Config']).stem
+        assert models[name]['Metadata']['Epochs'] == schedules.schedule(name)['epochs']
 
 
 def test_weights_come_from_the_authors_under_names_that_tell_the_model():
@@ -233,15 +237,17 @@ def test_weights_come_from_the_authors_under_names_that_tell_the_model():
         deim='https://drive.usercontent.google.com/download?id=',
         dfine='https://github.com/Peterande/storage/releases/download/dfinev1.0/',
         rtdetrv2='https://github.com/lyuwenyu/storage/releases/download/v0.1/',
+        rtdetrv4='https://drive.usercontent.google.com/download?id=',
+        deimv2='https://huggingface.co/Intellindust/DEIMv2_',
     )
     addresses = {model['Name']: model['Weights'] for model in published_models()}
-    assert len(set(addresses.values())) == 20
+    assert len(set(addresses.values())) == len(addresses)
     for name, address in addresses.items():
         family = name.split('_')[0]
         assert address.startswith(hosts[family])
         # What MIM saves it as, and what the converter goes by.
-        assert address.split('/')[-1].startswith(name if family == 'deim' else family)
-        assert address.endswith('.pth')
+        assert address.split('/')[-1].startswith(name if 'deim' in family else family)
+        assert address.endswith(('.pth', '.safetensors'))
 
 
 def test_config_names_are_unique():
@@ -250,7 +256,7 @@ def test_config_names_are_unique():
     names += [path.name for path in (ROOT / 'deim_mmdet').rglob('*.py') if '.mim' not in path.parts]
     names += [path.name for path in (ROOT / 'tools').rglob('*.py')]
     runnable = [path.name for path in (ROOT / 'configs').glob('*.py')]
-    for folder in ('convergence', 'demo', 'plugins'):
+    for folder in ('convergence', 'demo', 'objects365', 'plugins'):
         runnable += [path.name for path in (ROOT / 'configs' / folder).glob('*.py')]
     assert [name for name in runnable if names.count(name) > 1] == []
 

@@ -40,8 +40,11 @@ class TinyBackbone(BaseModule):
         return finer, self.levels[1](finer)
 
 
-def tiny_detector(head='DFINEHead', denoising=10, neck=False):
-    """A detector in training mode, with random parameters: none is zero, so that all matter."""
+def tiny_detector(head='DFINEHead', denoising=10, neck=False, **options):
+    """A detector in training mode, with random parameters: none is zero, so that all matter.
+
+    Further options are the detector's own.
+    """
     torch.manual_seed(0)
     model = MODELS.build(
         dict(
@@ -58,6 +61,7 @@ def tiny_detector(head='DFINEHead', denoising=10, neck=False):
                 denoising=denoising and dict(num_queries=denoising),
                 **HEADS[head],
             ),
+            **options,
         )
     )
     for parameter in model.parameters():

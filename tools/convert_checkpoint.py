@@ -4,9 +4,9 @@
     python tools/convert_checkpoint.py SRC OUT --reverse
 
 SRC is a path or an https:// address. It is a checkpoint of the reference implementations of DEIM,
-D-FINE or RT-DETRv2, ImageNet weights of their backbones, or a safetensors file or folder of
-transformers. The tool finds out the model from the parameters. With --reverse, SRC is a checkpoint
-of this package and OUT one that the reference loads.
+D-FINE, RT-DETRv2 or RT-DETRv4, ImageNet weights of their backbones, or a safetensors file or folder
+of transformers. The tool finds out the model from the parameters. With --reverse, SRC is a
+checkpoint of this package and OUT one that the reference loads.
 """
 
 import argparse
@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deim_mmdet.checkpoints.architectures import Architecture, complete, identify
+from deim_mmdet.checkpoints.class_names import default_classes
 from deim_mmdet.checkpoints.convert import (
     BACKBONE,
     HUGGING_FACE,
     OURS,
+    PROJECTOR,
     Weights,
     classes_of_annotations,
     count_classes,
-    default_classes,
     find_weights,
     make_checkpoint,
     to_our_names,
@@ -49,7 +50,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     names = parser.add_mutually_exclusive_group()
     names.add_argument(
-        '--classes', nargs='+', help="class names in the order of the scores; COCO's for 80 classes"
+        '--classes',
+        nargs='+',
+        help="class names in the order of the scores; COCO's for 80 scores, Objects365's for 366",
     )
     names.add_argument('--ann-file', type=Path, help='take them from annotations in COCO format')
     args = parser.parse_args(arguments)
@@ -61,7 +64,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def class_names(args: argparse.Namespace, num_classes: int) -> Sequence[str] | None:
-    """Class names from the command line, from beside the checkpoint, or COCO's.
+    """Class names from the command line, from beside the checkpoint, or those of 80 or 366 scores.
 
     Raises:
         ValueError: Their number isn't that of the checkpoint's classes.
@@ -84,9 +87,11 @@ def convert(args: argparse.Namespace, source: dict) -> dict:
         state_dict,
         config=args.config,
         file_name=file_name(args.src),
-        baseline=weights.naming == HUGGING_FACE,
+        deim=trained_by_deim(weights),
     )
     report(weights, state_dict, model)
+    if model.doubt:
+        print(f'warning: {model.doubt}')
     state_dict = complete(state_dict, model.shapes)
     num_classes = count_classes(state_dict)
     if num_classes is None:
@@ -96,6 +101,13 @@ def convert(args: argparse.Namespace, source: dict) -> dict:
     return make_checkpoint(
         state_dict, classes, experiment_name=model.name, cfg=model.config.pretty_text
     )
+
+
+def trained_by_deim(weights: Weights) -> bool | None:
+    """Whether the names tell a model of DEIM's recipe (RT-DETRv4) or a baseline; None if not."""
+    if weights.naming == HUGGING_FACE:
+        return False
+    return True if any(name.startswith(PROJECTOR) for name in weights.state_dict) else None
 
 
 def convert_back(args: argparse.Namespace, source: dict) -> dict:
@@ -115,6 +127,7 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
             weights.state_dict,
             strides=model.config.model.neck.feat_strides,
             num_points=model.config.model.bbox_head.decoder.num_points,
+            image_size=model.config.get('image_size', 640),
         )
     report(weights, state_dict, model)
     return state_dict if model.config is None else dict(model=state_dict)
@@ -134,7 +147,7 @@ def report(weights: Weights, converted: Mapping[str, Tensor], model: Architectur
     for (theirs, ours), count in modules.items():
         print(f'  {count:4} {theirs} → {ours}')
     if others:
-        print(f'  {len(others):4} joined or derived: {", ".join(others[:4])}, …')
+        print(f'  {len(others):4} joined, derived or left out: {", ".join(others[:4])}, …')
 
 
 def module_of(name: str) -> str:

@@ -16,15 +16,19 @@ from torch import Size, Tensor
 
 from ..models.backbones.hgnetv2 import ARCHS
 from .convert import count_classes
+from .files import file_name
 
 PACKAGE = Path(__file__).parents[1]
 
+# DEIMv2's small sizes start from weights of B0.
+_PUBLISHED_ARCHS = [arch for arch in ARCHS if arch.startswith('B')]
+
 #: Backbones with published weights of their own.
 BACKBONES = {
-    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in ARCHS},
+    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in _PUBLISHED_ARCHS},
     **{
         f'HGNetv2-{arch} with learnable affine': dict(type='HGNetv2', arch=arch, use_lab=True)
-        for arch in ARCHS
+        for arch in _PUBLISHED_ARCHS
     },
     **{f'ResNet-vd {n}': dict(type='ResNetVd', depth=n) for n in (18, 34, 50, 101)},
 }
@@ -40,11 +44,18 @@ class Architecture(NamedTuple):
         name: Name of its config, or of the backbone.
         shapes: Shape of each entry of its state dict, by the names of this package.
         config: Its config with the number of classes set; ``None`` for a backbone alone.
+        doubt: Why its activations are only a guess; ``None`` where they are known.
     """
 
     name: str
     shapes: dict[str, Size]
     config: Config | None
+    doubt: str | None = None
+
+    @property
+    def activation(self) -> str | None:
+        """Activation of its decoder; ``None`` for a backbone alone."""
+        return None if self.config is None else decoder_activation(self.config)
 
 
 class Comparison(NamedTuple):
@@ -66,13 +77,40 @@ class Comparison(NamedTuple):
         return '; '.join(parts)
 
 
-def published_configs() -> dict[str, Path]:
-    """Config file of each published model in ``model-index.yml``, by name."""
+class PublishedModel(NamedTuple):
+    """An entry of ``model-index.yml``.
+
+    Attributes:
+        config: Path of its config.
+        file: Name of the file of its weights.
+    """
+
+    config: Path
+    file: str
+
+
+@cache
+def published_models() -> dict[str, PublishedModel]:
+    """The models of ``model-index.yml`` by name."""
     # An installed package holds these files in .mim; in a checkout they lie beside the package.
     installed = PACKAGE / '.mim' / 'model-index.yml'
     index = installed if installed.is_file() else PACKAGE.parent / 'model-index.yml'
     models = yaml.safe_load(index.read_text())['Models']
-    return {model['Name']: index.parent / model['Config'] for model in models}
+    return {
+        model['Name']: PublishedModel(index.parent / model['Config'], file_name(model['Weights']))
+        for model in models
+    }
+
+
+def published_file(name: str) -> PublishedModel | None:
+    """The published model whose weights are in a file of that name; ``None`` for other files."""
+    name = name.lower()
+    return next((model for model in published_models().values() if model.file == name), None)
+
+
+def decoder_activation(config: Config) -> str | None:
+    """Activation of the decoder in a model's config; ``None`` where it states none."""
+    return config.model.bbox_head.get('decoder', {}).get('act')
 
 
 def config_path(name: str) -> Path:
@@ -83,8 +121,11 @@ def config_path(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    folder = next(iter(published_configs().values())).parent
+    models = published_models()
+    folder = next(iter(models.values())).config.parent
     path = folder / f'{Path(name).stem}.py'
+    if not path.is_file() and Path(name).stem in models:
+        path = models[Path(name).stem].config
     if not path.is_file():
         raise ValueError(
             f'there is no config {name}: give a path, or one of '
@@ -101,16 +142,20 @@ def detector(path: Path, num_classes: int) -> Architecture:
     # mmdet's detectors write into the config that they are built from.
     model = copy.deepcopy(config.model)
     model.backbone.init_cfg = None
-    return Architecture(path.stem, _shapes(model), config)
+    return Architecture(path.stem, _shapes(Config(dict(model=model)).pretty_text), config)
 
 
 @cache
 def backbone(name: str) -> Architecture:
     """Architecture of one of :data:`BACKBONES`, with all of its stages."""
-    return Architecture(name, _shapes(dict(BACKBONES[name], out_indices=(0, 1, 2, 3))), None)
+    model = dict(BACKBONES[name], out_indices=(0, 1, 2, 3))
+    return Architecture(name, _shapes(Config(dict(model=model)).pretty_text), None)
 
 
-def _shapes(model: dict) -> dict[str, Size]:
+@cache
+def _shapes(text: str) -> dict[str, Size]:
+    """Shapes of a model by the text of its config: configs of several recipes may share it."""
+    model = Config.fromstring(text, '.py').model
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmdet'):
         return {name: value.shape for name, value in MODELS.build(model).state_dict().items()}
 
@@ -129,16 +174,25 @@ def identify(
     *,
     config: str | None = None,
     file_name: str = '',
-    baseline: bool = False,
+    deim: bool | None = None,
 ) -> Architecture:
     """The model that a state dict belongs to.
+
+    Models may have the same parameters and other activations, which no file of weights states:
+    those of DEIM-D-FINE have SiLU; those of D-FINE, and DEIM's fine-tuned from Objects365, have
+    ReLU. In this order it is decided by: ``config``; the name of a published file; ``deim``;
+    whether norms were frozen in training (frozen ones count no batches); words in the file's name,
+    where ``deim`` or ``rtv4`` without ``obj`` means SiLU, otherwise ``dfine`` or ``rtdetr`` ReLU.
 
     Args:
         state_dict: Parameters of a detector or of a backbone alone, by the names of this package.
         config: Path or name of the config to compare with, instead of all published models.
-        file_name: The file's name. DEIM and its baseline can have the same parameters. Then
-            ``deim`` in the name means DEIM; otherwise ``dfine`` or ``rtdetr`` means the baseline.
-        baseline: Consider only the baselines, without DEIM's models.
+        file_name: The file's name.
+        deim: Consider only DEIM's models that have a baseline, if true; leave them out, if false.
+
+    Returns:
+        The model. Its ``doubt`` says if words alone decided on the activations, or speak against
+        the choice.
 
     Raises:
         ValueError: The parameters belong to no known model, to several, or mix two models.
@@ -148,39 +202,54 @@ def identify(
         raise ValueError(
             'the parameters are of no known model: bbox_head.query_selection.score.bias is missing'
         )
+    published = None if config else published_file(file_name)
     if config is not None:
         known = [detector(config_path(config), num_classes or 1)]
     elif num_classes is None:
         known = [backbone(name) for name in BACKBONES]
     else:
+        # Several published files may be of one config.
         known = [
             detector(path, num_classes)
-            for name, path in published_configs().items()
-            if not (baseline and name.startswith('deim'))
+            for path in dict.fromkeys(model.config for model in published_models().values())
+            if deim in (None, path.stem.startswith('deim_'))
         ]
     matching = [model for model in known if compare(state_dict, model.shapes).size() == 0]
     if not matching:
         raise ValueError(_explain_mismatch(state_dict, known))
+    if published is not None:
+        matching = [m for m in matching if m.name == published.config.stem] or matching
     return _choose(matching, state_dict, file_name.lower())
 
 
 def _choose(
     matching: list[Architecture], state_dict: Mapping[str, Tensor], file_name: str
 ) -> Architecture:
-    """One of several models with the same parameters."""
-    if len(matching) > 1 and any(word in file_name for word in ('deim', 'dfine', 'rtdetr')):
-        is_deim = 'deim' in file_name
-        matching = [m for m in matching if m.name.startswith('deim') == is_deim] or matching
-    if len(matching) > 1:
-        # Some recipes freeze norms, which then have no counters.
-        matching = [m for m in matching if m.shapes.keys() == state_dict.keys()] or matching
-    if len(matching) > 1:
-        names = [model.name for model in matching]
+    """One of several models with the same parameters; see :func:`identify`."""
+    counted = [m for m in matching if m.shapes.keys() == state_dict.keys()] or matching
+    is_deim = any(word in file_name for word in ('deim', 'rtv4', 'rtdetrv4'))
+    said = None
+    if is_deim or any(word in file_name for word in ('dfine', 'rtdetr')):
+        said = 'SiLU' if is_deim and 'obj' not in file_name else 'ReLU'
+    named = [m for m in counted if m.activation == said] or counted
+    names = [*{m.activation: m.name for m in reversed(named)}.values()][::-1]
+    if len(names) > 1:
         raise ValueError(
             f'{" and ".join(names)} have the same parameters (they differ in their activations): '
             f'say which one it is, e.g. --config {names[0]}'
         )
-    return matching[0]
+    chosen = next((m for m in named if m.name.startswith('deim') == is_deim), named[0])
+    others = [m.name for m in matching if m.activation != chosen.activation]
+    if others and len(counted) < len(matching) and said in (None, chosen.activation):
+        # Another recipe froze other norms, and no word of the name says that it is that one.
+        return chosen
+    if others:
+        chosen = chosen._replace(
+            doubt=f'no weights tell the activations: taken for {chosen.name} with '
+            f'{chosen.activation}, but {" and ".join(others)} have the same parameters. '
+            '--config says which one it is'
+        )
+    return chosen
 
 
 def _explain_mismatch(state_dict: Mapping[str, Tensor], known: Iterable[Architecture]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .class_names import OBJECTS365_ROWS, same_classes
+
 #: Parameters with one row for each class; the embedding's last row stands for no class.
 CLASS_LAYERS = re.compile(
     r'bbox_head\.(query_selection\.score|decoder\.score_heads\.\d+|denoising\.embedding)\.'
@@ -18,8 +20,9 @@ def adapt_class_layers(
 ) -> str | None:
     """Replace the class layers of a checkpoint by the model's, where their classes differ.
 
-    If both lists of class names are known, rows of classes with the same name in both are kept.
-    Otherwise class layers are replaced only if the numbers of classes differ.
+    If both lists of class names are known, rows of classes with the same name in both are kept; see
+    :mod:`~deim_mmdet.checkpoints.class_names` for which names are the same. Otherwise class layers
+    are replaced only if the numbers of classes differ.
 
     Args:
         model: Detector with freshly initialised class layers.
@@ -40,7 +43,7 @@ def adapt_class_layers(
     theirs, ours = _known_classes(checkpoint, _count(source)), list(classes or ())
     if theirs and len(ours) == _count(own):
         same = theirs == ours
-        shared = [(ours.index(name), theirs.index(name)) for name in ours if name in theirs]
+        shared = same_classes(ours, theirs)
     else:
         same = _count(source) == _count(own)
         shared = []
@@ -53,10 +56,34 @@ def adapt_class_layers(
     for name, fresh in own.items():
         source[name] = _with_shared_rows(name, fresh, source[name], shared)
     if shared:
-        names = [ours[i] for i, _ in shared]
+        names = [ours[i] if ours[i] == theirs[j] else f'{ours[i]} ({theirs[j]})' for i, j in shared]
         shown = ', '.join(names[:8]) + (', …' if len(names) > 8 else '')
         message += f', and so are the rows of {len(names)} classes with the same name: {shown}'
     return message
+
+
+def drop_unused_row(checkpoint: dict) -> str | None:
+    """Leave out row 0 of D-FINE's weights for Objects365, which stands for no class.
+
+    Args:
+        checkpoint: Weights alone, as :func:`~deim_mmdet.checkpoints.convert.make_checkpoint` gives
+            them; changed in place. Others are left alone.
+
+    Returns:
+        A line for the log that says so; ``None`` for others.
+    """
+    meta = checkpoint.get('meta') or {}
+    stated = meta.get('dataset_meta') or {}
+    if tuple(stated.get('classes') or ()) != OBJECTS365_ROWS or 'epoch' in meta:
+        return None
+    source = checkpoint['state_dict']
+    for name in filter(CLASS_LAYERS.fullmatch, source):
+        source[name] = source[name][1:]
+    meta['dataset_meta'] = dict(stated, classes=OBJECTS365_ROWS[1:])
+    return (
+        f'{len(OBJECTS365_ROWS)} scores are those of Objects365. The first stands for no class and '
+        f'is left out, which leaves {len(OBJECTS365_ROWS) - 1} classes'
+    )
 
 
 def _count(state_dict: dict[str, Tensor]) -> int:

@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdet.datasets import CocoDataset
 from torch import Tensor
 
 from ..models.backbones.resnet_vd import rename_resnet_vd
 from .huggingface import to_reference_names
 from .reference import convert_reference_state_dict
+
+#: Begins the names of the layer that RT-DETRv4 trains with its teacher's tokens and doesn't use
+#: otherwise. It marks the files of RT-DETRv4, whose networks are DEIM-D-FINE's.
+PROJECTOR = 'encoder.feature_projector.'
 
 #: The known namings of a state dict.
 OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transformers', 'backbone'
@@ -19,6 +22,7 @@ OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transforme
 _MARKS = [
     ('bbox_head.', OURS),
     ('model.backbone.model.', HUGGING_FACE),
+    ('model.conv_encoder.', HUGGING_FACE),
     ('decoder.', REFERENCE),
     ('backbone.', REFERENCE),
     # ImageNet weights: HGNetv2's (same names here), ResNet-vd's, and ours of ResNet-vd.
@@ -77,7 +81,7 @@ def _naming(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def to_our_names(weights: Weights) -> dict[str, Tensor]:
-    """The parameters by the names of this package.
+    """The parameters by the names of this package, without those of :data:`PROJECTOR`.
 
     Raises:
         ValueError: Names are unknown; the message lists them.
@@ -87,19 +91,15 @@ def to_our_names(weights: Weights) -> dict[str, Tensor]:
     if weights.naming == HUGGING_FACE:
         return convert_reference_state_dict(to_reference_names(weights.state_dict))
     if weights.naming == REFERENCE:
-        return convert_reference_state_dict(weights.state_dict)
+        return convert_reference_state_dict(
+            {k: v for k, v in weights.state_dict.items() if not k.startswith(PROJECTOR)}
+        )
     if weights.naming == BACKBONE:
         return {rename_resnet_vd(name): value for name, value in weights.state_dict.items()}
     raise ValueError(
         f'its {len(weights.state_dict)} names are of no model known here, e.g. '
         f'{sorted(weights.state_dict)[:5]}'
     )
-
-
-def default_classes(num_classes: int) -> Sequence[str] | None:
-    """COCO's classes for a published model's 80; ``None`` for any other number."""
-    classes = CocoDataset.METAINFO['classes']
-    return classes if num_classes == len(classes) else None
 
 
 def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:

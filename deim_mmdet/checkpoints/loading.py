@@ -14,11 +14,13 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
+from .class_names import default_classes
+from .classes import drop_unused_row
 from .convert import (
     HUGGING_FACE,
+    PROJECTOR,
     REFERENCE,
     count_classes,
-    default_classes,
     find_weights,
     make_checkpoint,
     to_our_names,
@@ -47,10 +49,14 @@ def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
     if '://' in filename and not is_url(filename):
         return CheckpointLoader.load_checkpoint(filename, map_location)
     checkpoint = read_checkpoint(filename, map_location or 'cpu')
-    if 'state_dict' not in checkpoint:
-        return _converted(checkpoint, filename)
-    # Some versions of mmengine save it. A resume would run it as Python to find a number of GPUs.
-    (checkpoint.get('meta') or {}).pop('config', None)
+    if 'state_dict' in checkpoint:
+        # Some versions of mmengine save it. A resume would run it as Python to find a number of
+        # GPUs.
+        (checkpoint.get('meta') or {}).pop('config', None)
+    else:
+        checkpoint = _converted(checkpoint, filename)
+    if dropped := drop_unused_row(checkpoint):
+        print_log(f'{file_name(filename)}: {dropped}', logger='current')
     return checkpoint
 
 
@@ -89,8 +95,14 @@ def _converted(checkpoint: dict, filename: str) -> dict:
         f'from {weights.part}',
         logger='current',
     )
+    dropped = [key for key in weights.state_dict if key.startswith(PROJECTOR)]
+    if dropped:
+        print_log(
+            f'{name}: of RT-DETRv4; left out, as only its training uses them: {", ".join(dropped)}',
+            logger='current',
+        )
     classes = saved_classes(filename)
-    # 80 scores without class names are most often COCO's.
+    # 80 scores without class names are most often COCO's, 366 are Objects365's.
     assumed = classes is None
     if assumed:
         classes = default_classes(count_classes(state_dict) or 0)

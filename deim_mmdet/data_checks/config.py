@@ -155,12 +155,9 @@ class CocoSource:
         report.add(beyond_limits(checked, self.limits))
         if images:
             tasks = [
-                ImageTask(
-                    osp.join(self.folder, image['file_name']),
-                    image['file_name'],
-                    (image['width'], image['height']),
-                )
+                ImageTask(osp.join(self.folder, name), name, (image['width'], image['height']))
                 for image in checked.images
+                if (name := self._image_file(image)) is not None
             ]
             findings = inspect_images(tasks, self.loader, workers)
             if self.skips_unreadable:
@@ -168,6 +165,12 @@ class CocoSource:
             report.add(findings)
             report.images_read = True
         return report
+
+    def _image_file(self, image: dict) -> str | None:
+        """File of an image as the data set names it; None where it leaves the image out."""
+        if isinstance(self.dataset, CheckedCocoDataset):
+            return self.dataset.image_file(image)
+        return image['file_name']
 
 
 def _reads_coco(options: dict) -> bool:

@@ -1,6 +1,6 @@
 """Data sets, transforms and the collate function, all registered."""
 
-from .coco import CheckedCocoDataset
+from .coco import CheckedCocoDataset, CheckedObjects365V2Dataset
 from .collate import stack_images
 from .mix import DenseO2ODataset
 from .transforms import (
@@ -19,6 +19,7 @@ from .transforms import (
 
 __all__ = [
     'CheckedCocoDataset',
+    'CheckedObjects365V2Dataset',
     'ContiguousRandomFlip',
     'DenseO2O',
     'DenseO2ODataset',

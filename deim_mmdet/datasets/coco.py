@@ -2,9 +2,11 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, Objects365V2Dataset
+from mmdet.datasets.objects365 import objv2_ignore_list
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
@@ -111,9 +113,38 @@ class CheckedCocoDataset(CocoDataset):
         return [
             self.parse_data_info(
                 {
-                    'raw_img_info': {**image, 'img_id': image['id']},
+                    'raw_img_info': {**image, 'file_name': name, 'img_id': image['id']},
                     'raw_ann_info': annotations_of[image['id']],
                 }
             )
             for image in checked.images
+            if (name := self.image_file(image)) is not None
         ]
+
+    def image_file(self, image: Mapping[str, Any]) -> str | None:
+        """File of an image relative to the folder of images; None for an image to leave out.
+
+        Args:
+            image: Its entry in the annotation file.
+        """
+        return image['file_name']
+
+
+@DATASETS.register_module()
+class CheckedObjects365V2Dataset(CheckedCocoDataset):
+    """Objects365, version 2, with the checks of :class:`CheckedCocoDataset`.
+
+    Classes and images are those of mmdet's ``Objects365V2Dataset``: images lie in ``patch<n>/`` in
+    the folder of images, whatever folders the annotation file puts before that. Three images that
+    the published archives lack are left out.
+
+    Arguments are those of :class:`mmdet.datasets.CocoDataset`. Raises what
+    :class:`CheckedCocoDataset` does.
+    """
+
+    METAINFO: dict = Objects365V2Dataset.METAINFO
+
+    def image_file(self, image: Mapping[str, Any]) -> str | None:
+        """``patch<n>/<name>``; None for an image that the archives lack."""
+        name = '/'.join(image['file_name'].split('/')[-2:])
+        return None if name in objv2_ignore_list else name

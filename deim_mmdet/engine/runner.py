@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import compat
+from ..checkpoints.activations import activation_warning
 from ..checkpoints.loading import SCHEME
 from ..datasets.collate import stacking
 from ..utils.files import replaced_when_complete, write_text
@@ -37,7 +38,8 @@ from .faults import (
 from .hooks import AgreementHook
 from .image_size import apply_image_size
 from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
-from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
+from .published_recipe import PublishedRecipe
+from .recipe import Recipe, derive_recipe, format_recipe, regime_note
 from .resuming import (
     apply_settings,
     current_settings,
@@ -216,7 +218,10 @@ class DEIMRunner(Runner):
                 allowed.
             ValueError: Its parameters are not the model's.
         """
-        return super().load_checkpoint(f'{SCHEME}{filename}', *args, **kwargs)
+        checkpoint = super().load_checkpoint(f'{SCHEME}{filename}', *args, **kwargs)
+        if warning := activation_warning(bare_model(self.model), checkpoint, filename):
+            self.logger.warning(warning)
+        return checkpoint
 
     def train(self) -> nn.Module:
         """Train as mmengine does.

@@ -9,7 +9,7 @@ from deim_mmdet.checkpoints.architectures import (
     config_path,
     detector,
     identify,
-    published_configs,
+    published_models,
 )
 
 import pytest
@@ -41,17 +41,22 @@ def test_models_of_other_classes_are_recognised():
     assert found.config.model.bbox_head.num_classes == 7
 
 
-def test_all_20_published_models_can_be_told_apart():
-    configs = published_configs()
-    assert len(configs) == 20
-    for name, path in configs.items():
-        state_dict = without_memory(detector(path, 80))
-        if 'dfine' in name and name[-1] in TWINS:
-            with pytest.raises(ValueError, match=f'dfine_{name[-1]} and dfine_{name[-1]} have the'):
-                identify(state_dict)
-            assert identify(state_dict, file_name=f'{name}.pth').name == name
-        else:
-            assert identify(state_dict).name == name
+def test_all_published_models_can_be_told_apart():
+    models = published_models()
+    assert len({model.config for model in models.values()}) < len(models)
+    for name, (path, file_name) in models.items():
+        found = identify(without_memory(detector(path, 80)), file_name=file_name)
+        assert (found.name, found.doubt) == (path.stem, None), name
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_parameters_tell_all_but_the_activations_of_some(name):
+    if 'dfine' in name and name[-1] in TWINS:
+        with pytest.raises(ValueError, match=f'dfine_{name[-1]} and dfine_{name[-1]} have the'):
+            identify(converted(name))
+    else:
+        found = identify(converted(name))
+        assert (found.name, found.doubt) == (name, None)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +65,56 @@ def test_all_20_published_models_can_be_told_apart():
         ('deim_dfine_hgnetv2_s_coco_120e.pth', 'deim_dfine_s'),
         ('dfine_s_obj2coco.pth', 'dfine_s'),
         ('DEIM_last.pth', 'deim_dfine_s'),
+        ('RTv4-S-hgnet.pth', 'deim_dfine_s'),
+        ('rtdetrv4_s.pth', 'deim_dfine_s'),
+        ('deim_s_obj2coco.pth', 'dfine_s'),
     ],
 )
 def test_the_file_name_tells_deim_from_its_baseline(file_name, expected):
-    assert identify(converted('deim_dfine_s'), file_name=file_name).name == expected
+    found = identify(converted('deim_dfine_s'), file_name=file_name)
+    assert found.name == expected
+    # Only names of published files are certain.
+    assert (found.doubt is None) == (file_name in ('dfine_s_obj2coco.pth', 'rtdetrv4_s.pth'))
+
+
+@pytest.mark.parametrize(
+    ('file_name', 'name', 'activation', 'certain'),
+    [
+        ('deim_dfine_x_obj2coco.pth', 'deim_dfine_x_obj2coco', 'ReLU', True),
+        ('deim_hgnetv2_x_obj2coco_24e.pth', 'deim_dfine_x_obj2coco', 'ReLU', True),
+        ('deim_best.pth', 'deim_dfine_x_obj2coco', 'ReLU', False),
+        ('dfine_x_mine.pth', 'dfine_x', 'ReLU', True),
+        ('best.pth', 'dfine_x', 'ReLU', True),
+    ],
+)
+def test_frozen_norms_tell_dfine_and_objects365_from_deim(file_name, name, activation, certain):
+    """DEIM-X fine-tuned from Objects365 has the parameters of DEIM-X, but D-FINE's ReLU."""
+    found = identify(converted('dfine_x'), file_name=file_name)
+    assert (found.name, found.activation) == (name, activation)
+    assert (found.doubt is None) == certain
+    if not certain:
+        assert 'taken for deim_dfine_x_obj2coco with ReLU, but deim_dfine_x have' in found.doubt
+
+
+def test_norms_in_training_tell_deim_whatever_the_name():
+    path = published_models()['deim_dfine_x'].config
+    found = identify(without_memory(detector(path, 80)), file_name='x_obj2coco_dfine.pth')
+    assert found.name == 'deim_dfine_x'
+    assert 'with SiLU, but dfine_x' in found.doubt
+
+
+def test_only_models_of_the_recipe_are_considered():
+    state_dict = converted('deim_dfine_s')
+    assert identify(state_dict, deim=True, file_name='best.pth').name == 'deim_dfine_s'
+    assert identify(state_dict, deim=False, file_name='deim_best.pth').name == 'dfine_s'
+
+
+def test_weights_of_objects365_are_of_their_own_config():
+    path = published_models()['dfine_s'].config
+    state_dict = without_memory(detector(path, 366))
+    found = identify(state_dict, file_name='dfine_s_obj365.pth')
+    assert found.name == 'dfine_s_obj365'
+    assert found.config.model.bbox_head.num_classes == 366
 
 
 def test_a_config_tells_as_well():
@@ -73,6 +124,7 @@ def test_a_config_tells_as_well():
     assert identify(state_dict, config=str(path), file_name='dfine_s.pth').name == 'deim_dfine_s'
     with pytest.raises(ValueError, match=r'of no known model; compared with deim_dfine_n: '):
         identify(state_dict, config='deim_dfine_n')
+    assert config_path('dfine_s_obj365').parent.name == 'objects365'
     with pytest.raises(ValueError, match=r'there is no config dfine_q: .*deim_dfine_l'):
         identify(state_dict, config='dfine_q')
 
@@ -86,7 +138,7 @@ def test_counters_of_frozen_norms_dont_count():
         if not (name.startswith('backbone') and name.endswith('num_batches_tracked'))
     }
     assert len(frozen) < len(state_dict)
-    found = identify(frozen, baseline=True)
+    found = identify(frozen, deim=False)
     assert found.name == 'dfine_s'
     completed = complete(frozen, found.shapes)
     assert completed.keys() == state_dict.keys()

@@ -1,6 +1,7 @@
 """Class layers of a checkpoint in a model with other classes."""
 
-from deim_mmdet.checkpoints.classes import CLASS_LAYERS, adapt_class_layers
+from deim_mmdet.checkpoints.class_names import OBJECTS365_ROWS, default_classes, same_classes
+from deim_mmdet.checkpoints.classes import CLASS_LAYERS, adapt_class_layers, drop_unused_row
 
 import golden
 import pytest
@@ -110,3 +111,62 @@ def test_equal_classes_are_left_alone(model, theirs, ours):
 def test_other_models_are_left_alone():
     checkpoint = dict(state_dict={'backbone.weight': torch.ones(1)})
     assert adapt_class_layers(torch.nn.Linear(1, 1), checkpoint, ['a']) is None
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'same'),
+    [
+        (['dog'], ['cat', 'Dog'], ['Dog']),
+        (['wine_glass', 'T-shirt'], ['t shirt', 'Wine Glass'], ['Wine Glass', 't shirt']),
+        (['tangerine'], ['Orange/Tangerine'], ['Orange/Tangerine']),
+        (['Pen/Pencil'], ['pencil'], ['pencil']),
+        (['camel', 'monitor'], ['Campel', 'Moniter/TV'], ['Campel', 'Moniter/TV']),
+        (['Key '], ['Key', 'Keyboard'], ['Key']),
+        # The earlier rule goes first.
+        (['dog'], ['Dog', 'dog'], ['dog']),
+        (['orange'], ['Orange/Tangerine', 'Orange'], ['Orange']),
+        # One name that could be several is none.
+        (['dog'], ['Dog', 'DOG'], []),
+        (['pen'], ['Pen/Pencil', 'Pen/Marker'], []),
+        # Other words, and signs that make a difference.
+        (['suitcase', 'bird'], ['Luggage', 'Wild Bird'], []),
+        (['a+', '-1', '<1', '/'], ['a-', '1', '>1', '//'], []),
+    ],
+)
+def test_which_names_mean_the_same_class(ours, theirs, same):
+    assert [theirs[j] for _, j in same_classes(ours, theirs)] == same
+
+
+def test_classes_of_coco_in_objects365():
+    """All but five have the same name, by the published category ids."""
+    coco = default_classes(80)
+    pairs = dict(same_classes(coco, OBJECTS365_ROWS))
+    missing = [name for index, name in enumerate(coco) if index not in pairs]
+    assert missing == ['bird', 'suitcase', 'skis', 'sports ball', 'teddy bear']
+    ids = dict(person=1, car=6, dog=93, cat=140, handbag=14, bowl=27, orange=105, tv=38, mouse=116)
+    ids |= {'dining table': 99, 'hair drier': 329, 'wine glass': 36, 'toothbrush': 227}
+    assert {name: pairs[coco.index(name)] for name in ids} == ids
+    assert len(set(pairs.values())) == len(pairs) == 75
+    assert default_classes(365) is default_classes(7) is None
+
+
+def test_rows_of_names_in_another_spelling_are_kept(model):
+    checkpoint = make_checkpoint(3, ['B', 'c', 'x/A'])
+    message = adapt_class_layers(model, checkpoint, ['a', 'b', 'c'])
+    assert rows(checkpoint['state_dict'], 'bbox_head.decoder.score_heads.0.bias') == [2, 0, 1]
+    assert '3 classes with the same name: a (x/A), b (B), c' in message
+
+
+def test_the_score_of_no_class_is_left_out():
+    checkpoint = make_checkpoint(366, OBJECTS365_ROWS)
+    padding = checkpoint['state_dict']['bbox_head.denoising.embedding.weight'][-1, 0].item()
+    resumable = dict(checkpoint, meta=dict(checkpoint['meta'], epoch=3))
+    own = make_checkpoint(3, ['unused_0', 'a', 'b'])
+    assert drop_unused_row(resumable) is drop_unused_row(own) is None
+    assert '366 scores are those of Objects365' in drop_unused_row(checkpoint)
+    state_dict = checkpoint['state_dict']
+    expected = list(range(1, 366))
+    assert rows(state_dict, 'bbox_head.query_selection.score.weight') == expected
+    assert rows(state_dict, 'bbox_head.denoising.embedding.weight') == [*expected, padding]
+    assert checkpoint['meta']['dataset_meta']['classes'][:2] == ('Person', 'Sneakers')
+    build(365).load_state_dict(state_dict, strict=True)

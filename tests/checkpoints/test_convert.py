@@ -3,7 +3,6 @@ import json
 from deim_mmdet.checkpoints.convert import (
     classes_of_annotations,
     count_classes,
-    default_classes,
     find_weights,
     make_checkpoint,
     to_our_names,
@@ -70,8 +69,16 @@ def test_classes_are_counted_from_the_scores():
     found = find_weights(reference_state_dict('dfine_n', num_classes=7))
     assert count_classes(to_our_names(found)) == 7
     assert count_classes({'stem.0.weight': torch.zeros(1)}) is None
-    assert default_classes(80)[0] == 'person'
-    assert default_classes(7) is None
+
+
+def test_what_only_the_training_of_rtdetrv4_uses_is_left_out():
+    state_dict = reference_state_dict('dfine_n', num_classes=7)
+    projector = {
+        f'encoder.feature_projector.0.{leaf}': torch.ones(2) for leaf in ('weight', 'bias')
+    }
+    found = find_weights(dict(ema=dict(module={**state_dict, **projector})))
+    expected = to_our_names(find_weights(state_dict))
+    assert to_our_names(found).keys() == expected.keys()
 
 
 def test_checkpoint_states_its_classes_as_mmengine_does():

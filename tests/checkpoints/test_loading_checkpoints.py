@@ -19,14 +19,18 @@ from mmdet.registry import HOOKS
 from mmengine.fileio import LocalBackend
 from mmengine.fileio.backends import backends
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from reference_checkpoints import reference_state_dict
 from test_safe_globals import RunsCode
 
 CLASSES = ('dog', 'ring', 'person')
-# Of our classes, those of COCO and their rows there.
-SHARED = {0: 16, 2: 0}
+# Of our classes, those of COCO and of Objects365, and their rows there.
+SHARED = {80: {0: 16, 2: 0}, 366: {0: 93, 1: 34, 2: 1}}
+SAID = {
+    80: 'the rows of 2 classes with the same name: dog, person',
+    366: 'the rows of 3 classes with the same name: dog (Dog), ring (Ring), person (Person)',
+}
 
 
 class ReadyToTrain(Exception):
@@ -43,7 +47,7 @@ class StopBeforeTrainingHook(Hook):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A data set of three classes, a config for it, and reference checkpoints of 3 and 80."""
+    """A data set of three classes, a config for it, and reference checkpoints of 3, 80 and 366."""
     folder = tmp_path_factory.mktemp('loading')
     images, annotations = [], []
     for i in range(4):
@@ -56,7 +60,7 @@ def folder(tmp_path_factory):
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
     content = dict(images=images, annotations=annotations, categories=categories)
     (folder / 'all.json').write_text(json.dumps(content))
-    for count in (3, 80):
+    for count in (3, 80, 366):
         averaged = reference_state_dict('deim_dfine_n', count)
         raw = {name: value + 1 for name, value in averaged.items()}
         content = dict(model=raw, ema=dict(module=averaged), last_epoch=7)
@@ -126,28 +130,61 @@ def test_testing_takes_an_unconverted_checkpoint(
     assert 'reference weights from ema.module' in log_of(runner)
 
 
-def test_training_keeps_all_but_the_class_layers(make_runner, folder):
+@pytest.mark.parametrize('count', SHARED)
+def test_training_keeps_all_but_the_class_layers(make_runner, folder, count):
     hooks = [
         dict(type='ExpWarmupEMAHook'),
         dict(type='CheckpointCheckHook'),
         dict(type='StopBeforeTrainingHook'),
     ]
-    runner = make_runner(load_from=str(folder / '80_classes.pth'), custom_hooks=hooks)
+    runner = make_runner(load_from=str(folder / f'{count}_classes.pth'), custom_hooks=hooks)
     with pytest.raises(ReadyToTrain):
         runner.train()
-    source = converted(80)
+    source = converted(count)
     (ema,) = (hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
     for model in (runner.model, ema.module):
         for name, value in model.state_dict().items():
             if not CLASS_LAYERS.fullmatch(name):
                 assert torch.equal(value, source[name]), name
                 continue
-            for ours, theirs in SHARED.items():
-                assert torch.equal(value[ours], source[name][theirs]), name
-            assert not any(torch.equal(value[1], row) for row in source[name]), name
+            for ours in range(3):
+                if ours in SHARED[count]:
+                    expected = source[name][SHARED[count][ours]]
+                    assert torch.equal(value[ours], expected), name
+                else:
+                    assert not any(torch.equal(value[ours], row) for row in source[name]), name
     log = log_of(runner)
-    assert 'the checkpoint has 80 classes, the model 3' in log
-    assert 'the rows of 2 classes with the same name: dog, person' in log
+    # Objects365's first score is of no class.
+    assert f'the checkpoint has {min(count, 365)} classes, the model 3' in log
+    assert SAID[count] in log
+    assert ('366 scores are those of Objects365' in log) == (count == 366)
+
+
+def test_weights_of_rtdetrv4_are_those_of_deim(folder, tmp_path, caplog):
+    reference = torch.load(folder / '80_classes.pth')['ema']['module']
+    shapes = dict(weight=(768, 128), bias=(768,))
+    projector = {
+        f'encoder.feature_projector.0.{leaf}': torch.ones(shape) for leaf, shape in shapes.items()
+    }
+    torch.save(dict(ema=dict(module=reference | projector)), tmp_path / 'RTv4.pth')
+    logger = MMLogger.get_instance('rtdetrv4')
+    logger.addHandler(caplog.handler)
+    loaded = CheckpointLoader.load_checkpoint(f'{SCHEME}{tmp_path}/RTv4.pth')
+    expected = converted(80)
+    assert loaded['state_dict'].keys() == expected.keys()
+    assert 'of RT-DETRv4; left out, as only its training uses them: ' + ', '.join(projector) in (
+        caplog.text
+    )
+
+
+def test_published_weights_of_another_activation_are_pointed_out(make_runner, folder, tmp_path):
+    """D-FINE's in a config of DEIM's: they fit, and the scores would be wrong."""
+    path = tmp_path / 'dfine_n_coco.pth'
+    path.symlink_to(folder / '3_classes.pth')
+    runner = make_runner(load_from=str(path), custom_hooks=[])
+    runner.load_or_resume()
+    said = 'dfine_n_coco.pth is published as dfine_n with ReLU, but the decoder of this config has'
+    assert f'{said} SiLU' in log_of(runner)
 
 
 def test_testing_refuses_other_classes(make_runner, folder):

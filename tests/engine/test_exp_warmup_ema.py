@@ -45,6 +45,8 @@ def test_published_decays():
     average = ExpWarmupEMA(model())
     decays = [average.decay_at(update) for update in (1, 1000, 100_000)]
     assert decays == pytest.approx([0.0009994002, 0.6320573468, 0.9999], rel=1e-7)
+    # Recipes that start from trained detectors have no warm-up.
+    assert ExpWarmupEMA(model(), warmup_iters=0).decay_at(1) == 0.9999
 
 
 def test_average_starts_from_the_weights_at_the_start_of_training():
@@ -122,7 +124,7 @@ def test_numbers_of_the_config_are_kept():
     assert (hook.ema_model.decay, hook.ema_model.warmup_iters) == (0.5, 3)
 
 
-@pytest.mark.parametrize('numbers', [dict(decay=1.0), dict(decay=-0.1), dict(warmup_iters=0)])
+@pytest.mark.parametrize('numbers', [dict(decay=1.0), dict(decay=-0.1), dict(warmup_iters=-1)])
 def test_bad_numbers(numbers):
     with pytest.raises(ValueError, match=next(iter(numbers))):
         ExpWarmupEMA(model(), **numbers)

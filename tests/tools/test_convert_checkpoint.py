@@ -66,6 +66,24 @@ def test_there_and_back_is_bit_for_bit(convert, name):
         assert torch.equal(state_dict[key], value), key
 
 
+def test_weights_of_rtdetrv4_and_classes_of_objects365_there_and_back(convert):
+    """The layer that only RT-DETRv4 has tells its model, whatever the file is called."""
+    reference = reference_state_dict('deim_dfine_n', num_classes=366)
+    projector = {
+        f'encoder.feature_projector.0.{leaf}': torch.ones(3) for leaf in ('weight', 'bias')
+    }
+    there = convert(dict(model=reference | projector), name='best.pth')
+    assert re.search(r'^model: deim_dfine_n$', there.printed, re.MULTILINE)
+    assert 'left out: ' in there.printed
+    assert 'warning' not in there.printed
+    assert 'classes: 366, unused_0, Person, Sneakers' in there.printed
+    back = torch.load(convert(None, '--reverse', name='out.pth', out='back.pth').path)['model']
+    assert back.keys() == reference.keys()
+    assert all(torch.equal(back[key], value) for key, value in reference.items())
+    doubtful = convert(dict(model=reference), name='my_deim.pth')
+    assert 'warning: no weights tell the activations: taken for deim_dfine_n' in doubtful.printed
+
+
 def test_written_checkpoint_states_config_and_classes(convert):
     written = convert(dict(model=reference_state_dict('dfine_n')))
     meta = torch.load(written.path)['meta']

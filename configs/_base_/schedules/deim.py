@@ -37,3 +37,9 @@ custom_hooks = [
     dict(type='CheckpointCheckHook'),
     dict(type='AgreementHook'),
 ]
+
+# The recipe of a training that starts from weights of Objects365, at the rate 2.5e-4. The rate
+# stays constant, and the average of the weights needs no warm-up.
+recipe_from_objects365 = dict(
+    epochs=24, stages=(2, 12, 20), warmup_iters=0, lr_gamma=1.0, ema_warmup_iters=0
+)

@@ -6,6 +6,7 @@ from .cuda_graph_hook import CUDAGraphHook
 from .deferred_runtime_info_hook import DeferredRuntimeInfoHook
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .derived_seed_hook import DerivedSeedHook
+from .distillation_weight_hook import DistillationWeightHook
 from .ema_restart_hook import EMARestartHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
 from .fused_test_hook import FusedTestHook
@@ -28,6 +29,7 @@ __all__ = [
     'DeferredRuntimeInfoHook',
     'DenseO2OScheduleHook',
     'DerivedSeedHook',
+    'DistillationWeightHook',
     'EMARestartHook',
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',

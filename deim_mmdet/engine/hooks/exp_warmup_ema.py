@@ -26,7 +26,7 @@ class ExpWarmupEMA(BaseAveragedModel):
     Args:
         model: Model to average; the average starts as a copy of it.
         decay: Final decay, in [0, 1).
-        warmup_iters: Time constant of the warm-up in updates, positive.
+        warmup_iters: Time constant of the warm-up in updates; 0 for none.
 
     Raises:
         ValueError: A number is out of its range.
@@ -35,8 +35,8 @@ class ExpWarmupEMA(BaseAveragedModel):
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup_iters: float = 1000) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f'ExpWarmupEMA needs a decay in [0, 1), but got {decay}')
-        if warmup_iters <= 0:
-            raise ValueError(f'ExpWarmupEMA needs warmup_iters > 0, but got {warmup_iters}')
+        if warmup_iters < 0:
+            raise ValueError(f'ExpWarmupEMA needs warmup_iters >= 0, but got {warmup_iters}')
         super().__init__(model, update_buffers=True)
         self.decay = decay
         self.warmup_iters = warmup_iters
@@ -44,6 +44,8 @@ class ExpWarmupEMA(BaseAveragedModel):
 
     def decay_at(self, update: int) -> float:
         """Decay of the ``update``-th update, counted from 1."""
+        if self.warmup_iters == 0:
+            return self.decay
         return self.decay * (1 - math.exp(-update / self.warmup_iters))
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...utils.host_reads import allowed_sync
 from ..layers.basic import BatchNorm2d, count_batches
+from ..losses.teacher_distillation import outputs_of
 from .graphed import GraphedNetwork
 
 
@@ -61,12 +62,27 @@ class DEIMDetector(SingleStageDetector):
     It sums its losses in one tensor, and the log reads them as one. mmdet's
     ``SingleStageDetector``, whose arguments it takes, does so one by one.
 
+    Args:
+        args: Arguments of mmdet's ``SingleStageDetector``.
+        distillation: Config of a loss on the tokens of the neck's transformer layer, such as
+            :class:`~deim_mmdet.models.losses.TeacherDistillation`; None for none.
+        kwargs: Further arguments of mmdet's.
+
+    Raises:
+        ValueError: There is a distillation, and the neck has no transformer layer.
+
     Attributes:
         graphed: What runs training from images to predictions by CUDA graphs; None where they
             aren't used. :class:`~deim_mmdet.engine.CUDAGraphHook` sets it.
     """
 
     graphed: GraphedNetwork | None = None
+
+    def __init__(self, *args, distillation: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.distillation = None if distillation is None else MODELS.build(distillation)
+        if distillation is not None and not hasattr(getattr(self, 'neck', None), 'encoder'):
+            raise ValueError('model.distillation needs a neck with a transformer layer, `encoder`')
 
     @cached_property
     def _norms(self) -> list[BatchNorm2d]:
@@ -95,8 +111,27 @@ class DEIMDetector(SingleStageDetector):
             part.compile(dynamic=False, **options)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms () of images (B, 3, H, W) by name; see the head."""
+        """Loss terms () of images (B, 3, H, W) by name; see the head.
+
+        Raises:
+            ValueError: There is a distillation, and the neck gives it no tokens.
+        """
         count_batches(self._norms)
+        if self.distillation is None:
+            return self._detection_losses(batch_inputs, batch_data_samples)
+        with outputs_of(self.neck.encoder) as tokens:
+            losses = self._detection_losses(batch_inputs, batch_data_samples)
+        if len(tokens) != 1:
+            raise ValueError(
+                'the distillation needs the tokens of neck.encoder, and compiled parts and CUDA '
+                'graphs hide them: train without --compile and --cuda-graph'
+            )
+        stride = self.neck.feat_strides[-1]
+        return {**losses, **self.distillation(tokens[0], batch_inputs, stride)}
+
+    def _detection_losses(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
         if self.graphed is None:
             return super().loss(batch_inputs, batch_data_samples)
         targets, queries = self.bbox_head.prepare(batch_data_samples, batch_inputs.device)

@@ -12,6 +12,7 @@ from .quality_losses import (
     varifocal_quality_loss,
 )
 from .set_criterion import DFINECriterion, SetCriterion
+from .teacher_distillation import TeacherDistillation, TimmTeacher
 from .terms import ClassificationTerm, DistanceTerm, LossTerm, OverlapTerm
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     'OverlapTerm',
     'PredictionSets',
     'SetCriterion',
+    'TeacherDistillation',
+    'TimmTeacher',
     'VarifocalQualityLoss',
     'fine_grained_localization_loss',
     'matchability_aware_loss',

@@ -1,0 +1,160 @@
+"""Distillation from a frozen image model, as in RT-DETRv4 (arXiv 2510.25257)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers.basic import to_tokens
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
+    """A list that fills with what ``module`` returns, call by call, within the context."""
+    outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+@MODELS.register_module()
+class TeacherDistillation(nn.Module):
+    r"""Pulls the encoder's tokens of the coarsest level to those of a frozen image model.
+
+    From the paper: a linear layer, the projector, maps the tokens that the encoder's transformer
+    layer returns to the width of the teacher's patch tokens. The loss is 1 - cosine similarity,
+    averaged over tokens. Its weight follows the share that the transformer layer has of the
+    gradient of the whole model: it grows where the share is under a target, and falls where it is
+    above.
+
+    Ours, where the paper leaves it open or the description wasn't enough: the teacher's tokens are
+    averaged over the encoder's cells, as its patches are smaller; the share is the ratio of
+    Euclidean norms, averaged over an epoch; after each epoch the weight is multiplied by target /
+    share, by 2 or ½ at most, unless the share is within the tolerance.
+    :class:`~deim_mmdet.engine.DistillationWeightHook` measures the share; without it the weight
+    stays as it is. RT-DETRv4's own numbers are weights of 5 to 20 and targets of 2 to 11 %.
+
+    The teacher is built in the first training step, from ``teacher``. It is no submodule: neither
+    optimiser nor checkpoint have it, copies of the model share none, and evaluation doesn't need
+    it. Projector and weight are in the checkpoint.
+
+    Args:
+        teacher: Config of a module in ``MODELS`` from normalised images (B, 3, H, W) to features
+            (B, ``teacher_channels``, h, w), such as :class:`TimmTeacher`.
+        in_channels: Width of the encoder's tokens.
+        teacher_channels: Width of the teacher's features.
+        weight: Weight of the loss in the first epoch.
+        target_share: Share of the gradient's norm that the encoder's layer is to have, in (0, 1).
+        tolerance: The weight stays while the share is within ``target_share`` ± ``tolerance``.
+        mean: The teacher's mean of images in [0, 1], RGB. The detector's images must be in [0, 1],
+            as those of D-FINE are. For images that are normalised already give 0 and an std of 1.
+        std: The teacher's standard deviation of such images.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    #: Factors by which the weight may change after an epoch.
+    limits = (0.5, 2.0)
+
+    def __init__(
+        self,
+        teacher: dict,
+        in_channels: int = 256,
+        teacher_channels: int = 768,
+        weight: float = 5.0,
+        target_share: float = 0.1,
+        tolerance: float = 0.01,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if weight <= 0 or not 0 < target_share < 1 or tolerance < 0:
+            raise ValueError(
+                'TeacherDistillation needs weight > 0, target_share in (0, 1) and tolerance >= 0, '
+                f'but got {weight}, {target_share} and {tolerance}'
+            )
+        self.projector = nn.Linear(in_channels, teacher_channels)
+        self.register_buffer('weight', torch.tensor(float(weight)))
+        self.target_share = target_share
+        self.tolerance = tolerance
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.teacher_config = teacher
+        # In a tuple, so that it doesn't become a submodule.
+        self._teacher: tuple[nn.Module, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_teacher': ()}
+
+    def forward(self, tokens: Tensor, images: Tensor, stride: int) -> dict[str, Tensor]:
+        """Loss, times its weight, and the weight for the log.
+
+        Args:
+            tokens: (B, N, ``in_channels``) tokens of the encoder, row by row.
+            images: (B, 3, H, W) the detector's images.
+            stride: Side of a token's cell in pixels, so that N = H / stride · W / stride.
+        """
+        height, width = (side // stride for side in images.shape[-2:])
+        wanted = to_tokens(F.adaptive_avg_pool2d(self._see(images), (height, width)))
+        similarity = F.cosine_similarity(self.projector(tokens).float(), wanted.float(), dim=-1)
+        return dict(
+            loss_distill=self.weight * (1 - similarity.mean()), distill_weight=self.weight.clone()
+        )
+
+    @torch.no_grad()
+    def _see(self, images: Tensor) -> Tensor:
+        """Features (B, C, h, w) of the teacher for the detector's images."""
+        if not self._teacher:
+            teacher = MODELS.build(self.teacher_config).to(images.device)
+            self._teacher = (teacher.eval().requires_grad_(False),)
+        [teacher] = self._teacher
+        mean, std = (images.new_tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        return teacher((images - mean) / std)
+
+    @torch.no_grad()
+    def follow(self, share: float) -> None:
+        """Adapt the weight to the share that the encoder's layer had of the gradient, in [0, 1]."""
+        if abs(share - self.target_share) <= self.tolerance:
+            return
+        lowest, highest = self.limits
+        factor = self.target_share / share if share > 0 else highest
+        self.weight *= min(max(factor, lowest), highest)
+
+
+@MODELS.register_module()
+class TimmTeacher(nn.Module):
+    """Patch features of a vision transformer of timm, which must be installed.
+
+    Args:
+        name: Name in timm, with pre-trained weights. DINOv3's are under Meta's licence.
+
+    Raises:
+        ImportError: timm isn't installed.
+    """
+
+    def __init__(self, name: str = 'vit_base_patch16_dinov3.lvd1689m') -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise ImportError(f'the teacher {name} needs timm: pip install timm') from None
+        self.network = timm.create_model(
+            name, pretrained=True, num_classes=0, dynamic_img_size=True
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to features (B, C, H / patch, W / patch)."""
+        tokens = self.network.forward_features(images)[:, self.network.num_prefix_tokens :]
+        sides = (
+            side // patch
+            for side, patch in zip(
+                images.shape[-2:], self.network.patch_embed.patch_size, strict=True
+            )
+        )
+        return tokens.transpose(1, 2).unflatten(2, tuple(sides))

@@ -1,0 +1,226 @@
+"""Distillation from a frozen teacher: a small convolution, which stands for any image model."""
+
+import copy
+import math
+import sys
+from types import SimpleNamespace
+
+from deim_mmdet.engine.hooks import DistillationWeightHook
+from deim_mmdet.models.losses.teacher_distillation import outputs_of
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop
+from tiny_detectors import tiny_batch, tiny_detector
+from torch import nn
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+WIDTH = 6
+
+
+@MODELS.register_module()
+class TinyTeacher(nn.Module):
+    """Features of patches of 16 pixels: two in each direction for a token of the encoder."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 16, 16)
+
+    def forward(self, images):
+        type(self).calls += 1
+        assert not self.training
+        return self.patches(images)
+
+
+def distilled(**options):
+    settings = dict(weight=3.0, mean=MEAN, std=STD, **options)
+    return tiny_detector(
+        neck=True,
+        distillation=dict(
+            type='TeacherDistillation',
+            teacher=dict(type='TinyTeacher'),
+            in_channels=16,
+            teacher_channels=WIDTH,
+            **settings,
+        ),
+    )
+
+
+@pytest.fixture
+def model():
+    return distilled()
+
+
+def test_loss_is_the_weighted_mean_of_one_minus_the_cosine(model):
+    images, samples = tiny_batch((2, 1), size=64)
+    images = images[..., :32]  # 2 x 1 tokens, not square
+    for sample in samples:
+        sample.set_metainfo(dict(img_shape=(64, 32)))
+    with outputs_of(model.neck.encoder) as seen:
+        losses = model.loss(images, samples)
+    [tokens], [teacher], projector = seen, model.distillation._teacher, model.distillation.projector
+    normalised = torch.stack([(images[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
+    total = 0.0
+    for image in range(2):
+        for row in range(2):
+            wanted = torch.zeros(WIDTH)
+            for i in range(2):
+                for j in range(2):
+                    y, x = 32 * row + 16 * i, 16 * j
+                    patch = normalised[image, :, y : y + 16, x : x + 16]
+                    weight = teacher.patches.weight
+                    wanted += ((weight * patch).sum((1, 2, 3)) + teacher.patches.bias) / 4
+            ours = projector.weight @ tokens[image, row] + projector.bias
+            total += 1 - float(ours @ wanted) / math.sqrt(
+                float(ours @ ours) * float(wanted @ wanted)
+            )
+    assert losses['loss_distill'].item() == pytest.approx(3 * total / 4, rel=1e-5)
+    assert losses['distill_weight'] == 3
+    # The weight is for the log alone.
+    loss, _ = model.parse_losses(losses)
+    assert loss.item() == pytest.approx(
+        sum(v.item() for name, v in losses.items() if name != 'distill_weight'), rel=1e-5
+    )
+
+
+def test_training_turns_the_encoder_to_the_teacher(model):
+    batch = tiny_batch((3, 1), size=96)
+    wrapper = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=4e-3))
+    before = len(model.state_dict())
+    history = []
+    for _ in range(30):
+        torch.manual_seed(0)
+        loss, log = model.parse_losses(model.loss(*batch))
+        history.append(dict(log))
+        wrapper.update_params(loss)
+    [teacher] = model.distillation._teacher
+    first, last = history[0], history[-1]
+    assert last['loss_distill'] < 0.3 * first['loss_distill']
+    assert last['loss'] - last['loss_distill'] < first['loss'] - first['loss_distill']
+    # The teacher learns nothing, and nobody else knows it.
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert len(model.state_dict()) == before
+    added = model.state_dict().keys() - tiny_detector(neck=True).state_dict().keys()
+    assert added == {f'distillation.{n}' for n in ('projector.weight', 'projector.bias', 'weight')}
+    assert copy.deepcopy(model).distillation._teacher == ()
+
+
+def test_evaluation_needs_no_teacher(model):
+    model.distillation.teacher_config = dict(type='NoSuchTeacher')
+    images, samples = tiny_batch((2,))
+    for sample in samples:
+        sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
+    model.eval()
+    TinyTeacher.calls = 0
+    assert len(model.predict(images, samples)) == 1
+    assert TinyTeacher.calls == 0
+
+
+def test_hidden_tokens_are_refused(model):
+    """A CUDA graph and compiled parts don't call the layer's hooks."""
+    hidden = copy.deepcopy(model)
+
+    def graphed(detector, images, queries):
+        features = hidden.extract_feat(images)
+        selected, predictions = hidden.bbox_head.decode(features, queries, all_layers=True)
+        return selected.scores, selected.box_logits, predictions
+
+    model.graphed = graphed
+    with pytest.raises(ValueError, match='train without --compile and --cuda-graph'):
+        model.loss(*tiny_batch((2,)))
+
+
+@pytest.mark.parametrize(
+    ('share', 'weight'),
+    [(0.21, 3.0), (0.19, 3.0), (0.25, 2.4), (0.16, 3.75), (0.01, 6.0), (0.9, 1.5), (0.0, 6.0)],
+)
+def test_weight_follows_the_share(model, share, weight):
+    distillation = distilled(target_share=0.2, tolerance=0.015).distillation
+    distillation.follow(share)
+    assert distillation.weight.item() == pytest.approx(weight)
+    # A resumed run goes on with it.
+    model.distillation.load_state_dict(distillation.state_dict())
+    assert model.distillation.weight.item() == pytest.approx(weight)
+
+
+@pytest.mark.parametrize('numbers', [dict(target_share=1.0), dict(tolerance=-0.1)])
+def test_bad_numbers(numbers):
+    with pytest.raises(ValueError, match='target_share in'):
+        distilled(**numbers)
+
+
+def test_a_neck_without_tokens_is_refused():
+    with pytest.raises(ValueError, match='needs a neck with a transformer layer'):
+        tiny_detector(distillation=dict(type='TeacherDistillation', teacher={}))
+
+
+def runner_of(model):
+    wrapper = OptimWrapper(
+        torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=0.1)
+    )
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    return SimpleNamespace(
+        model=model, optim_wrapper=wrapper, train_loop=loop, logger=MMLogger.get_current_instance()
+    )
+
+
+def test_hook_measures_the_encoders_share_of_the_gradient():
+    model = distilled(target_share=0.5)
+    runner, hook = runner_of(model), DistillationWeightHook()
+    hook.before_train(runner)
+    shares = []
+    for seed in range(2):
+        loss, _ = model.parse_losses(model.loss(*tiny_batch((2, 2), seed=seed)))
+        named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        grads = torch.autograd.grad(loss, [*named.values()], retain_graph=True)
+        squares = {
+            name: float((grad.double() ** 2).sum()) for name, grad in zip(named, grads, strict=True)
+        }
+        ours = sum(v for name, v in squares.items() if name.startswith('neck.encoder.'))
+        shares.append(math.sqrt(ours / sum(squares.values())))
+        runner.optim_wrapper.update_params(loss)
+    # A step that is left out.
+    runner.optim_wrapper.zero_grad()
+    runner.optim_wrapper.step()
+    hook.after_train_epoch(runner)
+    factor = min(max(0.5 / (sum(shares) / 2), 0.5), 2.0)
+    assert model.distillation.weight.item() == pytest.approx(3 * factor, rel=1e-4)
+    hook.after_train(runner)
+    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+def test_hook_needs_a_distillation():
+    with pytest.raises(ValueError, match=r'needs model\.distillation'):
+        DistillationWeightHook().before_train(runner_of(tiny_detector(neck=True)))
+
+
+class FakeVit(nn.Module):
+    """Gives each patch its own number, after two other tokens."""
+
+    num_prefix_tokens = 2
+    patch_embed = SimpleNamespace(patch_size=(16, 16))
+
+    def forward_features(self, images):
+        patches = images[:, 0, ::16, ::16].flatten(1)
+        return torch.cat([-torch.ones(len(images), 2), patches], dim=1)[..., None].expand(-1, -1, 5)
+
+
+def test_teachers_of_timm_give_their_patches(monkeypatch):
+    asked = []
+    fake = SimpleNamespace(create_model=lambda name, **options: asked.append(name) or FakeVit())
+    monkeypatch.setitem(sys.modules, 'timm', fake)
+    teacher = MODELS.build(dict(type='TimmTeacher', name='vit_small'))
+    images = torch.rand(2, 3, 32, 64)
+    features = teacher(images)
+    assert asked == ['vit_small']
+    assert features.shape == (2, 5, 2, 4)
+    assert torch.equal(features[:, 3], images[:, 0, ::16, ::16])
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(ImportError, match='the teacher vit_small needs timm: pip install timm'):
+        MODELS.build(dict(type='TimmTeacher', name='vit_small'))
