@@ -5,6 +5,7 @@ import re
 from deim_mmdet.checkpoints.reference import convert_name, decoder_kind
 from deim_mmdet.models.layers.distribution import weighting_function
 from deim_mmdet.models.layers.predictions import Predictions
+from deim_mmdet.models.losses import DFINECriterion
 from deim_mmdet.models.task_modules import Targets
 
 import numpy as np
@@ -82,8 +83,22 @@ def test_evaluation_outputs_in_single_precision():
 
 @pytest.mark.parametrize(('name', 'case'), [*CRITERIA, ('deimv2_pico', 'a')])
 def test_criterion_values_and_gradients(name, case):
-    golden = load(f'criterion_{name}_{case}')
     dtype = torch.float64 if name.startswith(EXACT) else torch.float32
+    criterion = build_model(name).bbox_head.criterion
+    check_criterion(criterion, load(f'criterion_{name}_{case}'), dtype)
+
+
+def test_criterion_of_the_second_matcher():
+    golden = load('criterion_deimv2_s_late')
+    criterion = DFINECriterion(late_matcher=dict(type='ScoreOverlapMatcher'))
+    with pytest.raises(AssertionError):
+        check_criterion(criterion, golden, torch.float64)
+    criterion.late = True
+    check_criterion(criterion, golden, torch.float64)
+
+
+def check_criterion(criterion, golden, dtype):
+    """Compare a criterion's values and gradients with those of a golden case."""
     inputs = {
         key: torch.from_numpy(value).to(dtype).requires_grad_(not key.endswith('ref_points'))
         for key, value in golden.items()
@@ -99,23 +114,23 @@ def test_criterion_values_and_gradients(name, case):
             fields['initial_scores'] = inputs[f'in/{initial}/pred_logits'][None]
             fields['initial_boxes'] = inputs[f'in/{initial}/pred_boxes'][None]
         if f'in/{part}/0/pred_corners' in inputs:
-            reg_scale = torch.tensor([4.0])
+            up, reg_scale = (torch.tensor([value], dtype=dtype) for value in (0.5, 4.0))
             fields |= dict(
                 distributions=stacked('pred_corners'),
                 references=inputs[f'in/{part}/ref_points'][None],
-                bin_distances=weighting_function(32, torch.tensor([0.5]), reg_scale),
+                bin_distances=weighting_function(32, up, reg_scale),
                 reg_scale=reg_scale,
             )
         return Predictions(**fields)
 
-    has_objects = case != 'empty'
+    has_objects = 'in/denoising/0/pred_logits' in inputs
     batch = len(inputs['in/encoder/pred_logits'])
     labels, boxes = (
         [torch.from_numpy(golden[f'target/{i}/{field}']) for i in range(batch)]
         for field in ('labels', 'boxes')
     )
     boxes = [of_image.to(dtype) for of_image in boxes]
-    losses = build_model(name).bbox_head.criterion(
+    losses = criterion(
         matching=predictions('decoder', 'pre'),
         encoder=(inputs['in/encoder/pred_logits'], inputs['in/encoder/pred_boxes']),
         denoising=predictions('denoising', 'denoising_pre') if has_objects else None,
