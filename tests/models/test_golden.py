@@ -96,8 +96,7 @@ def test_evaluation_outputs_in_single_precision():
 @pytest.mark.parametrize(('name', 'case'), [*CRITERIA, ('deimv2_pico', 'a')])
 def test_criterion_values_and_gradients(name, case):
     dtype = torch.float64 if name.startswith(EXACT) else torch.float32
-    criterion = build_model(name).bbox_head.criterion
-    check_criterion(criterion, load(f'criterion_{name}_{case}'), dtype)
+    check_criterion(build_model(name).bbox_head.criterion, load(f'criterion_{name}_{case}'), dtype)
 
 
 def test_criterion_of_the_second_matcher():

@@ -36,7 +36,7 @@ def samples(counts, size=(64, 96)):
     return result
 
 
-@pytest.fixture(scope='module', params=['deim_dfine_n', 'deim_rtdetrv2_r18'])
+@pytest.fixture(scope='module', params=['deim_dfine_n', 'deim_rtdetrv2_r18', 'deimv2_pico'])
 def model(request):
     torch.manual_seed(0)
     return build_model(request.param)

@@ -225,3 +225,18 @@ def test_multi_scale_comes_after_it_on_the_way_of_bytes():
     np.random.seed(2)
     plain, _ = scale(*blend(inputs / 255, [s.clone() for s in make_batch(BOXES)[1]]))
     torch.testing.assert_close(batch['inputs'], plain)
+
+
+def test_pixels_stay_on_their_device_and_boxes_on_the_host():
+    """torch's "meta" device stands for a GPU: its pixels have no values that could be read."""
+    batches = []
+    for device in ('cpu', 'meta'):
+        np.random.seed(0)
+        inputs, samples = make_batch(BOXES)
+        out, samples = DenseO2OCopyBlend(prob=1)(inputs.to(device), samples)
+        assert out.device.type == device
+        assert out.shape == inputs.shape
+        batches.append(samples)
+    for host, other in zip(*batches, strict=True):
+        assert torch.equal(host.gt_instances.bboxes, other.gt_instances.bboxes)
+        assert other.gt_instances.bboxes.device.type == 'cpu'
