@@ -23,6 +23,6 @@ stack.check_versions(
     'onedl' if 'onedl' in _stacks else 'openmmlab',
 )
 
-from . import datasets, engine, evaluation, models  # noqa: E402
+from . import datasets, engine, evaluation, models, reports  # noqa: E402
 
-__all__ = ['__version__', 'datasets', 'engine', 'evaluation', 'models']
+__all__ = ['__version__', 'datasets', 'engine', 'evaluation', 'models', 'reports']

@@ -29,8 +29,9 @@ ROOMS = {
     'deployment': BOTTOM,
     'engine': {'deployment', *BOTTOM},
     'data_checks': {'visualization', *BOTTOM},
+    'reports': {'data_checks', 'visualization', *BOTTOM},
     # The package itself registers all components when it is imported.
-    '__init__': {'engine', *BOTTOM},
+    '__init__': {'engine', 'reports', *BOTTOM},
     '__main__': SIDE,
 }
 FILES = [path for path in sorted(PACKAGE.rglob('*.py')) if '.mim' not in path.parts]

@@ -1,6 +1,6 @@
 """Test (and evaluate) a detector.
 
-    python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out FILE.pkl] ...
+    python tools/test.py CONFIG CHECKPOINT [--report DIR] [--show-dir DIR] [--out FILE.pkl] ...
     mim test deim_mmdet CONFIG --checkpoint CHECKPOINT [...]
 
 CONFIG is a path; through mim it may be the name of one of the package's configs, from anywhere.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
+from deim_mmdet.reports import ReportHook, check_argument
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
@@ -31,6 +32,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', help='folder for logs; default work_dirs/<config name>')
     parser.add_argument('--out', help='write predictions to this .pkl file')
+    parser.add_argument(
+        '--report', help='new folder for a report: an HTML page, its pictures, and JSON'
+    )
     parser.add_argument('--show', action='store_true', help='show pictures with detections')
     parser.add_argument(
         '--show-dir', help='save pictures with detections: work_dir/timestamp/<this>'
@@ -69,6 +73,7 @@ def parse_args() -> argparse.Namespace:
         parser.error('--fused: a model with --tta is not fused; leave one of them out')
     if not Path(args.checkpoint).exists() and '://' not in args.checkpoint:
         parser.error(f'there is no checkpoint {args.checkpoint}')
+    check_argument(parser, args.report)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -137,6 +142,9 @@ def main() -> None:
     runner = RUNNERS.build(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    if args.report is not None:
+        # Not in the config, which is kept in the work directory: other runs may read it.
+        runner.register_hook(ReportHook(args.report))
     runner.test()
 
 

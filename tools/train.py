@@ -20,6 +20,7 @@ from deim_mmdet.engine.config import (
     set_mixed_precision,
 )
 from deim_mmdet.engine.faults import find_resumable
+from deim_mmdet.reports import ReportHook, check_argument
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
@@ -98,6 +99,10 @@ def parse_args() -> argparse.Namespace:
         help='go on from this checkpoint; without one, from the latest of the work directory',
     )
     parser.add_argument(
+        '--report',
+        help='new folder for a report on the last evaluation: an HTML page, its pictures, and JSON',
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -113,6 +118,7 @@ def parse_args() -> argparse.Namespace:
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args(with_value_of_amp(sys.argv[1:]))
+    check_argument(parser, args.report)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -170,7 +176,11 @@ def main() -> None:
         cfg = prepare(args)
         if not args.no_check_data:
             check_data(cfg)
-        RUNNERS.build(cfg).train()
+        runner = RUNNERS.build(cfg)
+        if args.report is not None:
+            # Not in the config, which is kept in the work directory: other runs may read it.
+            runner.register_hook(ReportHook(args.report))
+        runner.train()
     except RunFault as fault:
         # The message says everything; a traceback would only hide it.
         sys.exit(f'{type(fault).__name__}: {fault}')

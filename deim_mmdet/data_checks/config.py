@@ -81,8 +81,8 @@ def check_datasets(
         mixing = find_component(DATASETS, outer, DenseO2ODataset) or {}
         skips = bool(mixing.get('skip_unreadable'))
         limits = detection_limits(config, split)
-        for options in _base_datasets(outer):
-            if not _reads_coco(options):
+        for options in base_datasets(outer):
+            if not reads_coco(options):
                 report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
                 report.add([Finding('other_format', False, component_name(options))])
                 reports[split, repr(options)] = report
@@ -173,19 +173,19 @@ class CocoSource:
         return image['file_name']
 
 
-def _reads_coco(options: dict) -> bool:
+def reads_coco(options: dict) -> bool:
     """Whether a data set reads COCO format; some that derive from ``CocoDataset`` don't."""
     ways = (CheckedCocoDataset.load_data_list, CocoDataset.load_data_list)
     return getattr(component_class(DATASETS, options), 'load_data_list', None) in ways
 
 
-def _base_datasets(options: object) -> Iterator[dict]:
+def base_datasets(options: object) -> Iterator[dict]:
     """Configs of the data sets, without their wrappers."""
     for key in ('dataset', 'datasets'):
         inner = options.get(key) if isinstance(options, dict) else None
         if inner is not None:
-            for child in inner if isinstance(inner, list) else [inner]:
-                yield from _base_datasets(child)
+            for child in inner if isinstance(inner, list | tuple) else [inner]:
+                yield from base_datasets(child)
             return
     if isinstance(options, dict):
         yield options

@@ -42,6 +42,25 @@ def faster_evaluation() -> type | None:
     return COCOeval_faster
 
 
+def coco_evaluation(evaluator: type, annotations: COCO, found: list[dict], kind: str = 'bbox'):
+    """An evaluation of detections, its parameters still to be set.
+
+    Args:
+        evaluator: pycocotools' ``COCOeval`` or a class that computes the same.
+        annotations: The objects.
+        found: Detections as entries of COCO's results; they get ids from 1 on, in their order.
+        kind: 'bbox' or 'segm'.
+    """
+    if found:
+        detections = annotations.loadRes(found)
+    else:
+        print_log('There is not a single detection', logger='current', level=logging.WARNING)
+        detections = COCO()
+        detections.dataset = {**annotations.dataset, 'annotations': []}
+        detections.createIndex()
+    return evaluator(annotations, detections, kind)
+
+
 @METRICS.register_module()
 class CheckedCocoMetric(CocoMetric):
     """mmdet's ``CocoMetric`` that assumes nothing about the annotation file.
@@ -217,14 +236,7 @@ class CheckedCocoMetric(CocoMetric):
         The axes of precision are (IoU, recall, class, area, detections); those of recall are the
         same without recall. Classes are in the order of their categories' ids.
         """
-        if found:
-            detections = self.annotations.loadRes(found)
-        else:
-            print_log('There is not a single detection', logger='current', level=logging.WARNING)
-            detections = COCO()
-            detections.dataset = {**self.annotations.dataset, 'annotations': []}
-            detections.createIndex()
-        evaluation = self._evaluation_class()(self.annotations, detections, kind)
+        evaluation = coco_evaluation(self._evaluation_class(), self.annotations, found, kind)
         evaluation.params.catIds = sorted(self.cat_ids)
         evaluation.params.imgIds = self.img_ids
         evaluation.params.maxDets = sorted(self.proposal_nums)

@@ -25,6 +25,7 @@ def draw_tile(
     classes: Sequence[str] = (),
     scores: np.ndarray | None = None,
     side: int = 320,
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """Scale an image to fit a square and draw boxes on it.
 
@@ -32,9 +33,10 @@ def draw_tile(
         image: (H, W, 3) uint8, BGR.
         boxes: (N, 4) x1, y1, x2, y2 in pixels of ``image``.
         labels: (N,) class indices; they choose the colours.
-        classes: Class names to write on the boxes. Default: none.
+        classes: Class names to write on the boxes, none where a name is empty. Default: none.
         scores: (N,) scores in [0, 1], written after the names.
         side: Side of the tile in pixels.
+        colours: BGR colour of each class. Default: :func:`class_colour`.
 
     Returns:
         (side, side, 3) uint8, BGR; the image in the middle on grey.
@@ -49,10 +51,10 @@ def draw_tile(
         interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC,
     )
     for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        colour = class_colour(int(label))
+        colour = class_colour(int(label)) if colours is None else colours[int(label)]
         x1, y1, x2, y2 = (round(float(value) * scale) for value in box)
         cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2)
-        if not classes:
+        if not classes or not classes[int(label)]:
             continue
         text = classes[int(label)] + ('' if scores is None else f' {scores[index]:.2f}')
         (text_width, text_height), _ = cv2.getTextSize(text, FONT, 0.42, 1)

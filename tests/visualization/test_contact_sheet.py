@@ -24,6 +24,17 @@ def test_names_stay_inside_and_change_the_picture():
     assert (named != without).any()
 
 
+def test_colours_are_those_given_and_empty_names_are_left_out():
+    image = np.zeros((64, 64, 3), np.uint8)
+    boxes = np.array([[0, 0, 20, 20], [30, 30, 60, 60]])
+    colours = [(1, 200, 3), (4, 5, 250)]
+    tile = draw_tile(image, boxes, np.arange(2), ('', ''), side=64, colours=colours)
+    drawn = {tuple(colour) for colour in tile.reshape(-1, 3).tolist()}
+    assert drawn == {(0, 0, 0), *colours}
+    # No name covers the picture: lines alone are drawn.
+    assert (tile == 0).all(axis=2).mean() > 0.85
+
+
 def test_sheet_places_rows_and_captions():
     tiles = [np.full((20, 20, 3), value, np.uint8) for value in (10, 20, 30)]
     plain = contact_sheet([tiles[:2], tiles[2:]])

@@ -1,0 +1,205 @@
+"""What is wrong with the detections at a score: which errors, and which may be the labels'."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools.mask import iou
+
+from .matching import IOU, Boxes, Detections, Objects, match_across_classes
+
+# Below this IoU a detection isn't about an object.
+APART = 0.1
+# From this IoU on two objects of a class are taken for one that is annotated twice.
+TWICE = 0.9
+
+#: Kinds of false positives, with what the report calls them.
+KINDS = dict(
+    background='nothing is annotated there',
+    misplaced='right class, but the box fits badly (IoU 0.1 to 0.5)',
+    duplicate='a second box on an object that was found',
+    confused='an object of another class, not found as its own',
+    other='on or beside an object of another class',
+)
+
+
+@dataclass
+class LabelError:
+    """What may be an error of the annotations.
+
+    Attributes:
+        kind: 'missing' (an object that isn't annotated), 'class' (annotated as another class) or
+            'twice' (annotated twice).
+        certainty: For sorting. Of the first two, the share of the correct detections of the class
+            that had no higher score; of the last, the boxes' IoU.
+        detection: Position of the detection, or None.
+        objects: Positions of the objects concerned.
+    """
+
+    kind: str
+    certainty: float
+    detection: int | None
+    objects: list[int]
+
+
+@dataclass
+class Errors:
+    """Errors of the detections with at least a score.
+
+    Attributes:
+        score: The score.
+        confusion: (K + 1, K + 1) counts; rows are the annotated classes, columns the detected
+            ones, the last of both the background. The diagonal holds what was found.
+        kinds: Positions of false positives by kind (``KINDS``), the highest score first.
+        confused: (detection, object) of each false positive of kind 'confused', in that order.
+        missed: Positions of objects that were not found. Those that no detection of their class
+            came near come first, and among them the largest.
+        labels: Likely label errors, the likeliest first.
+    """
+
+    score: float
+    confusion: np.ndarray
+    kinds: dict[str, list[int]]
+    confused: list[tuple[int, int]]
+    missed: list[int]
+    labels: list[LabelError] = field(default_factory=list)
+
+
+def find_errors(detections: Detections, objects: Objects, classes: int, score: float) -> Errors:
+    """Sort what is wrong with the detections with at least ``score``.
+
+    Args:
+        detections: All detections that count.
+        objects: All objects.
+        classes: Number of classes.
+        score: The score.
+    """
+    shown = detections.score >= score
+    right = np.flatnonzero(shown & (detections.object >= 0))
+    wrong = np.flatnonzero(shown & (detections.object < 0) & ~detections.ignored)
+    missed = np.flatnonzero(~objects.crowd & (objects.found_at < score))
+    pairs = match_across_classes(
+        _chosen(detections, wrong), detections.score[wrong], _chosen(objects, missed)
+    )
+    confused = [(int(wrong[one]), int(missed[other])) for one, other in pairs]
+    taken = {one for one, _ in confused}
+
+    confusion = np.zeros((classes + 1, classes + 1), int)
+    np.add.at(confusion, (detections.label[right], detections.label[right]), 1)
+    for one, other in confused:
+        confusion[objects.label[other], detections.label[one]] += 1
+    lost = [index for index in missed if index not in {other for _, other in confused}]
+    np.add.at(confusion, (objects.label[lost], classes), 1)
+    alone = [index for index in wrong if index not in taken]
+    np.add.at(confusion, (classes, detections.label[alone]), 1)
+
+    overlaps = Overlaps(detections, objects)
+    kinds = {kind: [] for kind in KINDS}
+    for index in wrong[np.argsort(-detections.score[wrong], kind='stable')]:
+        kind = 'confused' if index in taken else overlaps.kind(index)
+        kinds[kind].append(int(index))
+    near = overlaps.best_scores(lost)
+    lost = sorted(lost, key=lambda index: (near[index], -objects.area[index], index))
+    errors = Errors(score, confusion, kinds, confused, [int(index) for index in lost])
+    errors.labels = _label_errors(detections, objects, errors, right)
+    return errors
+
+
+class Overlaps:
+    """IoUs of detections and objects of an image.
+
+    Args:
+        detections: All detections that count.
+        objects: All objects.
+    """
+
+    def __init__(self, detections: Detections, objects: Objects) -> None:
+        self.detections, self.objects = detections, objects
+        self._objects_of = _by_image(objects)
+        self._detections_of = _by_image(detections)
+
+    def kind(self, index: int) -> str:
+        """Kind of a false positive that isn't confused with another class."""
+        detections, objects = self.detections, self.objects
+        members = self._objects_of.get(detections.image[index])
+        if members is None:
+            return 'background'
+        # The IoU with a crowd is the share of the detection that lies on it.
+        ious = iou(detections.box[[index]], objects.box[members], objects.crowd[members])[0]
+        own = (objects.label[members] == detections.label[index]) & ~objects.crowd[members]
+        best = ious[own].max(initial=0)
+        if best >= IOU:
+            return 'duplicate'
+        if best >= APART:
+            return 'misplaced'
+        return 'other' if ious.max() >= APART else 'background'
+
+    def best_scores(self, indices: list[int]) -> dict[int, float]:
+        """The highest score, for each object, of a detection of its class near it, or 0.
+
+        Near is an IoU of at least 0.1; the detection may have found another object.
+        """
+        detections, objects, best = self.detections, self.objects, {}
+        for index in indices:
+            members = self._detections_of.get(objects.image[index], np.zeros(0, int))
+            members = members[detections.label[members] == objects.label[index]]
+            best[index] = 0.0
+            if len(members):
+                ious = iou(detections.box[members], objects.box[[index]], [0])[:, 0]
+                best[index] = float(detections.score[members][ious >= APART].max(initial=0))
+        return best
+
+
+def _label_errors(
+    detections: Detections, objects: Objects, errors: Errors, right: np.ndarray
+) -> list[LabelError]:
+    """What looks like errors of the annotations.
+
+    A false positive does where half of the correct detections of its class are no surer.
+    """
+    scores = np.sort(detections.score[right])
+    of_class = {
+        label: np.sort(detections.score[right][detections.label[right] == label])
+        for label in np.unique(detections.label[right])
+    }
+
+    def certainty(index: int) -> float:
+        among = of_class.get(detections.label[index], scores)
+        place = np.searchsorted(among, detections.score[index], side='right')
+        return place / len(among) if len(among) else 0.0
+
+    lonely = _one_of_a_place(detections, errors.kinds['background'])
+    found = [LabelError('missing', certainty(i), i, []) for i in lonely]
+    found += [LabelError('class', certainty(i), i, [other]) for i, other in errors.confused]
+    found = [error for error in found if error.certainty >= 0.5]
+    for members in _by_image(objects).values():
+        members = members[~objects.crowd[members]]
+        ious = iou(objects.box[members], objects.box[members], [0] * len(members))
+        for one, other in zip(*np.nonzero(np.triu(ious, 1) >= TWICE), strict=True):
+            first, second = int(members[one]), int(members[other])
+            if objects.label[first] == objects.label[second]:
+                found.append(LabelError('twice', float(ious[one, other]), None, [first, second]))
+    return sorted(found, key=lambda error: -error.certainty)
+
+
+def _one_of_a_place(detections: Detections, indices: list[int]) -> list[int]:
+    """Those of the detections that no earlier one overlaps: each place once."""
+    kept: dict[int, list[int]] = {}
+    for index in indices:
+        others = kept.setdefault(int(detections.image[index]), [])
+        boxes = detections.box[[index]], detections.box[others]
+        if not others or iou(*boxes, [0] * len(others)).max() < APART:
+            others.append(index)
+    return [index for index in indices if index in kept[int(detections.image[index])]]
+
+
+def _by_image(boxes: Boxes) -> dict[int, np.ndarray]:
+    """Positions of the boxes of each image that has any."""
+    if not len(boxes):
+        return {}
+    order = np.argsort(boxes.image, kind='stable')
+    images, starts = np.unique(boxes.image[order], return_index=True)
+    return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _chosen(boxes: Boxes, indices: np.ndarray) -> Boxes:
+    return Boxes(boxes.image[indices], boxes.label[indices], boxes.box[indices])
