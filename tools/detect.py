@@ -3,8 +3,8 @@
     python tools/detect.py model.onnx picture.jpg --out detected.jpg
     python tools/detect.py model.xml video.mp4 --out detected.mp4 [--threshold 0.4]
 
-Needs numpy, OpenCV and ONNX Runtime (.onnx) or OpenVINO (.xml), neither torch nor this package: copy
-it where the model goes.
+Needs numpy, OpenCV and ONNX Runtime (.onnx) or OpenVINO (.xml), neither torch nor this package:
+copy it where the model goes.
 """
 
 import argparse
