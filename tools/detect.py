@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,34 +21,52 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 Detect = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
-def load(path: Path) -> tuple[Detect, tuple[int, int], list[str]]:
-    """The model as a function, height and width of its input, and names of its classes if known."""
+class Model(NamedTuple):
+    """A model, height and width of its input, and what its file says of it: ``classes``, …"""
+
+    detect: Detect
+    size: tuple[int, int]
+    metadata: dict[str, str]
+
+
+def load(path: Path) -> Model:
+    """The model in the file at ``path``."""
     if path.suffix == '.xml':
         import openvino
 
         model = openvino.Core().compile_model(path, 'CPU', {'PERFORMANCE_HINT': 'LATENCY'})
         height, width = (side.get_length() for side in model.input('images').partial_shape[2:])
-        return lambda *inputs: list(model(inputs).values()), (height, width), []
+        return Model(lambda *inputs: list(model(inputs).values()), (height, width), {})
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     names = [each.name for each in session.get_inputs()]
     height, width = session.get_inputs()[0].shape[2:]
-    classes = session.get_modelmeta().custom_metadata_map.get('classes', '[]')
-    return (
+    return Model(
         lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True))),
         (height, width),
-        json.loads(classes),
+        session.get_modelmeta().custom_metadata_map,
     )
 
 
-def draw(image: np.ndarray, model: tuple, threshold: float) -> int:
+def to_input(image: np.ndarray, size: tuple[int, int], letterbox: bool) -> np.ndarray:
+    """An image (H, W, 3), BGR as OpenCV reads it, as input (1, 3, height, width), RGB in [0, 1]."""
+    height, width = size
+    resized = (width, height)
+    if letterbox:
+        factor = min(height / image.shape[0], width / image.shape[1])
+        resized = tuple(int(side * factor + 0.5) for side in image.shape[1::-1])
+    padded = np.full((height, width, 3), 114, np.uint8)
+    padded[: resized[1], : resized[0]] = cv2.resize(image, resized)
+    return np.ascontiguousarray(padded[..., ::-1].transpose(2, 0, 1)[None], np.float32) / 255
+
+
+def draw(image: np.ndarray, model: Model, threshold: float, letterbox: bool) -> int:
     """Detect in an image (H, W, 3), BGR as OpenCV reads it, and draw on it; number of objects."""
-    detect, (height, width), classes = model
-    resized = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height))
-    inputs = np.ascontiguousarray(resized.transpose(2, 0, 1)[None], np.float32) / 255
+    classes = json.loads(model.metadata.get('classes', '[]'))
+    inputs = to_input(image, model.size, letterbox)
     size = np.array([[image.shape[1], image.shape[0]]], np.int64)
-    labels, boxes, scores = (output[0] for output in detect(inputs, size))
+    labels, boxes, scores = (output[0] for output in model.detect(inputs, size))
     shown = scores >= threshold
     for label, box, score in zip(labels[shown], boxes[shown], scores[shown], strict=True):
         left, top, right, bottom = box.round().astype(int).tolist()
@@ -64,23 +83,29 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='picture or video')
     parser.add_argument('--out', type=Path, required=True, help='picture or video to write')
     parser.add_argument('--threshold', type=float, default=0.4, help='least score that is shown')
+    parser.add_argument(
+        '--letterbox',
+        action='store_true',
+        help='an .xml file of a model that keeps the proportions of images; .onnx files say so',
+    )
     args = parser.parse_args()
     for path in (args.model, args.source):
         if not path.is_file():
             parser.error(f'there is no file {path}')
     model = load(args.model)
+    letterbox = args.letterbox or 'letterbox' in model.metadata
     if args.source.suffix.lower() in PICTURES:
         image = cv2.imread(str(args.source))
         if image is None:
             parser.error(f'{args.source} is no picture that OpenCV can read')
-        print(f'{draw(image, model, args.threshold)} objects')
+        print(f'{draw(image, model, args.threshold, letterbox)} objects')
         if not cv2.imwrite(str(args.out), image):
             parser.error(f'could not write {args.out}')
         return
     video = cv2.VideoCapture(str(args.source))
     fps, writer, frames, begin = video.get(cv2.CAP_PROP_FPS) or 25, None, 0, time.perf_counter()
     while (frame := video.read()[1]) is not None:
-        draw(frame, model, args.threshold)
+        draw(frame, model, args.threshold, letterbox)
         if writer is None:
             fourcc = cv2.VideoWriter.fourcc(*'mp4v')
             writer = cv2.VideoWriter(str(args.out), fourcc, fps, frame.shape[1::-1])

@@ -19,7 +19,7 @@ from .hooks import (
     ResumableEarlyStoppingHook,
     UniqueNameVisualizationHook,
 )
-from .image_size import apply_image_size, set_image_size
+from .image_size import apply_image_size, keep_aspect_ratio, set_image_size
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .recipe import PublishedRecipe, Recipe, derive_recipe
 from .runner import DEIMRunner
@@ -53,5 +53,6 @@ __all__ = [
     'UniqueNameVisualizationHook',
     'apply_image_size',
     'derive_recipe',
+    'keep_aspect_ratio',
     'set_image_size',
 ]

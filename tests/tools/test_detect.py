@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+from deim_mmdet.deployment.inputs import read_image
+
 import cv2
 import numpy as np
 import pytest
@@ -86,6 +88,15 @@ runpy.run_path(sys.argv[0], run_name='__main__')
         return done.stdout + done.stderr
 
     return run
+
+
+@pytest.mark.parametrize('letterbox', [False, True])
+def test_inputs_are_those_of_the_package(load_tool, tmp_path, letterbox):
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    expected, _ = read_image(tmp_path / 'a.png', (64, 128), letterbox)
+    found = load_tool('detect.py').to_input(image, (64, 128), letterbox)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def picture(path, red):

@@ -4,6 +4,10 @@ data_root = 'data/coco/'
 image_size = 640
 # The size in the pipelines below; set_image_size keeps it up to date.
 applied_image_size = image_size
+# Whether images keep their proportions in the input, with a padding, or are stretched to its size.
+# A config that inherits this one changes it in the same two ways: keep_aspect_ratio(_base_), or
+# keep_ratio = True.
+keep_ratio = False
 
 # What DenseO2O does with a sample depends on the stage (warm-up, dense, flat, no-augmentation).
 # DenseO2OScheduleHook sets the stage.
