@@ -19,6 +19,8 @@ val_images = 'images/val/'
 
 # Side of the network's input in pixels, divisible by 32; or (height, width).
 image_size = 640
+# Whether images keep their proportions in the input, with a padding, or are stretched to its size.
+keep_ratio = False
 
 # The recipe follows from these. Before training starts, stages of the augmentation, learning rates,
 # warm-ups and EMA are derived and printed. Train at least 4 epochs. batch_size is per process.
@@ -40,7 +42,7 @@ dense_o2o = True
 
 import os.path as osp
 
-from deim_mmdet.engine import set_image_size
+from deim_mmdet.engine import keep_aspect_ratio, set_image_size
 
 model = dict(bbox_head=dict(num_classes=len(classes)))
 if not mal:
@@ -68,3 +70,5 @@ test_evaluator = val_evaluator
 
 # This sets the size in the base's pipelines, mosaics and multi-scale training.
 set_image_size(_base_, image_size)
+if keep_ratio:
+    keep_aspect_ratio(_base_)

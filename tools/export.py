@@ -16,7 +16,7 @@ import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.deployment.detector import DeployedDetector
 from deim_mmdet.deployment.extras import is_installed
-from deim_mmdet.deployment.inputs import example_image, network_size, read_image
+from deim_mmdet.deployment.inputs import example_image, letterboxes, network_size, read_image
 from deim_mmdet.deployment.onnx_export import OPSET, export_onnx
 from deim_mmdet.deployment.runtimes import (
     Agreement,
@@ -134,19 +134,19 @@ def labels_of(cfg: Config, checkpoint: dict) -> tuple[str, ...] | None:
 
 
 def check(
-    expected: Callable, actual: Callable, image: Path, size: tuple[int, int], half: bool
+    expected: Callable, actual: Callable, image: tuple[np.ndarray, np.ndarray], half: bool
 ) -> None:
     """Compare two runtimes on a picture, alone and as a batch with its mirror image.
 
     Raises:
         SystemExit: They differ by more than rounding.
     """
-    pixels, sizes = read_image(image, size)
+    pixels, sizes = image
     batch = np.ascontiguousarray(np.concatenate([pixels, pixels[..., ::-1]])), sizes.repeat(2, 0)
     limits = LIMITS[half]
     for name, inputs in (('one image', (pixels, sizes)), ('a batch of two', batch)):
         agreement = compare(expected(*inputs), actual(*inputs), score_tolerance=limits.score)
-        print(f'{name} ({image.name}): {agreement}')
+        print(f'{name}: {agreement}')
         if any(value > limit for value, limit in zip(agreement, limits, strict=True)):
             raise SystemExit(
                 f'the exported model differs from PyTorch by more than rounding ({limits})'
@@ -157,24 +157,27 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     size = network_size(cfg) if args.size is None else tuple(args.size)
-    image = args.image or example_image(cfg)
+    letterbox = letterboxes(cfg)
+    picture = args.image or example_image(cfg)
+    image = read_image(picture, size, letterbox)
     model, classes = load_detector(cfg, args.checkpoint)
     path = args.out.with_suffix('.onnx')
-    onnx_path = export_onnx(model, path, size, args.opset, args.half, classes)
+    onnx_path = export_onnx(model, path, size, args.opset, args.half, classes, letterbox)
     print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx3x{size[0]}x{size[1]}')
     print(f'labels: {", ".join(classes) if classes else "names unknown"}')
-    reference = PyTorchRuntime(DeployedDetector(model))
-    check(reference, ONNXRuntime(onnx_path), image, size, args.half)
+    print(f'compared with PyTorch on {picture}')
+    reference = PyTorchRuntime(DeployedDetector(model, letterbox=letterbox))
+    check(reference, ONNXRuntime(onnx_path), image, args.half)
     if args.backend == 'openvino':
         print(f'{export_openvino(onnx_path, args.out)}: OpenVINO')
-        check(reference, OpenVINORuntime(args.out), image, size, args.half)
+        check(reference, OpenVINORuntime(args.out), image, args.half)
     elif args.backend == 'tensorrt':
         for kind, title in ENGINES[args.half].items():
             print(f'{title}:')
             print(trtexec_command(onnx_path, args.out, size, args.max_batch, kind))
         if is_installed('tensorrt'):
             print(f'{build_engine(onnx_path, args.out, size, args.max_batch)}: TensorRT')
-            check(reference, TensorRTRuntime(args.out), image, size, args.half)
+            check(reference, TensorRTRuntime(args.out), image, args.half)
 
 
 if __name__ == '__main__':

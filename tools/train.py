@@ -20,6 +20,7 @@ from deim_mmdet.engine.config import (
     set_mixed_precision,
 )
 from deim_mmdet.engine.faults import find_resumable
+from deim_mmdet.engine.fitting_batch_size import fitting_batch_size
 from deim_mmdet.reports import ReportHook, check_argument
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -35,6 +36,12 @@ def positive(text: str) -> int:
     return number
 
 
+def batch_size(text: str) -> int | str:
+    """Type of an argument that is a positive number, or the word ``auto``."""
+    return text if text == AUTO else positive(text)
+
+
+AUTO = 'auto'
 PRECISIONS = ('fp16', 'bf16')
 
 
@@ -79,9 +86,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--batch-size',
-        type=positive,
-        help='images of each process in an iteration; learning rates and durations follow where '
-        'auto_scale_lr is on',
+        type=batch_size,
+        help='images of each process in an iteration, or auto: as many as fit into the memory of '
+        'the GPU; learning rates and durations follow where auto_scale_lr is on',
     )
     parser.add_argument(
         '--val-interval', type=positive, help='evaluate after every so many epochs, and the last'
@@ -118,6 +125,8 @@ def parse_args() -> argparse.Namespace:
     # torch.distributed.launch passes --local-rank or, in older versions, --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args(with_value_of_amp(sys.argv[1:]))
+    if args.batch_size == AUTO and args.launcher != 'none':
+        parser.error('--batch-size auto: find the number in one process, then give it to all')
     check_argument(parser, args.report)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -147,9 +156,10 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    override_length(cfg, args.epochs, args.batch_size, args.val_interval)
     if args.amp:
         set_mixed_precision(cfg, args.amp)
+    size = fitting_batch_size(cfg) if args.batch_size == AUTO else args.batch_size
+    override_length(cfg, args.epochs, size, args.val_interval)
     hooks = {'CompileHook': args.compile, 'CUDAGraphHook': args.cuda_graph}
     if added := [dict(type=name) for name, wanted in hooks.items() if wanted]:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), *added]

@@ -15,12 +15,15 @@ class DeployedDetector(nn.Module):
 
     Args:
         model: A detector with one of this package's heads; it stays as it is.
+        letterbox: The images come with their own proportions and a padding at the right and below,
+            as :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox` makes them.
         half: Compute backbone and neck in half precision. The head and the attention of the neck
             stay in single precision: there users of TensorRT lost accuracy, see :mod:`.tensorrt`.
     """
 
-    def __init__(self, model: nn.Module, half: bool = False) -> None:
+    def __init__(self, model: nn.Module, half: bool = False, letterbox: bool = False) -> None:
         super().__init__()
+        self.letterbox = letterbox
         fused = fuse_for_export(model)
         preprocessor = fused.data_preprocessor
         self.backbone, self.neck, self.head = fused.backbone, fused.neck, fused.bbox_head
@@ -42,8 +45,8 @@ class DeployedDetector(nn.Module):
         """Detections of a batch.
 
         Args:
-            images: (B, 3, H, W), B images, RGB in [0, 1], resized to the network's input without
-                keeping the aspect ratio.
+            images: (B, 3, H, W), B images, RGB in [0, 1], resized to the network's input, without
+                keeping the aspect ratio but for ``letterbox``.
             orig_target_sizes: (B, 2) int64, (width, height) of the original images in pixels.
 
         Returns:
@@ -56,7 +59,25 @@ class DeployedDetector(nn.Module):
             images = images * self.scale - self.shift
         feats = self.neck(self.backbone(images.to(self.feature_type)))
         logits, boxes = self.head([feat.float() for feat in feats])
-        return self.head.postprocess(logits, boxes, orig_target_sizes)
+        spanned = orig_target_sizes
+        if self.letterbox:
+            height, width = (int(side) for side in images.shape[2:])
+            spanned = spanned_by_input(orig_target_sizes, (height, width))
+        return self.head.postprocess(logits, boxes, spanned)
+
+
+def spanned_by_input(sizes: Tensor, input_size: tuple[int, int]) -> Tensor:
+    """Width and height (B, 2), in pixels of the original images, of a padded input.
+
+    Args:
+        sizes: (B, 2) width and height of the original images.
+        input_size: Height and width of the input.
+    """
+    inputs = sizes.new_tensor(input_size[::-1]).float()
+    sizes = sizes.float()
+    factor = (inputs / sizes).amin(1, keepdim=True)
+    # The resized image has whole pixels.
+    return inputs * sizes / (sizes * factor + 0.5).floor()
 
 
 class InSinglePrecision(nn.Module):

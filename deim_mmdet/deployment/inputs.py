@@ -8,16 +8,20 @@ from mmcv.transforms import Resize
 from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 
-from ..utils.components import is_component
+from ..datasets.transforms import Letterbox
+from ..utils.components import find_component, is_component
 from .extras import is_installed
 
 
-def read_image(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_image(
+    path: str | Path, size: tuple[int, int], letterbox: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """A picture as a deployed detector takes it.
 
     Args:
         path: The file.
         size: Height and width of the network's input.
+        letterbox: Whether the picture keeps its proportions, see :func:`letterboxes`.
 
     Returns:
         Image (1, 3, H, W) float32, RGB in [0, 1], and its original (width, height) (1, 2) int64.
@@ -29,7 +33,8 @@ def read_image(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.
     if image is None:
         raise FileNotFoundError(f'{path} is not a picture that can be read')
     height, width = image.shape[:2]
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resize = Letterbox(size[::-1]) if letterbox else Resize(size[::-1])
+    resized = resize(dict(img=image))['img']
     pixels = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 255
     return np.ascontiguousarray(pixels), np.array([[width, height]], dtype=np.int64)
 
@@ -50,6 +55,11 @@ def network_size(cfg: Config) -> tuple[int, int]:
         "the config's test pipeline has no Resize to a fixed size (keep_ratio=False): give the "
         'size of the input with --size HEIGHT WIDTH'
     )
+
+
+def letterboxes(cfg: Config) -> bool:
+    """Whether the config's test pipeline fits images into the input with their own proportions."""
+    return find_component(TRANSFORMS, cfg.test_dataloader.dataset.pipeline, Letterbox) is not None
 
 
 def example_image(cfg: Config) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ def export_onnx(
     opset: int = OPSET,
     half: bool = False,
     classes: Sequence[str] | None = None,
+    letterbox: bool = False,
 ) -> Path:
     """Write a detector as an ONNX file.
 
@@ -45,6 +46,8 @@ def export_onnx(
         half: Write backbone and neck in half precision; the inputs stay in single precision.
         classes: Class names in the order of the labels, for the file's metadata: a list in JSON
             under ``classes``. None where they aren't known.
+        letterbox: The images keep their proportions, see :class:`DeployedDetector`; the file's
+            metadata say so under ``letterbox``.
 
     Returns:
         ``path``.
@@ -62,7 +65,7 @@ def export_onnx(
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    detector = DeployedDetector(model.cpu(), half).eval()
+    detector = DeployedDetector(model.cpu(), half, letterbox).eval()
     # A batch of two: the batch size must not be traced as the constant 1.
     example = (torch.rand(2, 3, *size), torch.tensor([[size[1], size[0]]] * 2))
     with torch.no_grad(), warnings.catch_warnings():
@@ -86,17 +89,19 @@ def export_onnx(
     if not half:
         # Not with half: the runtime would put casts around what a CPU can't do in half precision.
         simplify(path)
-    if classes is not None:
-        _write_classes(path, classes)
+    metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
+    if letterbox:
+        metadata['letterbox'] = 'true'
+    if metadata:
+        _write_metadata(path, metadata)
     return path
 
 
-def _write_classes(path: Path, classes: Sequence[str]) -> None:
-    """Put class names into a file's metadata."""
+def _write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     import onnx
 
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, dict(classes=json.dumps(list(classes))))
+    onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
 
 

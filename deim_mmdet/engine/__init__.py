@@ -21,7 +21,7 @@ from .hooks import (
     ResumableEarlyStoppingHook,
     UniqueNameVisualizationHook,
 )
-from .image_size import apply_image_size, set_image_size
+from .image_size import apply_image_size, keep_aspect_ratio, set_image_size
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .published_recipe import PublishedRecipe
 from .recipe import Recipe, derive_recipe
@@ -57,6 +57,7 @@ __all__ = [
     'UniqueNameVisualizationHook',
     'apply_image_size',
     'derive_recipe',
+    'keep_aspect_ratio',
     'set_dense_o2o',
     'set_image_size',
 ]

@@ -35,7 +35,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     A variable of the config file or of its bases (``max_epochs`` of ``deim_dfine_custom.py``,
     ``data_root``) takes effect everywhere the files use it. A dumped config no longer has such
     links: there ``data_root`` is put into folders and annotation files. ``image_size`` takes effect
-    wherever the config needs it, see :func:`~deim_mmdet.engine.image_size.set_image_size`.
+    wherever the config needs it, see :func:`~deim_mmdet.engine.image_size.set_image_size`; so does
+    ``keep_ratio``.
 
     Args:
         path: The config file.
@@ -143,7 +144,8 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
         ValueError: One of the values would change nothing.
     """
     # Variables that are put in their places here where the files don't do it.
-    follows = dict(data_root=True, image_size=bool(input_sizes(cfg)))
+    resizes = bool(input_sizes(cfg))
+    follows = dict(data_root=True, image_size=resizes, keep_ratio=resizes)
     effective = {}
     for option, value in variables.items():
         # The files may compute with image_size, which works for a number only.
@@ -162,6 +164,8 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
         override_data_root(cfg, variables['data_root'])
     if 'image_size' in variables:
         set_image_size(cfg, variables['image_size'])
+    if 'keep_ratio' in variables:
+        cfg.keep_ratio = variables['keep_ratio']
     return cfg
 
 

@@ -8,7 +8,7 @@ from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..datasets.transforms import DenseO2OMosaic
+from ..datasets.transforms import DenseO2OMosaic, Letterbox
 from ..models.data_preprocessors import DenseO2OMultiScale
 from ..utils.components import component_class, is_component
 
@@ -27,6 +27,8 @@ Size = tuple[int, int]
 def apply_image_size(cfg: Config | dict) -> None:
     """Put ``cfg.image_size`` wherever the config needs it, if a file or an option has changed it.
 
+    So is ``cfg.keep_ratio``, see :func:`keep_aspect_ratio`.
+
     ``applied_image_size``, in the base config of the data, is the size that its pipelines were
     written for. If both are the same, or a config has no such variable, all sizes stay as written,
     also those that somebody wrote into the pipelines by hand.
@@ -37,6 +39,11 @@ def apply_image_size(cfg: Config | dict) -> None:
     Raises:
         ValueError: See :func:`set_image_size`.
     """
+    if cfg.get('keep_ratio') and (changed := keep_aspect_ratio(cfg)):
+        print_log(
+            f'keep_ratio=True: images keep their proportions in {changed} parts of the config',
+            logger='current',
+        )
     size, applied = cfg.get('image_size'), cfg.get(APPLIED)
     if applied is None:
         return
@@ -59,8 +66,9 @@ def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
 
     These options change, by the type of the component:
 
-    - ``Resize`` to a fixed size (``keep_ratio=False``) and ``scale`` of ``DenseO2OMosaic`` become
-      the size. Within a data loader they must be equal before: then they mean the input.
+    - ``Resize`` to a fixed size (``keep_ratio=False``), ``Letterbox`` and ``scale`` of
+      ``DenseO2OMosaic`` become the size. Within a data loader they must be equal before: then
+      they mean the input.
     - ``tile_size`` of ``DenseO2OMosaic`` changes in proportion; as published, it is half of the
       shorter side.
     - ``base_size`` of ``DenseO2OMultiScale``, where it is given, becomes the longer side.
@@ -115,6 +123,29 @@ def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
     return len(changes)
 
 
+def keep_aspect_ratio(cfg: Config | dict) -> int:
+    """Let a config fit images into the input with their own proportions, padded to its size.
+
+    ``Resize`` to a fixed size becomes
+    :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox` in training and evaluation; export
+    follows the test pipeline. A text config calls this function after :func:`set_image_size`.
+
+    Args:
+        cfg: A config, or the ``_base_`` of one, changed in place.
+
+    Returns:
+        Number of components that were changed.
+    """
+    changed = 0
+    for name, part in cfg.items():
+        for _, component, _ in _components(part, name):
+            if _resizes(component) and not is_component(TRANSFORMS, component, Letterbox):
+                component.pop('keep_ratio', None)
+                component['type'] = 'Letterbox'
+                changed += 1
+    return changed
+
+
 def input_sizes(cfg: Config | dict) -> dict[Size, list[str]]:
     """The fixed sizes (height, width) that a config's data loaders and hooks resize images to.
 
@@ -166,12 +197,22 @@ def _components(
 
 def _fixed_size(component: Mapping) -> Size | None:
     """(height, width) that a transform resizes images to; None if it isn't the same for all."""
+    if not _resizes(component) and not is_component(TRANSFORMS, component, DenseO2OMosaic):
+        return None
     scale = component.get('scale')
-    resizes = is_component(TRANSFORMS, component, Resize) and not component.get('keep_ratio')
-    if scale is None or not (resizes or is_component(TRANSFORMS, component, DenseO2OMosaic)):
+    if scale is None:
         return None
     width, height = (scale, scale) if isinstance(scale, int) else scale
     return height, width
+
+
+def _resizes(component: Mapping) -> bool:
+    """Whether a transform gives all images the size in its ``scale``."""
+    return (
+        component.get('scale') is not None
+        and not component.get('keep_ratio')
+        and is_component(TRANSFORMS, component, Resize)
+    )
 
 
 def _changes(component: Mapping, old: Size, new: Size) -> dict[str, Any]:

@@ -66,12 +66,12 @@ def written(tmp_path):
 @pytest.fixture
 def of_0_1(tmp_path):
     text = (CONFIGS / 'deim_dfine_custom.py').read_text()
-    call = 'set_image_size(_base_, image_size)\n'
-    assert text.endswith(call)
-    text = text.removesuffix(call) + ENDING_OF_0_1
+    calls = 'set_image_size(_base_, image_size)\nif keep_ratio:\n    keep_aspect_ratio(_base_)\n'
+    assert text.endswith(calls)
+    text = text.removesuffix(calls) + ENDING_OF_0_1
     for old, new in (
         ("_base_ = './deim_dfine_s.py'", f"_base_ = '{CONFIGS}/deim_dfine_s.py'"),
-        ('from deim_mmdet.engine import set_image_size\n', ''),
+        ('from deim_mmdet.engine import keep_aspect_ratio, set_image_size\n', ''),
         ('image_size = 640', 'image_size = 416'),
     ):
         assert text.count(old) == 1

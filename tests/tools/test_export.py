@@ -49,6 +49,15 @@ def test_onnx(run, tmp_path, capsys):
     assert 'a batch of two' in printed
 
 
+def test_a_model_that_keeps_proportions_says_so(run, tmp_path):
+    import onnx
+
+    out = tmp_path / 'model.onnx'
+    run('--out', out, '--size', 64, 96, '--cfg-options', 'keep_ratio=True')
+    properties = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert properties['letterbox'] == 'true'
+
+
 COCO = CocoDataset.METAINFO['classes']
 
 

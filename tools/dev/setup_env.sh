@@ -27,6 +27,8 @@ if [ ! -e "$requirements/$stack.txt" ]; then
 fi
 cache=${DEIM_MMDET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/deim_mmdet}
 openmim_version=0.3.9
+albumentations_version=2.0.8
+albucore_version=0.0.24
 
 scratch=$(mktemp -d)
 step='starting'
@@ -72,6 +74,7 @@ install --no-deps "openmim==$openmim_version"
 if [ "$dev" ]; then
     begin 'installing what tests and linter need' 'half a minute, and the download'
     install -r "$requirements/dev.txt"
+    install --no-deps "albumentations==$albumentations_version" "albucore==$albucore_version"
 fi
 
 # Two stacks may be set up at once; both put the operators into this checkout.

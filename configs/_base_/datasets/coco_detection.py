@@ -4,6 +4,10 @@ data_root = 'data/coco/'
 image_size = 640
 # The size in the pipelines below; set_image_size keeps it up to date.
 applied_image_size = image_size
+# Whether images keep their proportions in the input, with a padding, or are stretched to its size.
+# A config that inherits this one changes it in the same two ways: keep_aspect_ratio(_base_), or
+# keep_ratio = True.
+keep_ratio = False
 # Share of mosaics in the dense stage, and the least width and height of a box in pixels of the
 # input. A config that inherits this one changes them by set_dense_o2o(_base_, mosaic_prob=0.75).
 mosaic_prob = 0.5

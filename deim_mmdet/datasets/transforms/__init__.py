@@ -3,6 +3,7 @@
 from .crops import DenseO2OIoUCrop, DenseO2OZoomOut
 from .dense_o2o import DenseO2O
 from .formatting import ContiguousRandomFlip, PackDetImage, PackDetPlanes
+from .letterbox import Letterbox
 from .loading import LoadImageChecked, ScaleInstances
 from .mosaic import DenseO2OMosaic
 from .objects import DropTinyBoxes
@@ -16,6 +17,7 @@ __all__ = [
     'DenseO2OPhotometricDistort',
     'DenseO2OZoomOut',
     'DropTinyBoxes',
+    'Letterbox',
     'LoadImageChecked',
     'PackDetImage',
     'PackDetPlanes',

@@ -1,0 +1,14 @@
+# Own data in which some classes are rare: images with a class that less than 10 % of the images
+# have come several times an epoch (repeat factor sqrt(0.1 / share), LVIS, arXiv 1908.03195).
+_base_ = '../deim_dfine_custom.py'
+
+train_dataloader = dict(
+    dataset=dict(
+        dataset=dict(
+            _delete_=True,
+            type='ClassBalancedDataset',
+            oversample_thr=0.1,
+            dataset=_base_.train_dataloader.dataset.dataset,
+        )
+    )
+)

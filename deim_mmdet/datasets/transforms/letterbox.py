@@ -1,0 +1,34 @@
+"""Resizing to the network's input with the image's own proportions."""
+
+from mmdet.datasets.transforms import Pad, Resize
+from mmdet.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class Letterbox(Resize):
+    """Resize to the largest size that fits into the input, and pad at the right and below.
+
+    mmdet's ``Resize`` and ``Pad`` in one transform. ``Resize(keep_ratio=True)`` would not do: it
+    takes ``scale`` for the longer and the shorter side, so that an upright image doesn't fit into a
+    wide input. Predictions come back to the pixels of the image by ``scale_factor``.
+
+    Args:
+        scale: Side of a square input in pixels, or (width, height).
+        pad_val: Value of the padding in all channels. Default 114, a middle grey.
+
+    Example:
+        >>> test_pipeline = [
+        ...     dict(type='LoadImageFromFile'), dict(type='Letterbox', scale=(640, 640)),
+        ...     dict(type='PackDetInputs')]
+    """
+
+    def __init__(self, scale: int | tuple[int, int], pad_val: int = 114) -> None:
+        super().__init__(scale=scale)
+        self._pad = Pad(size=self.scale, pad_val=pad_val)
+
+    def transform(self, results: dict) -> dict:
+        """Resize and pad image, masks and semantic map; resize boxes."""
+        height, width = results['img'].shape[:2]
+        factor = min(self.scale[0] / width, self.scale[1] / height)
+        fitting = int(width * factor + 0.5), int(height * factor + 0.5)
+        return self._pad(Resize(scale=fitting)(results))

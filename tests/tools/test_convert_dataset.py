@@ -1,0 +1,89 @@
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+XML = """<annotation><filename>b.png</filename>
+<size><width>60</width><height>40</height><depth>3</depth></size>
+<object><name>dog</name><bndbox><xmin>7</xmin><ymin>5</ymin><xmax>16</xmax><ymax>24</ymax></bndbox>
+</object></annotation>"""
+
+
+@pytest.fixture
+def convert(load_tool, monkeypatch):
+    def convert(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['convert_dataset.py', *map(str, arguments)])
+        load_tool('convert_dataset.py').main()
+
+    return convert
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images a and b of 60 x 40 pixels, and empty folders for their objects."""
+    for name in ('images', 'objects'):
+        (tmp_path / name).mkdir()
+    for name in 'ab':
+        cv2.imwrite(str(tmp_path / 'images' / f'{name}.png'), np.zeros((40, 60, 3), np.uint8))
+    (tmp_path / 'data.yaml').write_text('names: [cat, dog]')
+    return tmp_path
+
+
+def objects(path):
+    """Class and box (x, y, w, h) of each object, by image, as COCO's format says it."""
+    content = json.loads(path.read_text())
+    classes = {category['id']: category['name'] for category in content['categories']}
+    found = {image['file_name']: [] for image in content['images']}
+    names = {image['id']: image['file_name'] for image in content['images']}
+    for each in content['annotations']:
+        found[names[each['image_id']]].append((classes[each['category_id']], each['bbox']))
+    return found
+
+
+def test_yolo(convert, folder, capsys):
+    pytest.importorskip('supervision')
+    # Centre, width and height as fractions of the image.
+    (folder / 'objects' / 'b.txt').write_text('1 0.5 0.25 0.2 0.4\n0 0.1 0.5 0.1 0.5\n')
+    out = folder / 'new' / 'train.json'
+    convert('yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', out)
+    (cat, of_cat), (dog, of_dog) = sorted(objects(out)['b.png'])
+    assert (cat, dog) == ('cat', 'dog')
+    assert of_cat == pytest.approx([3, 10, 6, 20], abs=1e-3)
+    assert of_dog == pytest.approx([24, 2, 12, 16], abs=1e-3)
+    assert objects(out)['a.png'] == []
+    assert '2 images, 2 objects of 2 classes (cat, dog)' in capsys.readouterr().out
+
+
+def test_voc(convert, folder):
+    pytest.importorskip('supervision')
+    (folder / 'objects' / 'b.xml').write_text(XML)
+    out = folder / 'train.json'
+    convert('voc', folder / 'images', folder / 'objects', out)
+    ((name, box),) = objects(out)['b.png']
+    # VOC counts pixels from 1, and both borders belong to the object.
+    assert (name, box) == ('dog', [6, 4, 10, 20])
+
+
+def test_what_is_missing_is_named(convert, folder, capsys):
+    for objects, classes, message in (
+        ('labels', 'data.yaml', 'there is no folder'),
+        ('objects', 'other.yaml', 'there is no file'),
+        ('objects', 'data.yaml', 'has no .txt file'),
+    ):
+        with pytest.raises(SystemExit):
+            convert(
+                'yolo', folder / 'images', folder / objects, folder / classes, folder / 'out.json'
+            )
+        assert message in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_object_is_named(convert, folder):
+    pytest.importorskip('supervision')
+    (folder / 'objects' / 'b.txt').write_text('1 0.5 0.25\n')
+    with pytest.raises(SystemExit, match=r'b\.txt'):
+        convert(
+            'yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', folder / 'o.json'
+        )
+    assert not (folder / 'o.json').exists()

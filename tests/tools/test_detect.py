@@ -1,0 +1,149 @@
+"""The program without torch finds what the exported graph gives, and draws it."""
+
+import json
+import re
+import subprocess
+import sys
+
+from deim_mmdet.deployment.inputs import read_image
+
+import cv2
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """A graph with the exported models' inputs and outputs: one box around the red pixels' mean."""
+    from onnx import TensorProto, helper
+
+    def tensor(name, kind, values):
+        values = np.asarray(values)
+        return helper.make_tensor(name, kind, values.shape, values.flatten().tolist())
+
+    nodes = [
+        # A quarter of the picture, from its corner; the score is the mean of red, in [0, 1].
+        helper.make_node('Slice', ['images', 'zero', 'one', 'axis'], ['red']),
+        helper.make_node('ReduceMean', ['red'], ['mean'], axes=[1, 2, 3], keepdims=0),
+        helper.make_node('Unsqueeze', ['mean', 'axis'], ['scores']),
+        helper.make_node('Cast', ['orig_target_sizes'], ['sizes'], to=TensorProto.FLOAT),
+        helper.make_node('Mul', ['sizes', 'half'], ['corner']),
+        helper.make_node('Mul', ['sizes', 'none'], ['origin']),
+        helper.make_node('Concat', ['origin', 'corner'], ['box'], axis=1),
+        helper.make_node('Unsqueeze', ['box', 'axis'], ['boxes']),
+        helper.make_node('Cast', ['scores'], ['rounded'], to=TensorProto.INT64),
+        helper.make_node('Mul', ['rounded', 'zero'], ['nothing']),
+        helper.make_node('Add', ['nothing', 'one'], ['labels']),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        'detector',
+        [
+            helper.make_tensor_value_info('images', TensorProto.FLOAT, ['batch', 3, 32, 64]),
+            helper.make_tensor_value_info('orig_target_sizes', TensorProto.INT64, ['batch', 2]),
+        ],
+        [
+            helper.make_tensor_value_info('labels', TensorProto.INT64, ['batch', 1]),
+            helper.make_tensor_value_info('boxes', TensorProto.FLOAT, ['batch', 1, 4]),
+            helper.make_tensor_value_info('scores', TensorProto.FLOAT, ['batch', 1]),
+        ],
+        [
+            tensor('zero', TensorProto.INT64, [0]),
+            tensor('one', TensorProto.INT64, [1]),
+            tensor('axis', TensorProto.INT64, [1]),
+            tensor('half', TensorProto.FLOAT, [0.5]),
+            tensor('none', TensorProto.FLOAT, [0.0]),
+        ],
+    )
+    path = tmp_path_factory.mktemp('model') / 'model.onnx'
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
+    helper.set_model_props(made, dict(classes=json.dumps(['cat', 'dog'])))
+    onnx.checker.check_model(made)
+    onnx.save(made, path)
+    return path
+
+
+@pytest.fixture
+def run(repo_root, tmp_path):
+    # A finder that refuses torch and this package: the program goes where they aren't.
+    refuse = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'deim_mmdet', 'mmdet', 'mmengine', 'mmcv'):
+            raise ImportError(f'{name} is not here')
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+    def run(*arguments, code=0):
+        command = [sys.executable, '-c', refuse, repo_root / 'tools' / 'detect.py', *arguments]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize('letterbox', [False, True])
+def test_inputs_are_those_of_the_package(load_tool, tmp_path, letterbox):
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    expected, _ = read_image(tmp_path / 'a.png', (64, 128), letterbox)
+    found = load_tool('detect.py').to_input(image, (64, 128), letterbox)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def picture(path, red):
+    image = np.zeros((80, 120, 3), np.uint8)
+    image[..., 2] = red
+    cv2.imwrite(str(path), image)
+    return image
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_picture(run, model, tmp_path, suffix):
+    if suffix == '.xml':
+        openvino = pytest.importorskip('openvino')
+        path = tmp_path / 'model.xml'
+        openvino.save_model(openvino.Core().read_model(str(model)), str(path))
+        model = path
+    image = picture(tmp_path / 'a.png', red=153)
+    assert '1 objects' in run(model, tmp_path / 'a.png', '--out', tmp_path / 'out.png')
+    drawn = cv2.imread(str(tmp_path / 'out.png'))
+    assert drawn.shape == image.shape
+    # The box covers the left upper quarter; its lines are two pixels wide. The score is 0.6.
+    changed = (drawn != image).any(-1)
+    assert changed[40, 10:50].all()
+    assert changed[20:40, 60].all()
+    assert not changed[50:].any()
+    out = tmp_path / 'other.png'
+    assert '0 objects' in run(model, tmp_path / 'a.png', '--out', out, '--threshold', 0.61)
+    np.testing.assert_array_equal(cv2.imread(str(out)), image)
+
+
+def test_video(run, model, tmp_path):
+    source = tmp_path / 'in.mp4'
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*'mp4v'), 10, (120, 80))
+    if not writer.isOpened():
+        pytest.skip('this OpenCV writes no videos')
+    for _ in range(5):
+        writer.write(np.full((80, 120, 3), 200, np.uint8))
+    writer.release()
+    printed = run(model, source, '--out', tmp_path / 'out.mp4')
+    assert re.search(r'5 frames, [\d.]+ a second\n$', printed)
+    read = cv2.VideoCapture(str(tmp_path / 'out.mp4'))
+    assert read.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert read.get(cv2.CAP_PROP_FRAME_WIDTH) == 120
+
+
+def test_what_cannot_be_read_is_named(run, model, tmp_path):
+    (tmp_path / 'text.mp4').write_text('no video')
+    message = run(model, tmp_path / 'text.mp4', '--out', tmp_path / 'out.mp4', code=2)
+    assert 'text.mp4 is no video' in message
+    assert 'there is no file' in run(model, tmp_path / 'no.png', '--out', tmp_path / 'o', code=2)

@@ -1,0 +1,71 @@
+"""Write the annotations of a data set in YOLO's or Pascal VOC's format in COCO's format.
+
+    python tools/convert_dataset.py yolo IMAGES LABELS data.yaml OUT.json
+    python tools/convert_dataset.py voc IMAGES XMLS OUT.json
+
+IMAGES is the folder of the images, LABELS or XMLS the folder with one file of objects for each
+image. An image without such a file has no objects. The library supervision reads both formats:
+``pip install supervision``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from deim_mmdet.utils.files import replaced_when_complete
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    formats = parser.add_subparsers(dest='format', required=True)
+    for name, files in (('yolo', 'labels, .txt files'), ('voc', 'annotations, .xml files')):
+        one = formats.add_parser(name)
+        one.add_argument('images', type=Path, help='folder of the images')
+        one.add_argument('objects', type=Path, help=f'folder of the {files}')
+        if name == 'yolo':
+            one.add_argument('classes', type=Path, help='data.yaml, with the names of the classes')
+        one.add_argument('out', type=Path, help='annotation file to write')
+    args = parser.parse_args()
+    for folder in (args.images, args.objects):
+        if not folder.is_dir():
+            parser.error(f'there is no folder {folder}')
+    if args.format == 'yolo' and not args.classes.is_file():
+        parser.error(f'there is no file {args.classes}')
+    suffix = {'yolo': '.txt', 'voc': '.xml'}[args.format]
+    if not any(args.objects.glob(f'*{suffix}')):
+        parser.error(f'{args.objects} has no {suffix} file')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        from supervision import DetectionDataset
+    except ImportError as error:
+        raise SystemExit(f'{error}: pip install supervision') from None
+    folders = dict(
+        images_directory_path=str(args.images), annotations_directory_path=str(args.objects)
+    )
+    try:
+        if args.format == 'yolo':
+            dataset = DetectionDataset.from_yolo(
+                **folders, data_yaml_path=str(args.classes), show_progress=True
+            )
+        else:
+            dataset = DetectionDataset.from_pascal_voc(**folders, show_progress=True)
+    except ValueError as error:
+        raise SystemExit(f'{args.objects} is not in the format {args.format}: {error}') from None
+    if not len(dataset):
+        raise SystemExit(f'{args.images} has no image')
+    with replaced_when_complete(args.out) as path:
+        dataset.as_coco(annotations_path=str(path))
+        content = json.loads(path.read_text())
+    names = ', '.join(category['name'] for category in content['categories'])
+    print(
+        f'{args.out}: {len(content["images"])} images, {len(content["annotations"])} objects of '
+        f'{len(content["categories"])} classes ({names})'
+    )
+
+
+if __name__ == '__main__':
+    main()
