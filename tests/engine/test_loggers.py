@@ -19,15 +19,19 @@ def test_mlflow_has_the_last_numbers_and_the_config(tmp_path):
     cfg = load_config(toy.write_config(tmp_path), {})
     cfg.visualizer.vis_backends = [
         dict(type='LocalVisBackend'),
-        dict(type='MLflowVisBackend', tracking_uri=store, artifact_location=str(tmp_path / 'mlf')),
+        dict(
+            type='MLflowVisBackend',
+            exp_name='toys',
+            tracking_uri=store,
+            artifact_location=str(tmp_path / 'files'),
+        ),
     ]
     cfg.update(work_dir=str(tmp_path / 'work'), launcher='none')
     runner = RUNNERS.build(cfg)
     runner.train()
-    (experiment,) = (
-        each for each in mlflow.MlflowClient(store).search_experiments() if each.name == 'Default'
-    )
-    (run,) = mlflow.MlflowClient(store).search_runs([experiment.experiment_id])
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name('toys').experiment_id])
+    assert run.info.artifact_uri.startswith(str(tmp_path / 'files'))
     assert run.data.params['train_cfg.max_epochs'] == str(cfg.train_cfg.max_epochs)
     (file,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
     entries = [json.loads(line) for line in file.read_text().splitlines()]
