@@ -109,40 +109,38 @@ class DenseO2OCopyBlend(StagedBatchAugment):
         # Whole pixels that hold the box: (first, behind the last) of columns and of rows.
         hulls = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).astype(int)
         share = np.random.uniform(*self.ratio)
-        copies = []
+        count = min(self.num_objects, len(pool))
+        chosen = np.concatenate([np.random.permutation(pool)[:count] for _ in data_samples])
+        sources, shifts = self._draw_places(hulls[chosen], np.array([width, height]))
+        added = objects[torch.from_numpy(chosen).to(objects.labels.device)]
+        get_box_tensor(added.bboxes).copy_(torch.from_numpy(boxes[chosen] + shifts))
         for image, sample in enumerate(data_samples):
-            chosen = np.random.permutation(pool)[: self.num_objects]
-            shifts = [self._draw_shift(hulls[index], (width, height)) for index in chosen]
-            for index, shift in zip(chosen, shifts, strict=True):
-                source = self._with_context(hulls[index], shift, (width, height))
-                copies.append((image, source + np.tile(shift, 2), owners[index], source))
-            added = objects[torch.from_numpy(chosen).to(objects.labels.device)]
-            get_box_tensor(added.bboxes).copy_(torch.from_numpy(boxes[chosen] + np.tile(shifts, 2)))
-            sample.gt_instances = InstanceData.cat([sample.gt_instances, added])
+            own = added[image * count : (image + 1) * count]
+            sample.gt_instances = InstanceData.cat([sample.gt_instances, own])
             # A copy may reach into the padding.
             sample.set_metainfo({'img_shape': (height, width)})
+        parts = np.repeat(np.arange(len(inputs)), count), sources + shifts, owners[chosen], sources
+        copies = list(zip(*(part.tolist() for part in parts), strict=True))
         return _blended(inputs if overwrite else inputs.clone(), copies, 1 - share), data_samples
 
-    def _draw_shift(self, hull: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Draw a place for a hull within the ``size`` (width, height); returns the (x, y) shift."""
-        room = np.array(size) - (hull[2:] - hull[:2])
-        return np.random.randint(0, room + 1) - hull[:2]
-
-    def _with_context(
-        self, hull: np.ndarray, shift: np.ndarray, size: tuple[int, int]
-    ) -> np.ndarray:
-        """Draw the context of an object: its hull with what is copied around it.
+    def _draw_places(self, hulls: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the context of objects and where they are copied to.
 
         Args:
-            hull: (x1, y1, x2, y2) whole pixels that hold the object's box.
-            shift: (x, y) distance between the copy and the object.
-            size: (width, height) of the images.
+            hulls: (n, 4) whole pixels x1, y1, x2, y2 that hold the objects' boxes.
+            size: (2,) width and height of the images.
+
+        Returns:
+            (n, 4) hulls with the context that is copied too, and (n, 4) distances of the copies
+            from them.
         """
-        low, high = hull[:2], hull[2:]
-        margin = ((high - low) * np.random.uniform(*self.context)).astype(int)
-        before = np.minimum(margin, np.minimum(low, low + shift))
-        after = np.minimum(margin, np.minimum(size - high, size - high - shift))
-        return np.concatenate([low - before, high + after])
+        low, high = hulls[:, :2], hulls[:, 2:]
+        shifts = np.random.randint(0, size - (high - low) + 1) - low
+        share = np.random.uniform(*self.context, (len(hulls), 1))
+        margin = ((high - low) * share).astype(int)
+        before = np.minimum(margin, np.minimum(low, low + shifts))
+        after = np.minimum(margin, np.minimum(size - high, size - high - shifts))
+        return np.concatenate([low - before, high + after], 1), np.tile(shifts, 2)
 
     def _check(self, sample: DetDataSample) -> None:
         """Refuse a sample with what isn't copied together with an object."""
@@ -165,7 +163,7 @@ class DenseO2OCopyBlend(StagedBatchAugment):
 
 
 def _blended(
-    images: Tensor, copies: Sequence[tuple[int, np.ndarray, int, np.ndarray]], share: float
+    images: Tensor, copies: Sequence[tuple[int, list[int], int, list[int]]], share: float
 ) -> Tensor:
     """Move parts of images (B, 3, H, W) by ``share`` towards other parts, in place.
 
@@ -175,8 +173,8 @@ def _blended(
         share: Weight of the copy.
     """
 
-    def part(image: int, place: np.ndarray) -> Tensor:
-        x1, y1, x2, y2 = place.tolist()
+    def part(image: int, place: list[int]) -> Tensor:
+        x1, y1, x2, y2 = place
         return images[image, :, y1:y2, x1:x2]
 
     patches = [part(image, place).clone() for _, _, image, place in copies]
