@@ -202,7 +202,11 @@ def identify(
         raise ValueError(
             'the parameters are of no known model: bbox_head.query_selection.score.bias is missing'
         )
-    published = None if config else published_file(file_name)
+    published = published_file(file_name) if num_classes and config is None else None
+    if published and deim in (None, _is_deim(published.config)):
+        model = detector(published.config, num_classes)
+        if compare(state_dict, model.shapes).size() == 0:
+            return model
     if config is not None:
         known = [detector(config_path(config), num_classes or 1)]
     elif num_classes is None:
@@ -212,14 +216,17 @@ def identify(
         known = [
             detector(path, num_classes)
             for path in dict.fromkeys(model.config for model in published_models().values())
-            if deim in (None, path.stem.startswith('deim_'))
+            if deim in (None, _is_deim(path))
         ]
     matching = [model for model in known if compare(state_dict, model.shapes).size() == 0]
     if not matching:
         raise ValueError(_explain_mismatch(state_dict, known))
-    if published is not None:
-        matching = [m for m in matching if m.name == published.config.stem] or matching
     return _choose(matching, state_dict, file_name.lower())
+
+
+def _is_deim(config: Path) -> bool:
+    """Whether a config is of a model of DEIM's that has a baseline."""
+    return config.stem.startswith('deim_')
 
 
 def _choose(

@@ -27,22 +27,22 @@ def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
 class TeacherDistillation(nn.Module):
     r"""Pulls the encoder's tokens of the coarsest level to those of a frozen image model.
 
-    From the paper: a linear layer, the projector, maps the tokens that the encoder's transformer
+    As in the paper, a linear layer, the projector, maps the tokens that the encoder's transformer
     layer returns to the width of the teacher's patch tokens. The loss is 1 - cosine similarity,
     averaged over tokens. Its weight follows the share that the transformer layer has of the
     gradient of the whole model: it grows where the share is under a target, and falls where it is
     above.
 
-    Ours, where the paper leaves it open or the description wasn't enough: the teacher's tokens are
-    averaged over the encoder's cells, as its patches are smaller; the share is the ratio of
-    Euclidean norms, averaged over an epoch; after each epoch the weight is multiplied by target /
-    share, by 2 or ½ at most, unless the share is within the tolerance.
+    This was written from descriptions of the paper, without its formulas and code. Ours are these:
+    the teacher's tokens are averaged over the encoder's cells, as its patches are smaller; the
+    share is the ratio of Euclidean norms, averaged over an epoch; after each epoch the weight is
+    multiplied by target / share, by 2 or ½ at most, unless the share is within the tolerance.
     :class:`~deim_mmdet.engine.DistillationWeightHook` measures the share; without it the weight
     stays as it is. RT-DETRv4's own numbers are weights of 5 to 20 and targets of 2 to 11 %.
 
     The teacher is built in the first training step, from ``teacher``. It is no submodule: neither
-    optimiser nor checkpoint have it, copies of the model share none, and evaluation doesn't need
-    it. Projector and weight are in the checkpoint.
+    optimiser nor checkpoint nor copies of the model have it, and evaluation doesn't need it.
+    Projector and weight are in the checkpoint.
 
     Args:
         teacher: Config of a module in ``MODELS`` from normalised images (B, 3, H, W) to features
