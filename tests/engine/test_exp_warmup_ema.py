@@ -40,6 +40,20 @@ def test_formula_over_parameters_and_buffers():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_parameter_of_two_names_is_averaged_once():
+    """As a head that all layers of a decoder share."""
+    shared = nn.Linear(3, 3)
+    network = nn.ModuleList([shared, shared])
+    average = ExpWarmupEMA(network, decay=0.9, warmup_iters=1)
+    start = shared.weight.detach().clone()
+    disturb(network, torch.Generator().manual_seed(0))
+    average.update_parameters(network)
+    d = 0.9 * (1 - math.exp(-1))
+    expected = d * start + (1 - d) * shared.weight.detach()
+    for head in average.module:
+        torch.testing.assert_close(head.weight.detach(), expected)
+
+
 def test_published_decays():
     """Worked out by hand: 1 - e^-0.001 = 0.0009995002, 1 - e^-1 = 0.6321205588."""
     average = ExpWarmupEMA(model())

@@ -69,11 +69,14 @@ class ExpWarmupEMA(BaseAveragedModel):
         """Tensors of the average and of ``model``: the floating-point ones, then the integers."""
         if self._paired is None or self._paired[0] is not model:
             source = model.state_dict(keep_vars=True)
-            pairs = [([], []), ([], [])]
+            pairs, seen = [([], []), ([], [])], set()
             for name, average in self.avg_parameters.items():
-                averages, values = pairs[not average.is_floating_point()]
-                averages.append(average)
-                values.append(source[name])
+                # A parameter of several names, such as a shared head's, is averaged once.
+                if id(source[name]) not in seen:
+                    averages, values = pairs[not average.is_floating_point()]
+                    averages.append(average)
+                    values.append(source[name])
+                    seen.add(id(source[name]))
             # In a tuple, so that the model doesn't become a submodule of this one.
             self._paired = (model, pairs)
         return self._paired[1]

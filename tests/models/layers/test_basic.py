@@ -1,8 +1,14 @@
-"""Convolutions of concatenated features against the steps written out."""
+"""Convolutions of concatenated features against the steps written out; norms of tokens."""
 
 from deim_mmdet.models.backbones.hgnetv2 import ConvBNAct, HGNetv2
-from deim_mmdet.models.layers.basic import ConvNorm, FrozenBatchNorm2d, convolve_and_norm
-from deim_mmdet.models.necks import HybridEncoder
+from deim_mmdet.models.layers.basic import (
+    ConvNorm,
+    FrozenBatchNorm2d,
+    RMSNorm,
+    SwiGLU,
+    convolve_and_norm,
+)
+from deim_mmdet.models.necks import HybridEncoder, LiteEncoder
 
 import pytest
 import torch
@@ -61,3 +67,53 @@ def test_networks_hand_the_switch_to_their_layers(kind):
         layers = [m for m in network.modules() if isinstance(m, ConvNorm | ConvBNAct)]
         assert layers
         assert all(layer.with_cp == with_cp for layer in layers)
+
+
+def test_rms_norm_is_torchs():
+    norm, other = RMSNorm(6).double(), nn.RMSNorm(6, eps=1e-6).double()
+    nn.init.normal_(norm.scale)
+    other.weight.data.copy_(norm.scale)
+    tokens = torch.randn(2, 5, 6, dtype=torch.double, requires_grad=True)
+    outputs = norm(tokens), other(tokens)
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in outputs]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
+def test_rms_norm_of_half_precision_sums_in_single(half):
+    """The squares are beyond what float16 holds."""
+    norm, tokens = RMSNorm(6).to(half), torch.full((1, 6), 1000.0, dtype=half)
+    assert norm(tokens).dtype == half
+    assert (norm(tokens) == 1).all()
+
+
+def test_swiglu_is_torchs_gated_unit_with_silu():
+    x = torch.randn(3, 8, dtype=torch.double)
+    # F.glu(y) = first half · sigmoid(second half)
+    first, second = x.chunk(2, dim=-1)
+    expected = nn.functional.glu(torch.cat([first * second, first], dim=-1))
+    torch.testing.assert_close(SwiGLU()(x), expected)
+
+
+def test_lite_encoder_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r'takes one level.*in_channels=\[8, 8\]'):
+        LiteEncoder([8, 8], out_channels=8)
+    with pytest.raises(ValueError, match=r'takes one level.*feat_strides=\(8, 32\)'):
+        LiteEncoder([8], feat_strides=(8, 32), out_channels=8)
+    neck = LiteEncoder([8], out_channels=16).eval()
+    assert [feat.shape for feat in neck([torch.zeros(1, 8, 6, 4)])] == [
+        (1, 16, 6, 4),
+        (1, 16, 3, 2),
+    ]
+    with pytest.raises(ValueError, match='about 64x80 pixels is not divisible by 32'):
+        neck([torch.zeros(1, 8, 5, 4)])
+
+
+@pytest.mark.parametrize(('kind', 'layers'), [('deimv2', 1), ('deimv2_n', 2)])
+def test_deimv2_projects_only_levels_of_another_width(kind, layers):
+    """Branches of N end with a convolution; ECDet has SiLU in the transformer layer."""
+    neck = HybridEncoder([16, 8], feat_strides=[16, 32], out_channels=8, kind=kind, act='SiLU')
+    assert [type(layer) for layer in neck.input_proj] == [ConvNorm, nn.Identity]
+    assert isinstance(neck.encoder.act, nn.SiLU)
+    assert len(neck.fpn_blocks[0].cv2) == layers
