@@ -1,4 +1,7 @@
+from .ecvit import ECViT
 from .hgnetv2 import HGNetv2
 from .resnet_vd import ResNetVd
+from .vision_transformer import VisionTransformer
+from .vit_adapter import ViTAdapter
 
-__all__ = ['HGNetv2', 'ResNetVd']
+__all__ = ['ECViT', 'HGNetv2', 'ResNetVd', 'ViTAdapter', 'VisionTransformer']
