@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from .convert import (
+    BACKBONE,
     HUGGING_FACE,
     REFERENCE,
     count_classes,
@@ -26,6 +27,7 @@ from .convert import (
 from .files import file_name, is_url, read_checkpoint
 from .huggingface import saved_classes
 from .safe_globals import load
+from .timm_weights import load_from_timm  # noqa: F401  (registers its scheme)
 
 SCHEME = 'deim-mmdet://'
 
@@ -79,6 +81,9 @@ def _converted(checkpoint: dict, filename: str) -> dict:
     name = file_name(filename)
     try:
         weights = find_weights(checkpoint)
+        if weights.naming == BACKBONE:
+            # Its module renames them.
+            return make_checkpoint(weights.state_dict, None)
         if weights.naming not in (REFERENCE, HUGGING_FACE):
             return checkpoint
         state_dict = to_our_names(weights)
