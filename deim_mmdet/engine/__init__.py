@@ -1,3 +1,4 @@
+from .dense_o2o_options import set_dense_o2o
 from .faults import RunFault
 from .hooks import (
     AgreementHook,
@@ -21,7 +22,8 @@ from .hooks import (
 )
 from .image_size import apply_image_size, set_image_size
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
-from .recipe import PublishedRecipe, Recipe, derive_recipe
+from .published_recipe import PublishedRecipe
+from .recipe import Recipe, derive_recipe
 from .runner import DEIMRunner
 from .schedulers import FlatCosineLR
 
@@ -53,5 +55,6 @@ __all__ = [
     'UniqueNameVisualizationHook',
     'apply_image_size',
     'derive_recipe',
+    'set_dense_o2o',
     'set_image_size',
 ]

@@ -8,6 +8,7 @@ from mmdet.registry import PARAM_SCHEDULERS
 
 from ..utils.components import is_component
 from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
+from .hooks.dense_o2o_schedule_hook import late_criterion
 from .recipe import Recipe
 from .schedulers import FlatCosineLR
 
@@ -30,7 +31,7 @@ def apply_recipe(runner, recipe: Recipe) -> Recipe:
         group['lr'] *= recipe.lr_scale
     in_force: dict[str, Any] = dict.fromkeys((
         *('warmup_iters', 'lr_gamma', 'stages', 'ema_decay', 'ema_warmup_iters'),
-        *('ema_restart_decay', 'ema_restart_step'),
+        *('ema_restart_decay', 'ema_restart_step', 'restart_epoch', 'matcher_change_epoch'),
     ))  # fmt: skip
     for scheduler in _schedulers(runner.param_schedulers):
         if isinstance(scheduler, FlatCosineLR):
@@ -41,15 +42,22 @@ def apply_recipe(runner, recipe: Recipe) -> Recipe:
             )
     for hook in runner.hooks:
         if isinstance(hook, DenseO2OScheduleHook):
-            hook.set_default(recipe.stages)
+            hook.set_default(recipe.stages, recipe.matcher_change_epoch)
             in_force.update(stages=hook.stages)
+            if late_criterion(runner.model) is not None:
+                in_force.update(matcher_change_epoch=hook.matcher_change_epoch)
         elif isinstance(hook, ExpWarmupEMAHook):
             hook.set_default(decay=recipe.ema_decay, warmup_iters=recipe.ema_warmup_iters)
             numbers = hook.ema_cfg
             in_force.update(ema_decay=numbers['decay'], ema_warmup_iters=numbers['warmup_iters'])
         elif isinstance(hook, EMARestartHook):
-            hook.set_default(recipe.ema_restart_decay, recipe.ema_restart_step)
+            # Elsewhere the hook follows the stages, which the config may give.
+            begins_late = recipe.restart_epoch != recipe.stages[2]
+            begin = recipe.restart_epoch if begins_late else None
+            search = recipe.ema_restart_step is not None
+            hook.set_default(recipe.ema_restart_decay, recipe.ema_restart_step, begin, search)
             in_force.update(ema_restart_decay=hook.restart_decay, ema_restart_step=hook.decay_step)
+            in_force.update(restart_epoch=hook.begin)
     return replace(recipe, **in_force)
 
 

@@ -1,7 +1,7 @@
 """The training recipe, derived from number of epochs, batch size and iterations an epoch.
 
 A published recipe is a set of numbers for one length of training (``epochs`` on COCO) and one batch
-size. This module alone turns it into the numbers of another run.
+size, see :class:`PublishedRecipe`. This module alone turns it into the numbers of another run.
 
 There are two rules (DEIM, Table "hyper-parameters"; reference recipes):
 
@@ -17,77 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-#: Images of COCO train2017, on which the published recipes are defined.
-COCO_TRAIN_IMAGES = 118287
-#: The EMA's decay becomes smaller by this after each evaluation of the no-augmentation stage that
-#: is no new best.
+from .published_recipe import PublishedRecipe
+
+#: The EMA's decay becomes smaller by this after each evaluation of the last phase that is no new
+#: best.
 EMA_RESTART_STEP = 1e-4
 #: From these numbers of iterations and training images on, DEIM was seen ahead of its baseline
 #: (docs/convergence.md). With as few images as in the second pair, 1500 iterations were too few.
 SEEN_AHEAD = ((1500, 2000), (3000, 205))
-
-
-@dataclass(frozen=True)
-class PublishedRecipe:
-    """Numbers of a published recipe, for COCO.
-
-    Args:
-        epochs: Epochs of training.
-        batch_size: Images per optimiser step, over all processes.
-        stages: First epoch of the dense, flat and no-augmentation stage, ``(t1, t2, t3)``. A recipe
-            without Dense O2O has ``(0, 0, t3)``; one without no-augmentation epochs has
-            ``t3 = epochs``.
-        warmup_iters: Iterations of the quadratic learning-rate warm-up.
-        lr_gamma: Factor of the learning rate at the end of the cosine; 1 keeps it flat.
-        ema_decay: Decay of the EMA after its warm-up, in (0, 1).
-        ema_warmup_iters: Time constant of the EMA's warm-up, in iterations.
-        ema_restart_decay: Decay of the EMA from the restart at the no-augmentation stage on, in
-            (0, 1).
-        train_images: Images an epoch; an epoch has ``train_images // batch_size`` iterations.
-
-    Raises:
-        ValueError: A number is out of its range.
-    """
-
-    epochs: int
-    batch_size: int
-    stages: tuple[int, int, int]
-    warmup_iters: int
-    lr_gamma: float = 0.5
-    ema_decay: float = 0.9999
-    ema_warmup_iters: int = 1000
-    ema_restart_decay: float = 0.9999
-    train_images: int = COCO_TRAIN_IMAGES
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'stages', tuple(self.stages))
-        t1, t2, t3 = self.stages
-        if not 0 <= t1 <= t2 <= t3 <= self.epochs:
-            raise ValueError(
-                f'recipe: stages={self.stages} must be in order and within epochs={self.epochs}'
-            )
-        for name in ('ema_decay', 'ema_restart_decay'):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f'recipe: {name}={getattr(self, name)} must be between 0 and 1')
-        for name in ('batch_size', 'ema_warmup_iters', 'lr_gamma'):
-            if getattr(self, name) <= 0:
-                raise ValueError(f'recipe: {name}={getattr(self, name)} must be positive')
-        if self.warmup_iters < 0:
-            raise ValueError(f'recipe: warmup_iters={self.warmup_iters} must not be negative')
-
-    @property
-    def iters_per_epoch(self) -> int:
-        return self.train_images // self.batch_size
-
-    @property
-    def restarts(self) -> bool:
-        """Whether the recipe has a no-augmentation stage, at which training restarts."""
-        return self.stages[2] < self.epochs
-
-    @property
-    def dense(self) -> bool:
-        """Whether the recipe has a Dense O2O stage."""
-        return self.stages[1] > self.stages[0]
 
 
 @dataclass(frozen=True)
@@ -97,9 +34,11 @@ class Recipe:
     ``lr_scale`` multiplies the published learning rates. The learning rate is warmed up over
     ``warmup_iters`` and is flat until ``cosine_begin``. Then it falls along a cosine to
     ``lr_gamma`` times its value at ``cosine_end``, and stays there. ``stages`` are the first epochs
-    ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage. From t3 on the EMA's decay is
-    ``ema_restart_decay``, less ``ema_restart_step`` for each further restart. A number that no part
-    of the training uses is None.
+    ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage. Training restarts at
+    ``restart_epoch``. From there on the EMA's decay is ``ema_restart_decay``, less
+    ``ema_restart_step`` for each further restart; without a search over restarts this is None. From
+    ``matcher_change_epoch`` on the criterion's ``late_matcher`` matches. A number that no part of
+    the training uses is None.
     """
 
     epochs: int
@@ -115,14 +54,16 @@ class Recipe:
     ema_warmup_iters: float | None
     ema_restart_decay: float | None
     ema_restart_step: float | None
+    restart_epoch: int | None = None
+    matcher_change_epoch: int | None = None
 
 
 def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, int]:
     """First epochs of the dense, flat and no-augmentation stage of a run of ``epochs`` epochs.
 
-    The no-augmentation stage keeps its share of the epochs, the dense stage its share of the
-    augmented epochs. The warm-up stage keeps its share in shorter runs, its length in longer ones.
-    Every stage of the recipe has at least one epoch.
+    The no-augmentation stage keeps its share of the epochs, that of EdgeCrafter its length. The
+    dense stage keeps its share of the augmented epochs. The warm-up stage keeps its share in
+    shorter runs, its length in longer ones. Every stage of the recipe has at least one epoch.
 
     Raises:
         ValueError: There are fewer epochs than the recipe has stages.
@@ -131,20 +72,45 @@ def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, in
     no_aug = published.epochs - t3
     if epochs == published.epochs:
         return published.stages
-    fewest = 4 if published.dense else 1 + (no_aug > 0)
+    fewest = 3 + (t1 > 0) if published.dense else 1 + (no_aug > 0)
     if epochs < fewest:
         raise ValueError(
             f'max_epochs={epochs} is too short for the {fewest} stages of the recipe: '
             f'set train_cfg.max_epochs to at least {fewest}'
         )
-    if no_aug:
-        no_aug = max(1, round(epochs * no_aug / published.epochs))
+    if published.kind == 'edgecrafter':
+        no_aug = min(no_aug, epochs - fewest + 1)
+    else:
+        no_aug = _share(no_aug, published, epochs)
     end = epochs - no_aug
     if not published.dense:
         return 0, 0, end
-    warm_up = max(1, min(t1, round(t1 * epochs / published.epochs)))
+    warm_up = min(t1, _share(t1, published, epochs))
     dense = max(1, end * (t2 - t1) // t3)
     return warm_up, min(warm_up + dense, end - 1), end
+
+
+def _share(duration: int, published: PublishedRecipe, epochs: int) -> int:
+    """The share of a run that a published duration in epochs has, at least one epoch of it."""
+    return max(1, round(duration * epochs / published.epochs)) if duration else 0
+
+
+def derive_restart_epoch(published: PublishedRecipe, epochs: int) -> int:
+    """First epoch of the last phase: the same share before the end, and not before t3."""
+    if epochs == published.epochs:
+        return published.last_phase
+    t3 = derive_stages(published, epochs)[2]
+    if published.last_phase == published.stages[2]:
+        return t3
+    return max(t3, epochs - _share(published.epochs - published.last_phase, published, epochs))
+
+
+def derive_matcher_change(published: PublishedRecipe, epochs: int) -> int | None:
+    """Epoch at the same share of the run; at least one epoch of a longer one comes after it."""
+    change = published.matcher_change_epoch
+    if change is None or epochs == published.epochs:
+        return change
+    return min(epochs - 1, _share(change, published, epochs))
 
 
 def derive_recipe(
@@ -180,9 +146,9 @@ def derive_recipe(
     stretch = min(1.0, length) / scale * accumulation
 
     stages = derive_stages(published, epochs)
-    _, t2, t3 = stages
-    if not published.dense:
-        t2 = t3
+    restart_epoch = derive_restart_epoch(published, epochs)
+    # Without a dense stage the rate stays as it is up to its end.
+    flat_until = stages[1] if published.dense else restart_epoch
 
     def stretched(decay: float) -> float:
         # This is 1 - 1 / horizon, written so that the published decay comes back to the last bit. A
@@ -196,13 +162,15 @@ def derive_recipe(
         lr_scale=scale,
         stages=stages,
         warmup_iters=round(published.warmup_iters * stretch),
-        cosine_begin=t2 * iters_per_epoch,
-        cosine_end=t3 * iters_per_epoch,
+        cosine_begin=flat_until * iters_per_epoch,
+        cosine_end=restart_epoch * iters_per_epoch,
         lr_gamma=published.lr_gamma,
         ema_decay=stretched(published.ema_decay),
         ema_warmup_iters=published.ema_warmup_iters * stretch,
         ema_restart_decay=stretched(published.ema_restart_decay),
-        ema_restart_step=EMA_RESTART_STEP / stretch,
+        ema_restart_step=EMA_RESTART_STEP / stretch if published.searches else None,
+        restart_epoch=restart_epoch,
+        matcher_change_epoch=derive_matcher_change(published, epochs),
     )
 
 
@@ -237,6 +205,14 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
         ]
         return title, *forms
 
+    # What few recipes have.
+    epochs = {
+        'epoch of the restart': (published.restart_epoch, recipe.restart_epoch),
+        'first epoch of the late matcher': (
+            published.matcher_change_epoch,
+            recipe.matcher_change_epoch,
+        ),
+    }
     rows = [
         ('', 'published', 'this run'),
         ('epochs', published.epochs, recipe.epochs),
@@ -254,26 +230,30 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
             recipe.stages,
             stages,
         ),
+        *(row(title, *pair, str) for title, pair in epochs.items() if pair[0] is not None),
         row('EMA decay', published.ema_decay, recipe.ema_decay, decay),
         row_of_iterations(
             'EMA warm-up, iterations', published.ema_warmup_iters, recipe.ema_warmup_iters
         ),
     ]
     if published.restarts:
-        rows += [
+        rows.append(
             row(
                 'EMA decay from the restart at the no-augmentation stage on',
                 published.ema_restart_decay,
                 recipe.ema_restart_decay,
                 decay,
-            ),
-            row(
-                'less for each evaluation of it that is no new best',
-                EMA_RESTART_STEP,
-                recipe.ema_restart_step,
-                '{:.3g}'.format,
-            ),
-        ]
+            )
+        )
+        if published.searches:
+            rows.append(
+                row(
+                    'less for each evaluation of it that is no new best',
+                    EMA_RESTART_STEP,
+                    recipe.ema_restart_step,
+                    '{:.3g}'.format,
+                )
+            )
     widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
     return '\n'.join(
         f'{row[0]!s:<{widths[0]}}  {row[1]!s:>{widths[1]}}  {row[2]!s:>{widths[2]}}' for row in rows

@@ -37,7 +37,8 @@ from .faults import (
 from .hooks import AgreementHook
 from .image_size import apply_image_size
 from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
-from .recipe import PublishedRecipe, Recipe, derive_recipe, format_recipe, regime_note
+from .published_recipe import PublishedRecipe
+from .recipe import Recipe, derive_recipe, format_recipe, regime_note
 from .resuming import (
     apply_settings,
     current_settings,

@@ -4,13 +4,18 @@ data_root = 'data/coco/'
 image_size = 640
 # The size in the pipelines below; set_image_size keeps it up to date.
 applied_image_size = image_size
+# Share of mosaics in the dense stage, and the least width and height of a box in pixels of the
+# input. A config that inherits this one changes them by set_dense_o2o(_base_, mosaic_prob=0.75).
+mosaic_prob = 0.5
+min_box_size = 1
 
 # What DenseO2O does with a sample depends on the stage (warm-up, dense, flat, no-augmentation).
 # DenseO2OScheduleHook sets the stage.
 train_pipeline = [
     dict(
         type='DenseO2O',
-        mosaic_prob=0.5,
+        mosaic_prob=mosaic_prob,
+        min_size=min_box_size,
         load=[dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)],
         mosaic=[
             dict(
@@ -28,7 +33,7 @@ train_pipeline = [
     ),
     dict(type='ContiguousRandomFlip', prob=0.5),
     dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
-    dict(type='DropTinyBoxes'),
+    dict(type='DropTinyBoxes', min_size=min_box_size),
     dict(type='PackDetImage'),
 ]
 test_pipeline = [

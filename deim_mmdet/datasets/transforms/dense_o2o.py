@@ -28,7 +28,7 @@ class DenseO2O(BaseTransform):
 
     In a mosaic each sample says in ``shorter_side`` how many pixels its tile needs.
     ``LoadImageChecked`` may then decode it at a reduced size. Finally boxes are cut at the image
-    border, and objects under one pixel are dropped.
+    border, and objects under ``min_size`` are dropped.
 
     The transform belongs in ``DenseO2ODataset`` or mmdet's ``MultiImageMixDataset``, over a dataset
     with an empty pipeline. Then the partners of a mosaic, its other samples, come as plain data
@@ -44,9 +44,11 @@ class DenseO2O(BaseTransform):
         mosaic: Transforms of a sample with its partners in ``mix_results``. One of them draws the
             partners by ``get_indexes`` (``DenseO2OMosaic``). None for no mosaic.
         mosaic_prob: Probability of ``mosaic`` in the dense stage. Default 0.5.
+        min_size: Least width and height of an object in pixels of the augmented image. Default 1.
 
     Raises:
-        ValueError: If ``mosaic_prob`` is no probability or ``mosaic`` draws no partners.
+        ValueError: If ``mosaic_prob`` is no probability, ``min_size`` no size, or ``mosaic`` draws
+            no partners.
 
     Example:
         >>> train_pipeline = [
@@ -72,6 +74,7 @@ class DenseO2O(BaseTransform):
         single: Sequence[dict] | None = None,
         mosaic: Sequence[dict] | None = None,
         mosaic_prob: float = 0.5,
+        min_size: float = 1.0,
     ) -> None:
         self.load = _compose(load)
         self.single = _compose(single)
@@ -87,7 +90,7 @@ class DenseO2O(BaseTransform):
         # Tiles need no larger images. Other mosaics may not say how large their tiles are.
         self._tile_size = getattr(drawers[0], 'tile_size', None) if drawers else None
         self._clip = DropTinyBoxes(min_size=0)
-        self._finish = DropTinyBoxes(min_size=1)
+        self._finish = DropTinyBoxes(min_size)
         self._stage = SharedStage()
 
     def set_stage(self, stage: Stage) -> None:
@@ -138,8 +141,8 @@ class DenseO2O(BaseTransform):
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(stage={self._stage.get().label}, '
-            f'mosaic_prob={self.mosaic_prob}, load={self.load}, single={self.single}, '
-            f'mosaic={self.mosaic})'
+            f'mosaic_prob={self.mosaic_prob}, min_size={self._finish.min_size}, load={self.load}, '
+            f'single={self.single}, mosaic={self.mosaic})'
         )
 
 

@@ -53,9 +53,15 @@ def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
     return [*staged_parts(dataset), *staged_parts(batch_augments(preprocessor))]
 
 
+def late_criterion(model: Any) -> Any | None:
+    """The criterion of a model's head, if it has a matcher for the last epochs; else None."""
+    criterion = getattr(getattr(bare_model(model), 'bbox_head', None), 'criterion', None)
+    return criterion if getattr(criterion, 'late_matcher', None) is not None else None
+
+
 @HOOKS.register_module()
 class DenseO2OScheduleHook(Hook):
-    """Sets the :class:`Stage` of all augmentations before every training epoch.
+    """Sets the :class:`Stage` of all augmentations, and the matcher, before every training epoch.
 
     It calls ``set_stage`` of every object that has it, among the transforms of the training dataset
     (through wrappers) and the batch augments of the model's data preprocessor. The stage follows
@@ -63,24 +69,38 @@ class DenseO2OScheduleHook(Hook):
     Transforms keep their stage in shared memory, which persistent workers see. All processes do the
     same. The message hub keeps the stage's name as ``stage``.
 
+    A criterion with a ``late_matcher`` changes over to it at ``matcher_change_epoch``. This, too,
+    follows from the epoch alone.
+
     Args:
         stages: First 0-based epochs ``(t1, t2, t3)`` of the dense, flat and no-augmentation stage;
             ``(0, 0, t3)`` has neither warm-up nor dense stage. If None,
             :class:`~deim_mmdet.engine.DEIMRunner` sets them.
+        matcher_change_epoch: First 0-based epoch of the ``late_matcher``. If None, ``DEIMRunner``
+            sets it.
 
     Raises:
-        ValueError: ``stages`` are not three epochs in order, or not given.
+        ValueError: ``stages`` are not three epochs in order, or not given; or the criterion has a
+            ``late_matcher``, but no epoch is given for it.
         TypeError: The training loop doesn't count epochs.
     """
 
-    def __init__(self, stages: tuple[int, int, int] | None = None) -> None:
-        self.stages = None
+    def __init__(
+        self,
+        stages: tuple[int, int, int] | None = None,
+        matcher_change_epoch: int | None = None,
+    ) -> None:
+        self.stages, self.matcher_change_epoch = None, matcher_change_epoch
         if stages is not None:
             self.set_default(stages)
         self._stage: Stage | None = None
 
-    def set_default(self, stages: tuple[int, int, int]) -> None:
-        """Set ``stages`` where the config doesn't give them."""
+    def set_default(
+        self, stages: tuple[int, int, int], matcher_change_epoch: int | None = None
+    ) -> None:
+        """Set what the config doesn't give."""
+        if self.matcher_change_epoch is None:
+            self.matcher_change_epoch = matcher_change_epoch
         if self.stages is not None:
             return
         stages = tuple(stages)
@@ -98,9 +118,15 @@ class DenseO2OScheduleHook(Hook):
                 'DenseO2OScheduleHook has no stages: give stages=(t1, t2, t3) in epochs, or '
                 "runner_type='DEIMRunner', which derives them"
             )
+        if late_criterion(runner.model) is not None and self.matcher_change_epoch is None:
+            raise ValueError(
+                'the criterion has a late_matcher, but nothing says from which epoch on: set '
+                'recipe.matcher_change_epoch, or criterion.late_matcher=None'
+            )
         self._stage = None
 
     def before_train_epoch(self, runner) -> None:
+        self._choose_matcher(runner)
         stage = Stage.at_epoch(runner.epoch, self.stages)
         parts = staged_augmentations(
             runner.train_dataloader.dataset, bare_model(runner.model).data_preprocessor
@@ -115,3 +141,16 @@ class DenseO2OScheduleHook(Hook):
                 if runner.epoch in (0, *self.stages)
                 else f'Epoch {runner.epoch + 1} of {runner.max_epochs}: within stage {stage.label}'
             )
+
+    def _choose_matcher(self, runner) -> None:
+        criterion = late_criterion(runner.model)
+        if criterion is None:
+            return
+        late = runner.epoch >= self.matcher_change_epoch
+        if late != criterion.late:
+            runner.logger.info(
+                f'Epoch {runner.epoch + 1} of {runner.max_epochs}: '
+                f'{type(criterion.late_matcher if late else criterion.matcher).__name__} matches '
+                'from here on'
+            )
+        criterion.late = late

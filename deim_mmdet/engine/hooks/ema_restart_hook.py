@@ -24,14 +24,16 @@ STATE = 'ema_restart'
 class EMARestartHook(Hook):
     """Restarts from the best checkpoint of the augmented stages (DEIM and D-FINE's recipes).
 
-    1. If an evaluation before the no-augmentation stage is a new best, the whole state is saved as
-       ``best_augmented.pth``. Bests of the no-augmentation stage don't replace it.
-    2. Before the first epoch of the no-augmentation stage, weights, EMA (with its number of
-       updates) and optimiser are set to those of that checkpoint, and the EMA's decay to
-       ``restart_decay``. Learning rate, epoch and iteration go on by the schedule.
-    3. If an evaluation of the no-augmentation stage is no new best of the whole run, the decay
-       becomes smaller by ``decay_step``, down to 0, and the next epoch starts from the same
-       checkpoint again.
+    The last phase of training is the no-augmentation stage, or a part of it.
+
+    1. If an evaluation before the last phase is a new best, the whole state is saved as
+       ``best_augmented.pth``. Bests of the last phase don't replace it.
+    2. Before the first epoch of the last phase, weights, EMA (with its number of updates) and
+       optimiser are set to those of that checkpoint, and the EMA's decay to ``restart_decay``.
+       Learning rate, epoch and iteration go on by the schedule.
+    3. If an evaluation of the last phase is no new best of the whole run, the decay becomes smaller
+       by ``decay_step``, down to 0, and the next epoch starts from the same checkpoint again.
+       ``search=False`` leaves this out.
 
     The run's ``CheckpointHook`` (``save_best``) decides what is best; this hook acts after it. A
     restart is decided after an evaluation and carried out before the next epoch. Until that epoch
@@ -41,7 +43,7 @@ class EMARestartHook(Hook):
     itself. If one has a work directory of its own and doesn't see the file, the main process sends
     it the content.
 
-    Without an evaluation before the no-augmentation stage there is no restart; a line is logged. A
+    Without an evaluation before the last phase there is no restart; a line is logged. A
     resumed run without its ``best_augmented.pth`` doesn't start. If the file disappears or can't be
     read during a run, an error is logged and training goes on from the weights that it has.
 
@@ -50,8 +52,11 @@ class EMARestartHook(Hook):
             :class:`~deim_mmdet.engine.DEIMRunner` sets it.
         decay_step: Each further restart makes the decay smaller by this number, not negative. If
             None, ``DEIMRunner`` sets it.
-        begin: First 0-based epoch of the no-augmentation stage; None for that of
-            ``DenseO2OScheduleHook``. The hook does nothing where the training ends before it.
+        begin: First 0-based epoch of the last phase. If None, ``DEIMRunner`` sets it where the
+            recipe has one; else it is the no-augmentation stage of ``DenseO2OScheduleHook``. The
+            hook does nothing where the training ends before it.
+        search: Whether to restart again after an evaluation that is no new best. If None,
+            ``DEIMRunner`` sets it; else True.
 
     Raises:
         ValueError: A number is out of range or not given, or a hook that this one needs is missing.
@@ -66,21 +71,25 @@ class EMARestartHook(Hook):
         restart_decay: float | None = None,
         decay_step: float | None = None,
         begin: int | None = None,
+        search: bool | None = None,
     ) -> None:
-        self.restart_decay = self.decay_step = None
-        self.set_default(restart_decay, decay_step)
+        self.restart_decay = self.decay_step = self.begin = self.search = None
+        self.set_default(restart_decay, decay_step, begin, search)
+
+    def set_default(self, restart_decay, decay_step, begin=None, search=None) -> None:
+        """Set the arguments that the config doesn't give."""
         if begin is not None and begin < 0:
             raise ValueError(f'EMARestartHook needs begin >= 0, but got {begin}')
-        self.begin = begin
-
-    def set_default(self, restart_decay: float | None, decay_step: float | None) -> None:
-        """Set the numbers that the config doesn't give."""
         if restart_decay is not None and not 0 <= restart_decay < 1:
             raise ValueError(f'EMARestartHook needs restart_decay in [0, 1), got {restart_decay}')
         if decay_step is not None and decay_step < 0:
             raise ValueError(f'EMARestartHook needs decay_step >= 0, but got {decay_step}')
-        self.restart_decay = restart_decay if self.restart_decay is None else self.restart_decay
-        self.decay_step = decay_step if self.decay_step is None else self.decay_step
+        given = dict(restart_decay=restart_decay, decay_step=decay_step, begin=begin, search=search)
+        for name, value in given.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.search is False and self.decay_step is None:
+            self.decay_step = 0.0
 
     def before_train(self, runner) -> None:
         check_counts_epochs(self, runner.train_loop)
@@ -101,7 +110,7 @@ class EMARestartHook(Hook):
         self._warn_of_late_evaluation(runner, begin)
         state = self._state(runner)
         if runner.epoch < begin and state['decay'] is not None:
-            # Resumed with more epochs than before: the last stage lies ahead again.
+            # Resumed with more epochs than before: the last phase lies ahead again.
             self._update(runner, decay=None, due=False)
         self._follow_settings(runner)
         if state['epoch'] is not None:
@@ -115,7 +124,7 @@ class EMARestartHook(Hook):
         if state['epoch'] is None:
             if runner.epoch == begin:
                 runner.logger.warning(
-                    'No epoch before the no-augmentation stage was evaluated: training goes on '
+                    'No epoch before the last phase was evaluated: training goes on '
                     'without a restart'
                 )
             return
@@ -142,7 +151,7 @@ class EMARestartHook(Hook):
             # Epochs are counted up before they are evaluated.
             if runner.epoch <= begin:
                 self._save(runner, score)
-        elif state['decay'] is not None:
+        elif state['decay'] is not None and self.search is not False:
             decay = max(0.0, state['decay'] - self.decay_step)
             self._update(runner, decay=decay, due=True)
             if runner.epoch < runner.max_epochs:
@@ -202,7 +211,7 @@ class EMARestartHook(Hook):
         if not found[0]:
             raise FileNotFoundError(
                 f'{path} is missing, the best checkpoint of the augmented stages, from which the '
-                'last stage of this training restarts: copy it there from the folder that the '
+                'last phase of this training restarts: copy it there from the folder that the '
                 'training was started in, or take EMARestartHook out of custom_hooks to go on '
                 'without restarts'
             )
@@ -213,7 +222,7 @@ class EMARestartHook(Hook):
         first = -(-max(loop.val_begin, 1) // interval) * interval
         if runner.val_loop is None or first > begin:
             runner.logger.warning(
-                f'No epoch before the no-augmentation stage (from epoch {begin + 1} on) is '
+                f'No epoch before the last phase (from epoch {begin + 1} on) is '
                 'evaluated, so that training cannot restart from the best of them: lower '
                 f'train_cfg.val_interval={interval}'
             )
