@@ -19,12 +19,15 @@ from .convert import count_classes
 
 PACKAGE = Path(__file__).parents[1]
 
+# DEIMv2's small sizes start from weights of B0.
+_PUBLISHED_ARCHS = [arch for arch in ARCHS if arch.startswith('B')]
+
 #: Backbones with published weights of their own.
 BACKBONES = {
-    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in ARCHS},
+    **{f'HGNetv2-{arch}': dict(type='HGNetv2', arch=arch) for arch in _PUBLISHED_ARCHS},
     **{
         f'HGNetv2-{arch} with learnable affine': dict(type='HGNetv2', arch=arch, use_lab=True)
-        for arch in ARCHS
+        for arch in _PUBLISHED_ARCHS
     },
     **{f'ResNet-vd {n}': dict(type='ResNetVd', depth=n) for n in (18, 34, 50, 101)},
 }

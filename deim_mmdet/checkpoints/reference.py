@@ -1,8 +1,8 @@
 """Parameter names of the reference implementations and of this package.
 
-One table of name pairs serves both directions. The reference implementations are DEIM, D-FINE and
-RT-DETRv2; their models share most names. A name may mean different things in the two kinds of
-decoder; then the kind decides.
+One table of name pairs serves both directions. The reference implementations are DEIM, D-FINE,
+RT-DETRv2, DEIMv2 and EdgeCrafter; their models share most names. A name may mean different things
+in the kinds of decoder; then the kind decides.
 """
 
 import re
@@ -15,7 +15,7 @@ from ..models.backbones import resnet_vd
 from ..utils.name_table import NameTable
 
 #: The kinds of decoder.
-DFINE, RTDETRV2 = 'dfine', 'rtdetrv2'
+DFINE, RTDETRV2, DEIMV2, ECDET = 'dfine', 'rtdetrv2', 'deimv2', 'ecdet'
 
 # Pairs of a name in the reference and here, without the prefix `backbone.`.
 _BACKBONE = [
@@ -34,8 +34,17 @@ _NECK = [
     ),
     *(
         (f'encoder.{part}.{{path}}.{theirs}.{{leaf}}', f'neck.{part}.{{path}}.{ours}.{{leaf}}')
-        for part in ('input_proj', 'lateral_convs', 'fpn_blocks', 'pan_blocks', 'downsample_convs')
+        for part in ('input_proj', 'lateral_convs', 'fpn_blocks', 'pan_blocks', 'downsample_convs',
+                     'fpn_block', 'pan_block')
         for theirs, ours in (('conv', 'conv'), ('norm', 'bn'))
+    ),
+    *(
+        (f'encoder.{theirs}.{{leaf}}', f'neck.{ours}.{{leaf}}')
+        for theirs, ours in (
+            ('down_sample1.1', 'pool_convs.0.conv'), ('down_sample1.2', 'pool_convs.0.bn'),
+            ('down_sample2.1', 'pool_convs.1.conv'), ('down_sample2.2', 'pool_convs.1.bn'),
+            ('bi_fusion.cv.conv', 'global_conv.conv'), ('bi_fusion.cv.norm', 'global_conv.bn'),
+        )
     ),
 ]  # fmt: skip
 
@@ -52,19 +61,32 @@ _HEAD = [
     ('decoder.dec_score_head.{path}', 'bbox_head.decoder.score_heads.{path}'),
 ]
 
+_DISTRIBUTIONS = [
+    ('decoder.up', 'bbox_head.decoder.up'),
+    ('decoder.reg_scale', 'bbox_head.decoder.reg_scale'),
+    ('decoder.pre_bbox_head.{path}', 'bbox_head.decoder.initial_box_head.{path}'),
+    ('decoder.dec_bbox_head.{path}', 'bbox_head.decoder.distribution_heads.{path}'),
+    ('decoder.decoder.lqe_layers.{i}.reg_conf.{path}',
+     'bbox_head.decoder.quality_estimators.{i}.mlp.{path}'),
+]  # fmt: skip
+
+
+def _layer_parts(**ours: str) -> list[tuple[str, str]]:
+    """Pairs for parts of decoder layers that have other names in the reference."""
+    return [
+        (f'decoder.decoder.layers.{{i}}.{theirs}.{{leaf}}',
+         f'bbox_head.decoder.layers.{{i}}.{name}.{{leaf}}')
+        for name, theirs in ours.items()
+    ]  # fmt: skip
+
+
 _DECODER = {
-    DFINE: [
-        ('decoder.up', 'bbox_head.decoder.up'),
-        ('decoder.reg_scale', 'bbox_head.decoder.reg_scale'),
-        ('decoder.pre_bbox_head.{path}', 'bbox_head.decoder.initial_box_head.{path}'),
-        ('decoder.dec_bbox_head.{path}', 'bbox_head.decoder.distribution_heads.{path}'),
-        ('decoder.decoder.lqe_layers.{i}.reg_conf.{path}',
-         'bbox_head.decoder.quality_estimators.{i}.mlp.{path}'),
-    ],
-    RTDETRV2: [
-        ('decoder.dec_bbox_head.{path}', 'bbox_head.decoder.box_heads.{path}'),
-    ],
-}  # fmt: skip
+    DFINE: _DISTRIBUTIONS,
+    RTDETRV2: [('decoder.dec_bbox_head.{path}', 'bbox_head.decoder.box_heads.{path}')],
+    DEIMV2: [*_DISTRIBUTIONS, *_layer_parts(linear1='swish_ffn.w12', linear2='swish_ffn.w3')],
+    # The reference's second norm is the one after the FFN.
+    ECDET: [*_DISTRIBUTIONS, *_layer_parts(norm3='norm2')],
+}
 
 # Buffers, and second names of parameters. The reference stores them; this package derives them.
 _DERIVED = re.compile(
@@ -77,7 +99,7 @@ _DERIVED = re.compile(
 @cache
 def _table(kind: str, reverse: bool = False) -> NameTable:
     backbone = [(f'backbone.{theirs}', f'backbone.{ours}') for theirs, ours in _BACKBONE]
-    pairs = [*backbone, *_NECK, *_HEAD, *_DECODER[kind]]
+    pairs = [*backbone, *_NECK, *_DECODER[kind], *_HEAD]
     return NameTable((ours, theirs) if reverse else (theirs, ours) for theirs, ours in pairs)
 
 
@@ -88,11 +110,20 @@ def decoder_kind(names: Iterable[str]) -> str:
         names: All names of the state dict.
 
     Returns:
-        ``'dfine'`` where there is D-FINE's second box head of the first layer, or a parameter of a
-        distribution; else ``'rtdetrv2'``.
+        ``'deimv2'`` where decoder layers have RMSNorm; else ``'rtdetrv2'`` where there is neither
+        D-FINE's second box head of the first layer nor a parameter of a distribution; else
+        ``'ecdet'`` or ``'dfine'``, with three or two layers in the MLP of the queries' positions.
     """
-    marks = re.compile(r'decoder\.(up$|pre_bbox_head\.)|bbox_head\.decoder\.(up$|initial_box_head)')
-    return DFINE if any(marks.match(name) for name in names) else RTDETRV2
+    names = list(names)
+
+    def any_name(pattern: str) -> bool:
+        return any(re.match(pattern, name) for name in names)
+
+    if any_name(r'.*decoder\.layers\.\d+\.norm1\.scale$'):
+        return DEIMV2
+    if not any_name(r'decoder\.(up$|pre_bbox_head\.)|bbox_head\.decoder\.(up$|initial_box_head)'):
+        return RTDETRV2
+    return ECDET if any_name(r'.*\.query_pos(_head|ition)\.layers\.2\.') else DFINE
 
 
 def convert_name(name: str, kind: str = DFINE) -> str | None:
@@ -100,7 +131,7 @@ def convert_name(name: str, kind: str = DFINE) -> str | None:
 
     Args:
         name: E.g. ``decoder.enc_output.proj.weight``.
-        kind: ``'dfine'`` or ``'rtdetrv2'``, the kind of decoder.
+        kind: The kind of decoder, as :func:`decoder_kind` gives it.
 
     Raises:
         KeyError: The reference has no parameter of that name.
@@ -118,7 +149,7 @@ def reference_name(name: str, kind: str = DFINE) -> str:
 
 
 def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a reference DEIM, D-FINE or RT-DETRv2 model in the naming of this package.
+    """State dict of a reference model in the naming of this package.
 
     Args:
         state_dict: Tensors by reference name, e.g. ``decoder.enc_output.proj.weight``.
@@ -141,7 +172,7 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
             converted[new_name] = tensor
     if unknown:
         raise ValueError(
-            f'{len(unknown)} of {len(state_dict)} names are not of a reference DEIM, D-FINE or '
-            f'RT-DETRv2 model, e.g. {unknown[:5]}'
+            f'{len(unknown)} of {len(state_dict)} names are not of a reference DEIM, D-FINE, '
+            f'RT-DETRv2, DEIMv2 or ECDet model, e.g. {unknown[:5]}'
         )
     return converted

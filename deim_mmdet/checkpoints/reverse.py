@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .reference import DFINE, decoder_kind, reference_name
+from .reference import DFINE, RTDETRV2, decoder_kind, reference_name
 
 #: The reference stores anchors for a square input of this side in pixels, and this margin of valid
 #: anchors.
@@ -24,7 +24,7 @@ def to_reference_state_dict(
 
     Returns:
         The same tensors by reference name, and the buffers that the reference's strict loading
-        wants: anchors of a 640×640 input and their validity, point scales, and for D-FINE second
+        wants: anchors of a 640×640 input and their validity, point scales, and second
         names of ``up`` and ``reg_scale``.
 
     Raises:
@@ -32,7 +32,7 @@ def to_reference_state_dict(
     """
     kind = decoder_kind(state_dict)
     renamed = _renamed(state_dict, kind)
-    if kind == DFINE:
+    if kind != RTDETRV2:
         for name in ('up', 'reg_scale'):
             renamed[f'decoder.decoder.{name}'] = renamed[f'decoder.{name}']
     renamed['decoder.anchors'], renamed['decoder.valid_mask'] = _anchors(strides)

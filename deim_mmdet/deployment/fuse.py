@@ -18,7 +18,7 @@ from ..models.layers.basic import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
 from ..models.layers.rtdetr_decoder import RTDETRDecoder
-from ..models.necks.hybrid_encoder import RepVGGBlock
+from ..models.necks.fusion import RepVGGBlock
 from .cpu import optimize_for_cpu
 from .cuda import CudaDetector
 from .modules import (

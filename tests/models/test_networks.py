@@ -58,7 +58,8 @@ def small_head(num_classes=3, **decoder):
 
 @pytest.mark.parametrize('arch', sorted(ARCHS))
 def test_hgnetv2_strides_and_channels(arch):
-    feats = HGNetv2(arch, out_indices=(0, 1, 2, 3))(torch.zeros(1, 3, 64, 96))
+    stages = range(len(ARCHS[arch].stages))
+    feats = HGNetv2(arch, out_indices=stages)(torch.zeros(1, 3, 64, 96))
     for i, (feat, stage) in enumerate(zip(feats, ARCHS[arch].stages, strict=True)):
         assert feat.shape == (1, stage.out_channels, 64 // (4 * 2**i), 96 // (4 * 2**i))
 
@@ -68,6 +69,8 @@ def test_hgnetv2_refuses_what_it_does_not_know():
         HGNetv2('B9')
     with pytest.raises(ValueError, match='out_indices'):
         HGNetv2('B0', out_indices=(4,))
+    with pytest.raises(ValueError, match=r'HGNetv2-Pico must be among 0 … 2'):
+        HGNetv2('Pico')
 
 
 @pytest.mark.parametrize(

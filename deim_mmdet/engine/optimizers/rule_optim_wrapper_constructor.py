@@ -8,6 +8,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from ...models.layers.basic import RMSNorm
+
 
 def parameter_kinds(model: nn.Module) -> dict[str, str]:
     """Kind of each parameter by name: ``norm``, ``bias`` or ``weight``.
@@ -18,8 +20,9 @@ def parameter_kinds(model: nn.Module) -> dict[str, str]:
     kinds = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
+            normalises = is_norm(module) or isinstance(module, RMSNorm)
             by_name = 'bias' if name.endswith('bias') else 'weight'
-            kinds[f'{module_name}.{name}'.lstrip('.')] = 'norm' if is_norm(module) else by_name
+            kinds[f'{module_name}.{name}'.lstrip('.')] = 'norm' if normalises else by_name
     return kinds
 
 

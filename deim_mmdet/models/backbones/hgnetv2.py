@@ -27,19 +27,24 @@ class StageSpec(NamedTuple):
 
 
 class ArchSpec(NamedTuple):
-    """Widths of the stem (its first convolutions, its output) and the four stages."""
+    """Widths of the stem (its first convolutions, its output) and the stages."""
 
     stem: tuple[int, int]
     stages: tuple[StageSpec, ...]
 
 
-def _arch(stem: tuple[int, int], num_layers: int, *stages: tuple[int, int, int, int]) -> ArchSpec:
-    """Fill in what all sizes share: stage 1 keeps the resolution, stages 3 and 4 are light."""
+def _arch(
+    stem: tuple[int, int], num_layers: int, *stages: tuple[int, int, int, int], kernel_size: int = 5
+) -> ArchSpec:
+    """Fill in what all sizes share: stage 1 keeps the resolution, stages 3 and 4 are light.
+
+    ``kernel_size`` is that of the light stages.
+    """
     return ArchSpec(
         stem,
         tuple(
-            StageSpec(*widths, downsample=i > 0, light=i > 1, kernel_size=5 if i > 1 else 3,
-                      num_layers=num_layers)
+            StageSpec(*widths, downsample=i > 0, light=i > 1,
+                      kernel_size=kernel_size if i > 1 else 3, num_layers=num_layers)
             for i, widths in enumerate(stages)
         ),
     )  # fmt: skip
@@ -48,6 +53,11 @@ def _arch(stem: tuple[int, int], num_layers: int, *stages: tuple[int, int, int, 
 # Of each stage: channels of the input, inside and of the output; number of blocks.
 # fmt: off
 ARCHS = {
+    # The first stages of B0, and a narrower or shorter third (DEIMv2, arXiv 2509.20787).
+    'Atto': _arch((16, 16), 3,
+                  (16, 16, 64, 1), (64, 32, 256, 1), (256, 64, 256, 1), kernel_size=3),
+    'Femto': _arch((16, 16), 3, (16, 16, 64, 1), (64, 32, 256, 1), (256, 64, 512, 1)),
+    'Pico': _arch((16, 16), 3, (16, 16, 64, 1), (64, 32, 256, 1), (256, 64, 512, 2)),
     'B0': _arch((16, 16), 3,
                 (16, 16, 64, 1), (64, 32, 256, 1), (256, 64, 512, 2), (512, 128, 1024, 1)),
     'B1': _arch((24, 32), 3,
@@ -234,7 +244,8 @@ class HGNetv2(BaseModule):
     """HGNetv2 backbone.
 
     Args:
-        arch: Size, ``'B0'`` to ``'B6'``.
+        arch: Size, ``'B0'`` to ``'B6'``, or one of DEIMv2's three small ones, ``'Atto'``,
+            ``'Femto'`` and ``'Pico'``, which have three stages.
         out_indices: Stages (0-based) whose feature maps are returned; stage i has stride
             ``4 · 2^i``.
         use_lab: Add a learnable affine after each activation (B0 to B2 of D-FINE).
@@ -261,9 +272,12 @@ class HGNetv2(BaseModule):
         super().__init__(init_cfg)
         if arch not in ARCHS:
             raise ValueError(f'HGNetv2 has no arch {arch!r}: choose one of {sorted(ARCHS)}')
-        if not out_indices or not set(out_indices) <= set(range(4)):
-            raise ValueError(f'out_indices of HGNetv2 must be among 0 … 3, got {out_indices}')
         spec = ARCHS[arch]
+        last = len(spec.stages) - 1
+        if not out_indices or not set(out_indices) <= set(range(last + 1)):
+            raise ValueError(
+                f'out_indices of HGNetv2-{arch} must be among 0 … {last}, got {out_indices}'
+            )
         self.out_indices = tuple(out_indices)
         self.stem = Stem(*spec.stem, lab=use_lab)
         self.stages = nn.ModuleList(

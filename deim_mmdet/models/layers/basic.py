@@ -11,6 +11,38 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ... import compat
+from .predictions import full_precision
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm of tokens (arXiv 1910.07467), computed in single precision at least.
+
+    torch's module of this name calls its parameter otherwise, and rounds otherwise.
+
+    Args:
+        embed_dims: Width of the tokens.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, embed_dims: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(embed_dims))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., D) to the same shape; of half precision to the wider type of both."""
+        wide = full_precision(tokens)
+        mean_square = wide.square().mean(-1, keepdim=True)
+        return (wide * (mean_square + self.eps).rsqrt()).to(tokens.dtype) * self.scale
+
+
+class SwiGLU(nn.Module):
+    """Gated activation ``silu(a) * b`` of the two halves (a, b) of the input (arXiv 2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (..., 2 · N) to (..., N)."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
 
 
 class FrozenBatchNorm2d(nn.Module):

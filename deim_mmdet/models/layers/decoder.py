@@ -1,4 +1,4 @@
-"""What the decoders of D-FINE and RT-DETR share: layers and attention."""
+"""What the decoders share: layers and attention."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...ops import deformable_attention
 from .attention import SelfAttention
-from .basic import build_activation
+from .basic import SwiGLU, build_activation
 
 
 class DeformableCrossAttention(nn.Module):
@@ -92,36 +92,73 @@ class DeformableCrossAttention(nn.Module):
         return attended.to(self.attention_weights.weight.dtype)
 
 
+class Gateway(nn.Module):
+    """Gated sum of the query and the output of cross-attention, then a norm (D-FINE).
+
+    Args:
+        embed_dims: Width of both.
+        norm: Class of the norm.
+    """
+
+    def __init__(self, embed_dims: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * embed_dims, 2 * embed_dims)
+        self.norm = norm(embed_dims)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, query: Tensor, update: Tensor) -> Tensor:
+        gates = self.gate(torch.cat([query, update], dim=-1)).sigmoid()
+        keep, take = gates.chunk(2, dim=-1)
+        return self.norm(keep * query + take * update)
+
+
 class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention and a feed-forward network, each then normalised.
-
-    Subclasses define :meth:`join`, which joins the output of cross-attention to the query.
 
     Args:
         embed_dims: Width of the queries.
         num_heads: Attention heads.
-        ffn_channels: Width of the feed-forward network (FFN).
-        act: Activation of the FFN.
+        ffn_channels: Width of the feed-forward network (FFN) before its activation.
+        act: Activation of the FFN: a type in mmcv's registry, or ``'SwiGLU'``, which halves the
+            width.
         cross_attn: Module of the cross-attention.
+        norm: Class of the norms.
+        gateway: Whether the output of cross-attention joins the query through a :class:`Gateway`;
+            otherwise it is added and the sum normalised.
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, ffn_channels: int, act: str, cross_attn: nn.Module
+        self,
+        embed_dims: int,
+        num_heads: int,
+        ffn_channels: int,
+        act: str,
+        cross_attn: nn.Module,
+        norm: type[nn.Module] = nn.LayerNorm,
+        gateway: bool = False,
     ) -> None:
         super().__init__()
         self.self_attn = SelfAttention(embed_dims, num_heads)
-        self.norm1 = nn.LayerNorm(embed_dims)
+        self.norm1 = norm(embed_dims)
         self.cross_attn = cross_attn
+        gated = act == 'SwiGLU'
         self.linear1 = nn.Linear(embed_dims, ffn_channels)
-        self.act = build_activation(act)
-        self.linear2 = nn.Linear(ffn_channels, embed_dims)
-        self.norm3 = nn.LayerNorm(embed_dims)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
+        self.act = SwiGLU() if gated else build_activation(act)
+        self.linear2 = nn.Linear(ffn_channels // 2 if gated else ffn_channels, embed_dims)
+        self.norm3 = norm(embed_dims)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+            if gated:
+                nn.init.zeros_(linear.bias)
+        self.gateway = Gateway(embed_dims, norm) if gateway else None
+        self.norm2 = None if gateway else norm(embed_dims)
 
-    def join(self, query: Tensor, update: Tensor) -> Tensor:
-        """Join the ``update`` by cross-attention to the query; all are (B, Q, D)."""
-        raise NotImplementedError
+    def _joined(self, query: Tensor, update: Tensor) -> Tensor:
+        """The query with the output of cross-attention; all are (B, Q, D)."""
+        if self.gateway is None:
+            return self.norm2(query + update)
+        return self.gateway(query, update)
 
     def forward(
         self,
@@ -134,7 +171,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         query = self.norm1(query + self.self_attn(query + position, query, attn_mask))
         update = self.cross_attn(query + position, references, memory, spatial_shapes)
-        query = self.join(query, update)
+        query = self._joined(query, update)
         update = self.linear2(self.act(self.linear1(query)))
         # float16 overflows beyond this bound. The gradient of clamp would take five kernels.
         return self.norm3(F.hardtanh(query + update, -65504, 65504))
@@ -154,8 +191,8 @@ def check_sizes(
             f'{name} needs num_points of each level: got {len(num_points)} for {num_levels} '
             'in_channels of the head'
         )
-    if embed_dims % (4 * num_heads):
+    if embed_dims % num_heads:
         raise ValueError(
-            f'{name} needs an embed_dims divisible by 4 · num_heads, got '
+            f'{name} needs an embed_dims divisible by num_heads, got '
             f'embed_dims={embed_dims}, num_heads={num_heads}'
         )

@@ -1,4 +1,7 @@
-"""The decoder of D-FINE (arXiv 2410.13842): boxes refined as distributions, layer by layer."""
+"""The decoder of D-FINE (arXiv 2410.13842): boxes refined as distributions, layer by layer.
+
+DEIMv2 (arXiv 2509.20787) and EdgeCrafter's ECDet (arXiv 2603.18739) change its layers.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +10,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .basic import MLP, init_scores, inverse_sigmoid
+from .basic import MLP, RMSNorm, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .distribution import (
     bin_probabilities,
@@ -16,41 +19,6 @@ from .distribution import (
     weighting_function,
 )
 from .predictions import Predictions, full_precision
-
-
-class Gateway(nn.Module):
-    """Gated sum of the query and the output of cross-attention, then a norm (D-FINE)."""
-
-    def __init__(self, embed_dims: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(2 * embed_dims, 2 * embed_dims)
-        self.norm = nn.LayerNorm(embed_dims)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
-
-    def forward(self, query: Tensor, update: Tensor) -> Tensor:
-        gates = self.gate(torch.cat([query, update], dim=-1)).sigmoid()
-        keep, take = gates.chunk(2, dim=-1)
-        return self.norm(keep * query + take * update)
-
-
-class DFINEDecoderLayer(DecoderLayer):
-    """Decoder layer whose cross-attention joins the query through a gateway."""
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        ffn_channels: int,
-        num_points: Sequence[int],
-        act: str,
-    ) -> None:
-        cross_attn = DeformableCrossAttention(embed_dims, num_heads, num_points)
-        super().__init__(embed_dims, num_heads, ffn_channels, act, cross_attn)
-        self.gateway = Gateway(embed_dims)
-
-    def join(self, query: Tensor, update: Tensor) -> Tensor:
-        return self.gateway(query, update)
 
 
 class LocationQualityEstimator(nn.Module):
@@ -84,7 +52,7 @@ class DFINEDecoder(nn.Module):
 
     Args:
         num_classes: Number of categories, without background.
-        embed_dims: Width of queries and tokens, divisible by 4 · ``num_heads``.
+        embed_dims: Width of queries and tokens, divisible by ``num_heads``.
         num_levels: Number of feature levels.
         num_points: Sampling points of the cross-attention on each level.
         num_layers: Decoder layers.
@@ -94,9 +62,23 @@ class DFINEDecoder(nn.Module):
         reg_scale: Steepness of the bins' distances; a larger one reaches farther.
         act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in D-FINE.
 
+    Attributes:
+        ffn_act: Activation of the FFNs, if it is another one.
+        norm: Class of the layers' norms.
+        gateway: Whether the layers have a gateway.
+        shared_heads: Whether the distribution head of all layers is one.
+        initial_position: Whether a query's position is that of its initial reference box in all
+            layers; otherwise each layer makes it of its own reference box.
+
     Raises:
         ValueError: Levels or widths don't agree, or ``reg_max`` is odd.
     """
+
+    ffn_act: str | None = None
+    norm: type[nn.Module] = nn.LayerNorm
+    gateway = True
+    shared_heads = False
+    initial_position = False
 
     def __init__(
         self,
@@ -117,17 +99,29 @@ class DFINEDecoder(nn.Module):
             raise ValueError(f'DFINEDecoder needs an even reg_max, got {reg_max}')
         self.reg_max = reg_max
         self.layers = nn.ModuleList(
-            DFINEDecoderLayer(embed_dims, num_heads, ffn_channels, num_points, act)
+            DecoderLayer(
+                embed_dims,
+                num_heads,
+                ffn_channels,
+                self.ffn_act or act,
+                DeformableCrossAttention(embed_dims, num_heads, num_points),
+                self.norm,
+                self.gateway,
+            )
             for _ in range(num_layers)
         )
-        self.query_position = MLP([4, 2 * embed_dims, embed_dims], act)
+        hidden = [embed_dims] * 2 if self.initial_position else [2 * embed_dims]
+        self.query_position = MLP([4, *hidden, embed_dims], act)
         self.score_heads = nn.ModuleList(
             init_scores(nn.Linear(embed_dims, num_classes)) for _ in range(num_layers)
         )
         self.initial_box_head = MLP([embed_dims] * 3 + [4], act).zero_last()
-        self.distribution_heads = nn.ModuleList(
-            MLP([embed_dims] * 3 + [4 * (reg_max + 1)], act).zero_last() for _ in range(num_layers)
-        )
+        heads = [
+            MLP([embed_dims] * 3 + [4 * (reg_max + 1)], act).zero_last()
+            for _ in range(1 if self.shared_heads else num_layers)
+        ]
+        # A shared head has a name for each layer, as in the published weights.
+        self.distribution_heads = nn.ModuleList(heads * num_layers if self.shared_heads else heads)
         self.quality_estimators = nn.ModuleList(
             LocationQualityEstimator(act) for _ in range(num_layers)
         )
@@ -177,7 +171,8 @@ class DFINEDecoder(nn.Module):
         initial_scores = None
         scores, boxes, all_distributions = [], [], []
         for i, layer in enumerate(self.layers):
-            position = F.hardtanh(self.query_position(references.to(query.dtype)), -10, 10)
+            if i == 0 or not self.initial_position:
+                position = F.hardtanh(self.query_position(references.to(query.dtype)), -10, 10)
             query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             if i == 0:
                 initial_boxes = (
@@ -207,3 +202,26 @@ class DFINEDecoder(nn.Module):
             bin_distances=bin_distances,
             reg_scale=self.reg_scale,
         )
+
+
+@MODELS.register_module()
+class ECDetDecoder(DFINEDecoder):
+    """Decoder of ECDet, which gives a query one position for all layers; arguments as above."""
+
+    initial_position = True
+
+
+@MODELS.register_module()
+class DEIMv2Decoder(ECDetDecoder):
+    """Decoder of DEIMv2 N to X, whose layers have RMSNorm and SwiGLU, too."""
+
+    ffn_act = 'SwiGLU'
+    norm = RMSNorm
+
+
+@MODELS.register_module()
+class DEIMv2LightDecoder(DEIMv2Decoder):
+    """Decoder of DEIMv2 Atto to Pico: without gateways, and with one head for distributions."""
+
+    gateway = False
+    shared_heads = True

@@ -55,18 +55,25 @@ class QuerySelection(nn.Module):
         embed_dims: Width of tokens and queries.
         num_queries: Queries of an image; fewer where an input has fewer tokens.
         act: Activation of the box MLP: SiLU in DEIM, ReLU in D-FINE and RT-DETR.
+        project: Whether tokens are projected and normalised first; not in DEIMv2 and ECDet.
     """
 
     def __init__(
-        self, num_classes: int, embed_dims: int, num_queries: int = 300, act: str = 'SiLU'
+        self,
+        num_classes: int,
+        embed_dims: int,
+        num_queries: int = 300,
+        act: str = 'SiLU',
+        project: bool = True,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.proj = nn.Linear(embed_dims, embed_dims)
-        self.norm = nn.LayerNorm(embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims) if project else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dims) if project else nn.Identity()
         self.score = init_scores(nn.Linear(embed_dims, num_classes))
         self.box = MLP([embed_dims] * 3 + [4], act).zero_last()
-        nn.init.xavier_uniform_(self.proj.weight)
+        if project:
+            nn.init.xavier_uniform_(self.proj.weight)
         self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def _cached_anchors(

@@ -36,26 +36,6 @@ class ProjectedCrossAttention(DeformableCrossAttention):
         return self.output_proj(attended)
 
 
-class RTDETRDecoderLayer(DecoderLayer):
-    """Decoder layer that adds the output of cross-attention to the query, then normalises."""
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        ffn_channels: int,
-        num_points: Sequence[int],
-        act: str,
-        method: str,
-    ) -> None:
-        cross_attn = ProjectedCrossAttention(embed_dims, num_heads, num_points, method)
-        super().__init__(embed_dims, num_heads, ffn_channels, act, cross_attn)
-        self.norm2 = nn.LayerNorm(embed_dims)
-
-    def join(self, query: Tensor, update: Tensor) -> Tensor:
-        return self.norm2(query + update)
-
-
 @MODELS.register_module()
 class RTDETRDecoder(nn.Module):
     """Decoder layers with their score and box heads.
@@ -64,7 +44,7 @@ class RTDETRDecoder(nn.Module):
 
     Args:
         num_classes: Number of categories, without background.
-        embed_dims: Width of queries and tokens, divisible by 4 · ``num_heads``.
+        embed_dims: Width of queries and tokens, divisible by ``num_heads``.
         num_levels: Number of feature levels.
         num_points: Sampling points of the cross-attention on each level.
         num_layers: Decoder layers that are trained.
@@ -109,7 +89,13 @@ class RTDETRDecoder(nn.Module):
             )
         self.num_eval_layers = num_eval_layers
         self.layers = nn.ModuleList(
-            RTDETRDecoderLayer(embed_dims, num_heads, ffn_channels, num_points, act, sampling)
+            DecoderLayer(
+                embed_dims,
+                num_heads,
+                ffn_channels,
+                act,
+                ProjectedCrossAttention(embed_dims, num_heads, num_points, sampling),
+            )
             for _ in range(num_layers)
         )
         self.query_position = MLP([4, *query_position_channels, embed_dims], act)

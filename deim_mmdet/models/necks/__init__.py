@@ -1,3 +1,4 @@
 from .hybrid_encoder import HybridEncoder
+from .lite_encoder import LiteEncoder
 
-__all__ = ['HybridEncoder']
+__all__ = ['HybridEncoder', 'LiteEncoder']

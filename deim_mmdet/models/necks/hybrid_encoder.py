@@ -1,4 +1,4 @@
-"""Hybrid encoder of RT-DETR (arXiv 2304.08069), also in the form that D-FINE gives it."""
+"""Hybrid encoder of RT-DETR (arXiv 2304.08069), also in the forms of D-FINE and DEIMv2."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,97 +9,24 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.attention import SelfAttention
-from ..layers.basic import ConvNorm, set_with_cp, to_tokens
-
-
-class RepVGGBlock(nn.Module):
-    """Sum of a 3×3 and a 1×1 convolution, each with its norm, then SiLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(channels, channels, 3)
-        self.conv2 = ConvNorm(channels, channels, 1)
-        self.act = nn.SiLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.conv1(x) + self.conv2(x))
-
-
-class RepCSPLayer(nn.Module):
-    """Sum of two 1×1 convolutions, one of which goes on through RepVGG blocks.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        num_blocks: Number of RepVGG blocks.
-        hidden_channels: Width of both paths. Default: ``out_channels``. With another width, a 1×1
-            convolution follows the sum.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_blocks: int,
-        hidden_channels: int | None = None,
-    ) -> None:
-        super().__init__()
-        width = hidden_channels or out_channels
-        self.conv1 = ConvNorm(in_channels, width, 1, act='SiLU')
-        self.conv2 = ConvNorm(in_channels, width, 1, act='SiLU')
-        self.bottlenecks = nn.Sequential(*(RepVGGBlock(width) for _ in range(num_blocks)))
-        self.conv3 = (
-            nn.Identity() if width == out_channels else ConvNorm(width, out_channels, 1, act='SiLU')
-        )
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H, W)."""
-        return self.conv3(self.bottlenecks(self.conv1(*features)) + self.conv2(*features))
-
-
-class RepCSPELANBlock(nn.Module):
-    """CSP-ELAN fusion block of D-FINE.
-
-    A 1×1 convolution gives twice the output's width, split in halves. The second half goes through
-    two branches, one after the other. Another 1×1 convolution reduces halves and branches.
-
-    Args:
-        in_channels: Channels of the concatenated input.
-        out_channels: Channels of the output.
-        branch_channels: Width of the two branches.
-        num_blocks: Number of RepVGG blocks of each branch.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, branch_channels: int, num_blocks: int
-    ) -> None:
-        super().__init__()
-        self.cv1 = ConvNorm(in_channels, out_channels * 2, 1, act='SiLU')
-        self.cv2 = self._branch(out_channels, branch_channels, num_blocks)
-        self.cv3 = self._branch(branch_channels, branch_channels, num_blocks)
-        self.cv4 = ConvNorm(out_channels * 2 + branch_channels * 2, out_channels, 1, act='SiLU')
-
-    @staticmethod
-    def _branch(in_channels: int, out_channels: int, num_blocks: int) -> nn.Sequential:
-        return nn.Sequential(
-            RepCSPLayer(in_channels, out_channels, num_blocks),
-            ConvNorm(out_channels, out_channels, 3, act='SiLU'),
-        )
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H, W)."""
-        halves = self.cv1(*features).chunk(2, dim=1)
-        branch1 = self.cv2(halves[1])
-        branch2 = self.cv3(branch1)
-        return self.cv4(*halves, branch1, branch2)
+from ..layers.basic import ConvNorm, build_activation, set_with_cp, to_tokens
+from .fusion import RepCSPELANBlock, RepCSPLayer, SplitCSPLayer, check_sizes
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Post-norm transformer encoder layer; the position is added to queries and keys only."""
+    """Post-norm transformer encoder layer; the position is added to queries and keys only.
 
-    def __init__(self, embed_dims: int, num_heads: int, ffn_channels: int) -> None:
+    Args:
+        embed_dims: Width of the tokens.
+        num_heads: Attention heads.
+        ffn_channels: Width of the FFN.
+        act: Activation of the FFN in mmcv's registry.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, ffn_channels: int, act: str) -> None:
         super().__init__()
         self.self_attn = SelfAttention(embed_dims, num_heads)
+        self.act = build_activation(act)
         self.linear1 = nn.Linear(embed_dims, ffn_channels)
         self.linear2 = nn.Linear(ffn_channels, embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims)
@@ -111,7 +38,7 @@ class TransformerEncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """N tokens of width D (B, N, D), with positions (1, N, D), to (B, N, D)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, tokens))
-        return self.norm2(tokens + self.linear2(F.gelu(self.linear1(tokens))))
+        return self.norm2(tokens + self.linear2(self.act(self.linear1(tokens))))
 
 
 def sine_cosine_position(height: int, width: int, channels: int) -> Tensor:
@@ -130,12 +57,17 @@ def sine_cosine_position(height: int, width: int, channels: int) -> Tensor:
     return torch.cat([rows, columns], dim=2).reshape(1, height * width, channels)
 
 
-def _dfine_parts(dims: int, expansion: float, num_blocks: int) -> tuple[Callable, ...]:
-    """Builders of D-FINE's lateral convolution, fusion block and downsampling."""
+# DEIMv2 fuses levels by sums, not by concatenation: options of its fusion blocks by kind.
+_SUMS = dict(deimv2=dict(csp=SplitCSPLayer, convs=False), deimv2_n=dict(csp=SplitCSPLayer))
+
+
+def _dfine_parts(kind: str, dims: int, expansion: float, num_blocks: int) -> tuple[Callable, ...]:
+    """Builders of D-FINE's or DEIMv2's lateral convolution, fusion block and downsampling."""
+    width = dims if kind in _SUMS else 2 * dims
     branch_channels = round(expansion * dims // 2)
     return (
         lambda: ConvNorm(dims, dims, 1),
-        lambda: RepCSPELANBlock(2 * dims, dims, branch_channels, num_blocks),
+        lambda: RepCSPELANBlock(width, dims, branch_channels, num_blocks, **_SUMS.get(kind, {})),
         lambda: nn.Sequential(
             ConvNorm(dims, dims, 1), ConvNorm(dims, dims, 3, stride=2, groups=dims)
         ),
@@ -153,7 +85,7 @@ def _rtdetr_parts(dims: int, expansion: float, num_blocks: int) -> tuple[Callabl
 
 @MODELS.register_module()
 class HybridEncoder(BaseModule):
-    """Attention on the coarsest level, then top-down and bottom-up fusion (RT-DETR, D-FINE).
+    """Attention on the coarsest level, then top-down and bottom-up fusion (RT-DETR and later).
 
     Args:
         in_channels: Channels of the backbone's levels, finest first.
@@ -161,11 +93,15 @@ class HybridEncoder(BaseModule):
         out_channels: Channels of all outputs.
         ffn_channels: Width of the FFN of the transformer layer.
         num_heads: Attention heads.
-        expansion: Width of the fusion blocks' branches: relative to half of ``out_channels`` in
-            'dfine', to all of them in 'rtdetr'.
+        expansion: Width of the fusion blocks' branches: relative to all of ``out_channels`` in
+            'rtdetr', to half of them in the other kinds.
         depth: Factor of the 3 RepVGG blocks of each branch.
+        act: Activation of the transformer layer: GELU, but SiLU in ECDet.
         kind: 'dfine' fuses by CSP-ELAN blocks and downsamples by a 1×1 and a depthwise
             convolution; 'rtdetr' fuses by one CSP layer and downsamples by a 3×3 convolution.
+            'deimv2' is as 'dfine' but fuses sums of levels, by blocks of other CSP layers without
+            3×3 convolutions, and leaves levels that have ``out_channels`` channels unprojected;
+            'deimv2_n' is the same with these convolutions.
         with_cp: Keep less for the backward pass; see
             :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
@@ -183,13 +119,17 @@ class HybridEncoder(BaseModule):
         num_heads: int = 8,
         expansion: float = 1.0,
         depth: float = 1.0,
+        act: str = 'GELU',
         kind: str = 'dfine',
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if kind not in ('dfine', 'rtdetr'):
-            raise ValueError(f"HybridEncoder has no kind {kind!r}: choose 'dfine' or 'rtdetr'")
+        if kind not in ('dfine', 'rtdetr', *_SUMS):
+            raise ValueError(
+                f"HybridEncoder has no kind {kind!r}: choose 'dfine', 'rtdetr', 'deimv2' or "
+                "'deimv2_n'"
+            )
         if len(in_channels) != len(feat_strides):
             raise ValueError(
                 f'HybridEncoder needs one stride a level: got {len(in_channels)} in_channels '
@@ -198,14 +138,17 @@ class HybridEncoder(BaseModule):
         dims = out_channels
         self.feat_strides = tuple(feat_strides)
         self.out_channels = out_channels
-        self.input_proj = nn.ModuleList(ConvNorm(c, dims, 1) for c in in_channels)
-        self.encoder = TransformerEncoderLayer(dims, num_heads, ffn_channels)
+        self.sums = kind in _SUMS
+        self.input_proj = nn.ModuleList(
+            nn.Identity() if self.sums and c == dims else ConvNorm(c, dims, 1) for c in in_channels
+        )
+        self.encoder = TransformerEncoderLayer(dims, num_heads, ffn_channels, act)
         steps = len(in_channels) - 1
         num_blocks = round(3 * depth)
         lateral, block, downsample = (
-            _dfine_parts(dims, expansion, num_blocks)
-            if kind == 'dfine'
-            else _rtdetr_parts(dims, expansion, num_blocks)
+            _rtdetr_parts(dims, expansion, num_blocks)
+            if kind == 'rtdetr'
+            else _dfine_parts(kind, dims, expansion, num_blocks)
         )
         self.lateral_convs = nn.ModuleList(lateral() for _ in range(steps))
         self.fpn_blocks = nn.ModuleList(block() for _ in range(steps))
@@ -227,18 +170,9 @@ class HybridEncoder(BaseModule):
             self._positions[key] = table.to(device)
         return self._positions[key]
 
-    def _check_sizes(self, feats: Sequence[Tensor]) -> None:
-        sizes = [(int(feat.shape[-2]), int(feat.shape[-1])) for feat in feats]
-        coarsest, stride = sizes[-1], self.feat_strides[-1]
-        for size, feat_stride in zip(sizes, self.feat_strides, strict=True):
-            ratio = stride // feat_stride
-            if size != (coarsest[0] * ratio, coarsest[1] * ratio):
-                height, width = (n * self.feat_strides[0] for n in sizes[0])
-                raise ValueError(
-                    f'the input of about {width}x{height} pixels is not divisible by {stride} on '
-                    'both sides: change the scale of the Resize in the pipeline, or set '
-                    f'data_preprocessor.pad_size_divisor={stride}'
-                )
+    def _joined(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """Two levels (B, C, H, W) as a fusion block takes them: their sum, or both."""
+        return (first + second,) if self.sums else (first, second)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Levels l (B, C_l, H_l, W_l), finest first, to (B, ``out_channels``, H_l, W_l) each.
@@ -246,7 +180,7 @@ class HybridEncoder(BaseModule):
         Raises:
             ValueError: The image size is not divisible by the largest stride.
         """
-        self._check_sizes(feats)
+        check_sizes(feats, self.feat_strides)
         feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         coarsest = feats[-1]
         # Exporters that trace take plain numbers, and so the table, as constants.
@@ -263,12 +197,12 @@ class HybridEncoder(BaseModule):
         ):
             fused[0] = lateral(fused[0])
             upsampled = F.interpolate(fused[0], scale_factor=2.0, mode='nearest')
-            fused.insert(0, block(upsampled, finer))
+            fused.insert(0, block(*self._joined(upsampled, finer)))
 
         # Bottom-up: each step adds a coarser level behind.
         outputs = [fused[0]]
         for downsample, block, coarser in zip(
             self.downsample_convs, self.pan_blocks, fused[1:], strict=True
         ):
-            outputs.append(block(downsample(outputs[-1]), coarser))
+            outputs.append(block(*self._joined(downsample(outputs[-1]), coarser)))
         return tuple(outputs)
