@@ -1,13 +1,12 @@
 """Checkpoints as the reference implementations write them, without their code."""
 
 import functools
-import json
 
 import golden
 import torch
 from torch import Tensor
 
-MODELS = sorted(path.stem.removeprefix('state_') for path in golden.FOLDER.glob('state_*.json'))
+MODELS = golden.NAMES
 CLASS_LAYERS = ('score_head', 'denoising_class_embed')
 
 
@@ -30,10 +29,12 @@ def _state_dict(name: str) -> dict[str, Tensor]:
     for key, value in golden.reference_state_dict(name).items():
         counter = key.endswith('num_batches_tracked')
         state_dict[key] = value.long() if counter else value.float()
-    levels = 2 if name.endswith('dfine_n') else 3
+    levels = 2 if name in ('deim_dfine_n', 'dfine_n', 'deimv2_n', 'deimv2_pico') else 3
     boxes, valid = anchors((8, 16, 32)[-levels:])
     state_dict |= {'decoder.anchors': boxes, 'decoder.valid_mask': valid}
     points = [4, 4, 4] if 'rtdetr' in name else [3, 6, 3] if levels == 3 else [6, 6]
+    if name == 'deimv2_pico':
+        points = [4, 2]
     for key in state_dict:
         if key.endswith('num_points_scale'):
             state_dict[key] = torch.tensor([1 / n for n in points for _ in range(n)])
@@ -50,8 +51,8 @@ def reference_state_dict(name: str, num_classes: int = 80) -> dict[str, Tensor]:
 
 def reference_shapes(name: str, num_classes: int = 80) -> dict[str, Tensor]:
     """State dict of the reference model ``name`` without values: tensors of torch's meta device."""
-    shapes = json.loads((golden.FOLDER / f'state_{name}.json').read_text())
-    empty = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+    shapes = golden.shapes(name).items()
+    empty = {key: torch.empty(shape, device='meta') for key, shape in shapes}
     return _of_classes(empty, num_classes)
 
 

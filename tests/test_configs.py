@@ -84,14 +84,50 @@ def test_recipe_is_the_published_one(model):
         assert optimizer[key] == golden['optimizer'][key]
     assert list(optimizer.betas) == golden['optimizer']['betas']
 
+    collate = golden['collate']
     augments = cfg.model.data_preprocessor.get('batch_augments', [])
-    augments = {augment.type: augment for augment in augments}
-    mixup = golden['collate'].get('mixup_prob')
-    assert ('DenseO2OMixUp' in augments) == (mixup is not None)
+    augments = {augment.type: MODELS.build(augment) for augment in augments}
+    for name, prob in (('MixUp', 'mixup_prob'), ('CopyBlend', 'copyblend_prob')):
+        found = augments.get(f'DenseO2O{name}')
+        assert (0 if found is None else found.prob) == (collate.get(prob) or 0)
+    if copy_blend := augments.get('DenseO2OCopyBlend'):
+        t1, *ends = published.stages
+        acts = dict(zip(ends, [('dense',), ('dense', 'flat')], strict=True))
+        assert copy_blend.stages == acts[collate['copyblend_epochs'][1]]
+        assert collate['copyblend_epochs'][0] == t1
+        assert copy_blend.num_objects == collate['num_objects']
+        assert copy_blend.min_area == collate['area_threshold']
+        assert copy_blend.context == tuple(collate['expand_ratios'])
+        # It leaves mixed batches alone, and counts pixels at the size of the input.
+        assert [*augments][:2] == ['DenseO2OMixUp', 'DenseO2OCopyBlend']
     # `scales=None` there switches multi-scale training off, whatever the other numbers say.
-    multi_scale = golden['collate'].get('scales', True)
-    repeat = golden['collate']['base_size_repeat'] if multi_scale else None
-    assert augments.get('DenseO2OMultiScale', {}).get('base_size_repeat') == repeat
+    multi_scale = collate.get('scales', True) and collate.get('base_size_repeat')
+    found = augments.get('DenseO2OMultiScale')
+    assert (None if found is None else found.base_size_repeat) == (multi_scale or None)
+    criterion = cfg.model.bbox_head.get('criterion', {})
+    assert (published.matcher_change_epoch is not None) == bool(criterion.get('late_matcher'))
+
+
+@pytest.mark.parametrize('model', PUBLISHED)
+def test_images_are_augmented_as_published(model):
+    golden = schedule(model)
+    cfg = load(f'{model}.py')
+    load_and_mix, *others = cfg.train_dataloader.dataset.pipeline
+    others = {transform.type: transform for transform in others}
+    ops = {op['type']: op for op in golden['ops']}
+    width, height = others['Resize'].scale
+    assert [height, width] == ops['Resize']['size']
+    # Twice: at the size of the augmented image and at that of the input.
+    sizes = [op['min_size'] for op in golden['ops'] if op['type'] == 'SanitizeBoundingBoxes']
+    assert [load_and_mix.min_size, others['DropTinyBoxes'].min_size] == sizes
+    if golden['mosaic_prob'] is not None:
+        assert load_and_mix.mosaic_prob == golden['mosaic_prob']
+        assert load_and_mix.mosaic[0].tile_size == ops['Mosaic']['output_size']
+    normalised = ops.get('Normalize', dict(mean=[0] * 3, std=[1] * 3))
+    preprocessor = cfg.model.data_preprocessor
+    for name in ('mean', 'std'):
+        expected = [255 * value for value in normalised[name]]
+        assert preprocessor[name] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('model', PUBLISHED)
@@ -110,7 +146,7 @@ def test_every_parameter_has_its_published_rate_and_decay(model):
         assert group['weight_decay'] == pytest.approx(numbers['weight_decay'], rel=1e-9), name
 
 
-BASELINES = [name for name in PUBLISHED if not name.startswith('deim')]
+BASELINES = [name for name in PUBLISHED if name.startswith(('dfine', 'rtdetr'))]
 
 
 @pytest.mark.parametrize('name', BASELINES)

@@ -115,6 +115,7 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
             weights.state_dict,
             strides=model.config.model.neck.feat_strides,
             num_points=model.config.model.bbox_head.decoder.num_points,
+            image_size=model.config.get('image_size', 640),
         )
     report(weights, state_dict, model)
     return state_dict if model.config is None else dict(model=state_dict)

@@ -141,7 +141,7 @@ def identify(
         config: Path or name of the config to compare with, instead of all published models.
         file_name: The file's name. DEIM and its baseline can have the same parameters. Then
             ``deim`` in the name means DEIM; otherwise ``dfine`` or ``rtdetr`` means the baseline.
-        baseline: Consider only the baselines, without DEIM's models.
+        baseline: Leave out DEIM's models that have a baseline.
 
     Raises:
         ValueError: The parameters belong to no known model, to several, or mix two models.
@@ -159,7 +159,7 @@ def identify(
         known = [
             detector(path, num_classes)
             for name, path in published_configs().items()
-            if not (baseline and name.startswith('deim'))
+            if not (baseline and name.startswith('deim_'))
         ]
     matching = [model for model in known if compare(state_dict, model.shapes).size() == 0]
     if not matching:

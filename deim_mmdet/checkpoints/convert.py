@@ -20,6 +20,7 @@ OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transforme
 _MARKS = [
     ('bbox_head.', OURS),
     ('model.backbone.model.', HUGGING_FACE),
+    ('model.conv_encoder.', HUGGING_FACE),
     ('decoder.', REFERENCE),
     ('backbone.', REFERENCE),
     # Those of HGNetv2 (same names here), ResNet-vd (and ours of it) and vision transformers.

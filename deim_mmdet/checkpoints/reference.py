@@ -119,6 +119,12 @@ _DERIVED = re.compile(
     r'|decoder\.decoder\.layers\.\d+\.cross_attn\.num_points_scale'
 )
 
+# Box and score head of a decoder layer.
+_LAYER_HEAD, _LAYER_SCORE = (
+    re.compile(rf'(?P<part>decoder\.dec_{part}_head)\.(?P<layer>\d+)\.')
+    for part in ('bbox', 'score')
+)
+
 
 @cache
 def _table(kind: str, reverse: bool = False) -> NameTable:
@@ -186,7 +192,7 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     """
     kind = decoder_kind(state_dict)
     converted, unknown = {}, []
-    for name, tensor in state_dict.items():
+    for name, tensor in _with_all_names(state_dict).items():
         try:
             new_name = convert_name(name, kind)
         except KeyError:
@@ -200,3 +206,21 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
             f'RT-DETRv2, DEIMv2 or ECDet model, e.g. {unknown[:5]}'
         )
     return converted
+
+
+def _with_all_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with all names of ``up``, ``reg_scale`` and a head that all layers share.
+
+    Of a parameter with several names, the safetensors files of the Hugging Face hub have one alone.
+    """
+    result = dict(state_dict)
+    for name in ('up', 'reg_scale'):
+        if f'decoder.decoder.{name}' in result:
+            result.setdefault(f'decoder.{name}', result[f'decoder.decoder.{name}'])
+    heads = [match for match in map(_LAYER_HEAD.match, state_dict) if match]
+    layers = {match['layer'] for name in state_dict if (match := _LAYER_SCORE.match(name))}
+    if len({match['layer'] for match in heads}) == 1:
+        for head in heads:
+            path = head.string[head.end() :]
+            result |= {f'{head["part"]}.{i}.{path}': state_dict[head.string] for i in layers}
+    return result

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from .reference import DFINE, RTDETRV2, decoder_kind, reference_name
 
-#: The reference stores anchors for a square input of this side in pixels, and this margin of valid
-#: anchors.
-INPUT_SIZE, ANCHOR_MARGIN = 640, 0.01
+#: The margin at the border within which anchors are invalid, as a share of the image.
+ANCHOR_MARGIN = 0.01
 
 
 def to_reference_state_dict(
-    state_dict: Mapping[str, Tensor], strides: Sequence[int], num_points: Sequence[int]
+    state_dict: Mapping[str, Tensor],
+    strides: Sequence[int],
+    num_points: Sequence[int],
+    image_size: int = 640,
 ) -> dict[str, Tensor]:
     """State dict of a detector by the reference's names, with the buffers that it stores.
 
@@ -21,11 +23,12 @@ def to_reference_state_dict(
         state_dict: Parameters by the names of this package.
         strides: Strides of the levels in pixels, finest first.
         num_points: Sampling points of the cross-attention on each level.
+        image_size: Side of the square input in pixels for which the reference stores anchors.
 
     Returns:
         The same tensors by reference name, and the buffers that the reference's strict loading
-        wants: anchors of a 640×640 input and their validity, point scales, and second
-        names of ``up`` and ``reg_scale``.
+        wants: anchors and their validity, point scales, and second names of ``up`` and
+        ``reg_scale``.
 
     Raises:
         ValueError: There are names that this package doesn't have; they are listed.
@@ -35,7 +38,7 @@ def to_reference_state_dict(
     if kind != RTDETRV2:
         for name in ('up', 'reg_scale'):
             renamed[f'decoder.decoder.{name}'] = renamed[f'decoder.{name}']
-    renamed['decoder.anchors'], renamed['decoder.valid_mask'] = _anchors(strides)
+    renamed['decoder.anchors'], renamed['decoder.valid_mask'] = _anchors(strides, image_size)
     scales = torch.tensor([1 / count for count in num_points for _ in range(count)])
     for name in list(renamed):
         if name.endswith('.cross_attn.sampling_offsets.weight'):
@@ -65,14 +68,14 @@ def _renamed(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return renamed
 
 
-def _anchors(strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _anchors(strides: Sequence[int], image_size: int) -> tuple[Tensor, Tensor]:
     """Anchors (1, N, 4) before the sigmoid, +∞ where invalid, and their validity (1, N, 1).
 
     They equal this package's own (``make_anchors``) but for rounding, which is the reference's.
     """
     levels = []
     for level, stride in enumerate(strides):
-        side = INPUT_SIZE // stride
+        side = image_size // stride
         centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
         y, x = torch.meshgrid(centres, centres, indexing='ij')
         size = torch.full_like(x, 0.05 * 2.0**level)

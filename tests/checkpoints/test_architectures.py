@@ -41,10 +41,8 @@ def test_models_of_other_classes_are_recognised():
     assert found.config.model.bbox_head.num_classes == 7
 
 
-def test_all_20_published_models_can_be_told_apart():
-    configs = published_configs()
-    assert len(configs) == 20
-    for name, path in configs.items():
+def test_all_published_models_can_be_told_apart():
+    for name, path in published_configs().items():
         state_dict = without_memory(detector(path, 80))
         if 'dfine' in name and name[-1] in TWINS:
             with pytest.raises(ValueError, match=f'dfine_{name[-1]} and dfine_{name[-1]} have the'):

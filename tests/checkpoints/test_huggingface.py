@@ -23,21 +23,23 @@ LABELS = {index: f'class {index}' for index in range(5)}
 
 
 def hgnet(stem, widths, blocks, layers, affine, **options):
-    """Config of transformers' HGNetv2; ``widths`` are the inner ones of the stages."""
-    outputs = [64, 256, 512, 1024] if stem == 16 else [128, 512, 1024, 2048]
+    """Config of transformers' HGNetv2; ``widths`` are the inner ones of its stages."""
+    stages = len(widths)
+    outputs = ([64, 256, 512, 1024] if stem == 16 else [128, 512, 1024, 2048])[:stages]
     first = {16: 16, 32: 64}[stem]
     return dict(
         model_type='hgnet_v2',
         hidden_sizes=outputs,
+        depths=blocks,
         stem_channels=[3, stem, first],
         stage_in_channels=[first, *outputs[:-1]],
         stage_mid_channels=widths,
         stage_out_channels=outputs,
         stage_num_blocks=blocks,
-        stage_downsample=[False, True, True, True],
-        stage_light_block=[False, False, True, True],
-        stage_kernel_size=[3, 3, 5, 5],
-        stage_numb_of_layers=[layers] * 4,
+        stage_downsample=[False, True, True, True][:stages],
+        stage_light_block=[False, False, True, True][:stages],
+        stage_kernel_size=[3, 3, 5, 5][:stages],
+        stage_numb_of_layers=[layers] * stages,
         use_learnable_affine_block=affine,
         **options,
     )
@@ -74,7 +76,25 @@ RTDETRV2_R18 = dict(
     hidden_expansion=0.5,
     decoder_layers=3,
 )
+DEIMV2_N = DFINE_N | dict(decoder_activation_function='silu')
+DEIMV2_PICO = DEIMV2_N | dict(
+    backbone_config=hgnet(16, [16, 32, 64], [1, 1, 2], 3, True, out_indices=[3]),
+    d_model=112,
+    encoder_hidden_dim=112,
+    encoder_in_channels=[512],
+    encoder_type='lite',
+    encoder_layers=0,
+    feat_strides=[16],
+    decoder_in_channels=[112, 112],
+    decoder_ffn_dim=320,
+    decoder_n_points=[4, 2],
+    num_queries=200,
+    use_gateway=False,
+    share_bbox_head=True,
+)
 CASES = {
+    'deimv2_n': ('Deimv2', DEIMV2_N, 320),
+    'deimv2_pico': ('Deimv2', DEIMV2_PICO, 320),
     'dfine_n': ('DFine', DFINE_N, 320),
     'dfine_x': ('DFine', DFINE_X, 160),
     'rtdetrv2_r18': ('RTDetrV2', RTDETRV2_R18, 160),
@@ -92,7 +112,36 @@ def build(kind, options):
         # fill() gives embeddings, told by their names, larger values than layers.
         name = name.replace('embed', 'layer')
         value.copy_(torch.from_numpy(golden._fill.fill(name, value.shape)))
+    if kind == 'Deimv2':
+        # As a conversion of the authors' weights leaves the projection that their network lacks.
+        linear, norm = model.model.enc_output
+        torch.nn.init.eye_(linear.weight)
+        torch.nn.init.ones_(norm.weight)
+        for layer in (linear, norm):
+            torch.nn.init.zeros_(layer.bias)
     return model
+
+
+class FirstPositions(torch.nn.Module):
+    """The positions of queries, computed once for all layers."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.positions = head, None
+
+    def forward(self, references):
+        if self.positions is None:
+            self.positions = self.head(references)
+        return self.positions
+
+
+def as_published(model):
+    """Take away what sets a DEIMv2 of transformers (5.23) apart from the authors' network."""
+    for module in model.modules():
+        if type(module).__name__ == 'Deimv2MLP' and isinstance(module.act, torch.nn.ReLU):
+            module.act = torch.nn.SiLU()
+    model.model.enc_output = torch.nn.Identity()
+    model.model.decoder.query_pos_head = FirstPositions(model.model.decoder.query_pos_head)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -110,10 +159,12 @@ def test_outputs_equal_those_of_transformers(name, tmp_path):
     ours = MODELS.build(cfg).double().eval()
     ours.load_state_dict(complete(state_dict, model.shapes), strict=True)
     pixels = torch.from_numpy(golden.image('transformers', (1, 3, side, side)))
+    if kind == 'Deimv2':
+        as_published(theirs)
     with torch.no_grad():
         expected = theirs(pixel_values=pixels)
         logits, boxes = ours.bbox_head(ours.extract_feat(pixels))
-    assert logits.shape == (1, 300, len(LABELS))
+    assert logits.shape == (1, ours.bbox_head.num_queries, len(LABELS))
     torch.testing.assert_close(logits, expected.logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(boxes, expected.pred_boxes, atol=1e-6, rtol=0)
     loaded = CheckpointLoader.load_checkpoint(f'{SCHEME}{tmp_path}')
@@ -122,6 +173,13 @@ def test_outputs_equal_those_of_transformers(name, tmp_path):
     # The outputs depend on the input and differ between queries.
     assert logits.std(dim=1).min() > 1e-3
     assert boxes.std(dim=1).min() > 1e-3
+
+
+def test_a_deimv2_that_was_trained_in_transformers_is_refused():
+    names = build('Deimv2', DEIMV2_PICO).state_dict()
+    names['model.enc_output.1.weight'][3] = 1.5
+    with pytest.raises(ValueError, match=r'another one: .*\(model\.enc_output\.1\.weight\)'):
+        to_reference_names(names)
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,8 @@
 """Names of the reference and of this package, both ways, for every model with shared shapes."""
 
+import itertools
+import re
+
 from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict
 from deim_mmdet.checkpoints.reference import decoder_kind, reference_name
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
@@ -47,6 +50,30 @@ def test_round_trip_is_bit_for_bit(name):
     for key, value in state_dict.items():
         assert back[key].dtype == value.dtype, key
         assert torch.equal(back[key], value), key
+
+
+def test_files_without_second_names_of_a_parameter_load():
+    """safetensors keeps one name, the first in alphabetical order, of each parameter."""
+    state_dict = reference_state_dict('deimv2_pico')
+    shared = {k: v for k, v in state_dict.items() if k.startswith('decoder.dec_bbox_head.0.')}
+    for i, (name, value) in itertools.product((1, 2), shared.items()):
+        state_dict[name.replace('head.0.', f'head.{i}.')] = value
+    expected = convert_reference_state_dict(state_dict)
+    kept = {
+        key: value
+        for key, value in state_dict.items()
+        if not re.match(r'decoder\.(up|reg_scale|dec_bbox_head\.[12]\.)', key)
+    }
+    assert len(kept) == len(state_dict) - 2 - 2 * len(shared)
+    converted = convert_reference_state_dict(kept)
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[key], expected[key]) for key in expected)
+
+
+def test_anchors_follow_the_size_of_the_input():
+    converted = convert_reference_state_dict(reference_state_dict('deimv2_pico'))
+    back = to_reference_state_dict(converted, (16, 32), (4, 2), image_size=320)
+    assert back['decoder.anchors'].shape == (1, 20 * 20 + 10 * 10, 4)
 
 
 def test_stored_anchors_are_logits_of_cell_boxes():

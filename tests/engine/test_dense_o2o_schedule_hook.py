@@ -147,3 +147,39 @@ def test_stages_must_be_given_and_in_order():
     hook = DenseO2OScheduleHook(stages=(1, 2, 3))
     hook.set_default((4, 5, 6))
     assert hook.stages == (1, 2, 3)
+
+
+class Criterion:
+    matcher, late_matcher, late = 'matcher', 1.5, False
+
+
+def with_criterion(runner, criterion):
+    runner.model.bbox_head = SimpleNamespace(criterion=criterion)
+    return runner
+
+
+@pytest.mark.parametrize('start', [0, 3, 4, 7])
+def test_matcher_follows_the_epoch_also_of_a_resumed_run(start, caplog):
+    criterion = Criterion()
+    runner = with_criterion(make_runner(Base()), criterion)
+    hook = DenseO2OScheduleHook(stages=(1, 3, 6))
+    hook.set_default((2, 4, 6), 4)
+    assert hook.stages == (1, 3, 6)
+    runner.epoch = start
+    hook.before_train(runner)
+    late = {}
+    with caplog.at_level(logging.INFO):
+        for runner.epoch in range(start, 8):
+            hook.before_train_epoch(runner)
+            late[runner.epoch] = criterion.late
+    assert late == {epoch: epoch >= 4 for epoch in range(start, 8)}
+    changes = [r.getMessage() for r in caplog.records if 'matches' in r.getMessage()]
+    assert changes == [f'Epoch {max(start, 4) + 1} of 10: float matches from here on']
+
+
+def test_a_late_matcher_needs_its_epoch():
+    runner = with_criterion(make_runner(Base()), Criterion())
+    with pytest.raises(ValueError, match=r'recipe\.matcher_change_epoch, or .*late_matcher=None'):
+        DenseO2OScheduleHook(stages=(1, 3, 6)).before_train(runner)
+    runner.model.bbox_head.criterion.late_matcher = None
+    DenseO2OScheduleHook(stages=(1, 3, 6)).before_train(runner)

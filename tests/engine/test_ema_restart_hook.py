@@ -112,6 +112,25 @@ def test_restarts_from_the_best_augmented_epoch(train, tmp_path):
     assert lines == [(epoch, '2 with 0.3000') for epoch in '789']
 
 
+@pytest.mark.parametrize(
+    ('recipe', 'expected', 'rate'),
+    [
+        # Two clean epochs, of which the second goes on although the first was no new best.
+        (dict(kind='edgecrafter', stages=(0, 4, 8)), {8: 7, 9: 2, 10: 9}, 0.5),
+        # Later than the no-augmentation stage, and the cosine ends with it.
+        (dict(stages=(2, 4, 6), restart_epoch=8), {7: 6, 8: 7, 9: 2, 10: 2}, 0.5),
+    ],
+)
+def test_restarts_as_the_recipe_says(train, tmp_path, recipe, expected, rate):
+    options = {f'recipe.{name}': value for name, value in recipe.items()}
+    runner = train([*STEADY[:8], 0.2, 0.1], **options)
+    found = origins(tmp_path / 'work')
+    assert {epoch: found[epoch] for epoch in expected} == expected
+    rates = [WitnessHook.seen[epoch]['rates'][0] / 5e-4 for epoch in (7, 8)]
+    assert rates[0] > rates[1] == pytest.approx(rate)
+    assert runner.recipe.stages == recipe['stages']
+
+
 def test_decay_of_the_recipe_falls_with_every_further_restart(train):
     """A run a thousandth as long as the published one: 0.0003 below 1 becomes 0.3."""
     train(

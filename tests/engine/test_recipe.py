@@ -15,6 +15,18 @@ L = PublishedRecipe(epochs=58, batch_size=32, stages=(4, 29, 50), warmup_iters=2
 BASELINE = PublishedRecipe(
     epochs=80, batch_size=32, stages=(0, 0, 72), warmup_iters=500, lr_gamma=1
 )
+# DEIMv2 Pico, and ECDet S.
+PICO = PublishedRecipe(
+    epochs=500,
+    batch_size=128,
+    stages=(4, 250, 400),
+    warmup_iters=4000,
+    restart_epoch=468,
+    matcher_change_epoch=450,
+)
+ECDET = PublishedRecipe(
+    epochs=74, batch_size=32, stages=(0, 36, 72), warmup_iters=2000, kind='edgecrafter'
+)
 
 
 def derive_published(published, **changes):
@@ -36,8 +48,10 @@ def test_published_run_gets_published_numbers(model):
     assert recipe.ema_decay == published.ema_decay
     assert recipe.ema_warmup_iters == published.ema_warmup_iters
     assert recipe.ema_restart_decay == published.ema_restart_decay
-    assert recipe.ema_restart_step == 1e-4
-    assert recipe.cosine_end == published.stages[2] * published.iters_per_epoch
+    assert recipe.ema_restart_step == (1e-4 if published.kind == 'deim' else None)
+    assert recipe.restart_epoch == (published.restart_epoch or published.stages[2])
+    assert recipe.matcher_change_epoch == published.matcher_change_epoch
+    assert recipe.cosine_end == recipe.restart_epoch * published.iters_per_epoch
     if published.dense:
         assert recipe.cosine_begin == published.stages[1] * published.iters_per_epoch
 
@@ -137,6 +151,37 @@ def test_baseline_has_two_stages():
     assert recipe.cosine_begin == recipe.cosine_end == 1800
 
 
+@pytest.mark.parametrize('epochs', [*range(4, 90), 148, 300])
+def test_edgecrafter_keeps_its_two_clean_epochs(epochs):
+    """Half of the others are dense, from the first epoch on."""
+    assert derive_stages(ECDET, epochs) == (0, (epochs - 2) // 2, epochs - 2)
+    recipe = derive_recipe(ECDET, epochs, 32, 100)
+    assert (recipe.cosine_begin, recipe.cosine_end) == tuple(100 * e for e in recipe.stages[1:])
+    assert recipe.ema_restart_step is None
+
+
+def test_edgecrafter_has_three_stages():
+    assert derive_stages(ECDET, 3) == (0, 1, 2)
+    with pytest.raises(ValueError, match=r'for the 3 stages .* at least 3'):
+        derive_stages(ECDET, 2)
+    # The lengths that were published for other sizes.
+    assert derive_stages(ECDET, 62) == (0, 30, 60)
+    assert derive_stages(ECDET, 50) == (0, 24, 48)
+    without_dense = dataclasses.replace(ECDET, stages=(0, 0, 72))
+    assert derive_stages(without_dense, 20) == (0, 0, 18)
+
+
+@pytest.mark.parametrize('epochs', [*range(4, 60), 100, 250, 499, 501, 1000])
+def test_restart_and_matcher_keep_their_shares(epochs):
+    recipe = derive_recipe(PICO, epochs, 128, 100)
+    t3 = recipe.stages[2]
+    assert t3 <= recipe.restart_epoch < epochs
+    assert recipe.restart_epoch == pytest.approx(epochs * 468 / 500, abs=1)
+    assert recipe.cosine_end == 100 * recipe.restart_epoch
+    assert 0 < recipe.matcher_change_epoch < epochs
+    assert recipe.matcher_change_epoch == pytest.approx(epochs * 450 / 500, abs=1)
+
+
 def test_too_few_epochs_name_the_remedy():
     with pytest.raises(ValueError, match=r'max_epochs=3 is too short .* at least 4'):
         derive_recipe(L, 3, 32, 100)
@@ -153,6 +198,10 @@ def test_too_few_epochs_name_the_remedy():
         (dict(ema_restart_decay=0.0), 'ema_restart_decay'),
         (dict(batch_size=0), 'batch_size'),
         (dict(warmup_iters=-1), 'warmup_iters'),
+        (dict(restart_epoch=49), r'restart_epoch=49 must be in \[50, 58\]'),
+        (dict(matcher_change_epoch=59), r'matcher_change_epoch=59 must be in \[0, 58\]'),
+        (dict(kind='mine'), r"kind='mine' must be one of \('deim', 'edgecrafter'\)"),
+        (dict(kind='edgecrafter'), r'no warm-up stage, .* \(0, 28, 56\), with two clean'),
     ],
 )
 def test_impossible_published_numbers(change, word):
@@ -178,6 +227,19 @@ def test_table_shows_published_beside_derived():
 def test_table_of_a_recipe_without_the_last_stage_has_no_restart():
     published = dataclasses.replace(BASELINE, stages=(0, 0, 80))
     assert 'restart' not in format_recipe(published, derive_recipe(published, 12, 8, 25), lr=1e-4)
+
+
+def test_table_shows_what_few_recipes_have():
+    rows = format_recipe(PICO, derive_recipe(PICO, 50, 128, 100), lr=1e-3).splitlines()
+    (restart,) = (row.split()[-2:] for row in rows if row.startswith('epoch of the restart'))
+    (matcher,) = (row.split()[-2:] for row in rows if row.startswith('first epoch of the late'))
+    assert (restart, matcher) == (['468', '47'], ['450', '45'])
+    table = format_recipe(ECDET, derive_recipe(ECDET, 20, 32, 100), lr=1e-3)
+    assert '0, 36, 72' in table
+    assert '0, 9, 18' in table
+    assert 'restart' in table
+    assert 'no new best' not in table
+    assert 'matcher' not in table
 
 
 def test_a_run_with_dense_o2o_on_little_data_or_of_little_length_is_warned_of():

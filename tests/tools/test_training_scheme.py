@@ -35,6 +35,8 @@ def rates(scheme) -> dict[str, np.ndarray]:
 
 def test_a_recipe_of_ours(tool):
     config = load_config(str(ROOT / 'configs/deim_dfine_n.py'), {'train_cfg.max_epochs': 16})
+    augments = config.model.data_preprocessor.batch_augments
+    augments.append(dict(type='DenseO2OCopyBlend'))
     scheme = tool.training_scheme(config, images=1290, processes=2)
     batch = 2 * config.train_dataloader.batch_size
     published = PublishedRecipe(batch_size=config.auto_scale_lr.base_batch_size, **config.recipe)
@@ -58,6 +60,10 @@ def test_a_recipe_of_ours(tool):
     assert spans['DenseO2OMosaic'] == spans['DenseO2OMixUp'] == [(t1, t2)]
     assert spans['DenseO2OPhotometricDistort'] == spans['DenseO2OIoUCrop'] == [(t1, t3)]
     assert spans['ContiguousRandomFlip'] == spans['Resize'] == [(0, 16)]
+    assert spans['DenseO2OCopyBlend'] == [(t1, t3)]
+    augments[-1].update(stages=('dense',))
+    spans = tool.training_scheme(config, images=1290, processes=2).augmentations
+    assert spans['DenseO2OCopyBlend'] == [(t1, t2)]
     epoch, decay = scheme.ema.T
     updates = np.rint(epoch * recipe.iters_per_epoch) + 1
     expected = recipe.ema_decay * (1 - np.exp(-updates / recipe.ema_warmup_iters))

@@ -21,7 +21,11 @@ from pathlib import Path
 from deim_mmdet.datasets import DenseO2O
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.models.data_preprocessors import DenseO2OMixUp, DenseO2OMultiScale
+from deim_mmdet.models.data_preprocessors import (
+    DenseO2OCopyBlend,
+    DenseO2OMixUp,
+    DenseO2OMultiScale,
+)
 from deim_mmdet.utils import Stage
 from deim_mmdet.utils.components import component_class, component_name, is_component
 from deim_mmdet.visualization.figures import save_figure, shade_stages
@@ -46,6 +50,7 @@ Span = tuple[float, float]
 STAGES_OF_ARGUMENT = dict(mosaic=(Stage.DENSE,), single=(Stage.DENSE, Stage.FLAT))
 STAGES_OF_AUGMENT = {
     DenseO2OMixUp: (Stage.DENSE,),
+    DenseO2OCopyBlend: (Stage.DENSE, Stage.FLAT),
     DenseO2OMultiScale: (Stage.WARM_UP, Stage.DENSE, Stage.FLAT),
 }
 # So few points are enough: the EMA's decay changes slowly.
@@ -270,7 +275,10 @@ def augmentation_spans(
     for name in transform_names(second or []):
         add(name, (switch, epochs))
     for augment in (config.model.get('data_preprocessor') or {}).get('batch_augments') or []:
-        stages = STAGES_OF_AUGMENT.get(component_class(MODELS, augment), tuple(Stage))
+        kind = component_class(MODELS, augment)
+        stages = STAGES_OF_AUGMENT.get(kind, tuple(Stage))
+        if kind is DenseO2OCopyBlend and 'stages' in augment:
+            stages = [stage for stage in Stage if stage.label in augment['stages']]
         add_in(stages, component_name(augment))
     joined = {name: union(spans) for name, spans in found.items()}
     return {name: spans for name, spans in joined.items() if spans}

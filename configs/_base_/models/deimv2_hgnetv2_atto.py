@@ -8,5 +8,6 @@ model = dict(
         embed_dims=64,
         query_selection=dict(num_queries=100),
         decoder=dict(ffn_channels=160),
+        postprocess=dict(max_per_img=100),
     ),
 )

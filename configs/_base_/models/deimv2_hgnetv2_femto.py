@@ -8,5 +8,6 @@ model = dict(
         embed_dims=96,
         query_selection=dict(num_queries=150),
         decoder=dict(ffn_channels=256),
+        postprocess=dict(max_per_img=150),
     ),
 )

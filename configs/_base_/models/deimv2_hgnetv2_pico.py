@@ -1,7 +1,8 @@
 _base_ = './deimv2_hgnetv2_n.py'
 
 model = dict(
-    backbone=dict(arch='Pico', out_indices=(2,)),
+    # Weights of B0, where names and shapes agree.
+    backbone=dict(arch='Pico', out_indices=(2,), init_cfg=dict(type='PartlyPretrained')),
     neck=dict(
         _delete_=True,
         type='LiteEncoder',
@@ -18,5 +19,6 @@ model = dict(
         decoder=dict(type='DEIMv2LightDecoder', num_points=[4, 2], ffn_channels=320),
         # MAL, L1 and GIoU, on the matching of each layer.
         criterion=dict(type='SetCriterion'),
+        postprocess=dict(max_per_img=200),
     ),
 )

@@ -16,6 +16,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         rules=[
             dict(name=r'^backbone\.', lr_mult=0.5),
+            # As published: the scales of these norms decay.
+            dict(name=r'^neck\.pool_convs\..*weight$'),
             dict(kind='norm', decay_mult=0.0),
             dict(kind='bias', decay_mult=0.0),
         ]

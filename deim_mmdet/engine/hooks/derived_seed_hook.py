@@ -17,8 +17,9 @@ class DerivedSeedHook(Hook):
     - A sample (partners of its mosaic, crops, colours, flips) follows from seed, epoch and index,
       by ``DenseO2ODataset.set_seed``. It doesn't depend on the number of workers and on whether
       they persist.
-    - Draws in the training process (mixup, noise of denoising queries, dropout) follow from seed,
-      iteration and rank (the number of the process): generators are seeded before each iteration.
+    - Draws in the training process (mixup, copy-blend, noise of denoising queries, dropout) follow
+      from seed, iteration and rank (the number of the process): generators are seeded before each
+      iteration.
     - Draws that all processes share (the size of the batch) follow from seed and iteration, by
       ``DenseO2OMultiScale.set_step_seed``. The seed is that of the first process.
     - The order of the samples already follows from seed and epoch, in mmengine's

@@ -25,7 +25,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
     brings them to the device, as uint8. Batch augments that only pick pixels
     (``DenseO2OMultiScale``) act on these. One pass then normalises the images to floats, and mixup
     mixes them in place. The order makes no difference to the batch, as the other steps treat all
-    pixels alike. A channels-last batch stays channels-last.
+    pixels alike. After ``DenseO2OCopyBlend``, to which sizes matter, augments keep their order. A
+    channels-last batch stays channels-last.
 
     Meanwhile copies of the data samples stay on the host. There batch augments, also those of other
     packages, change boxes without launching a kernel for each.
@@ -116,11 +117,13 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             sample.set_metainfo({'batch_input_shape': shape, 'pad_shape': shape})
         if samples is not None and self.boxtype2tensor:
             samplelist_boxtype2tensor(samples)
-        for augment in (a for a in augments if a.picks_pixels):
+        early, late = _in_order(augments)
+        for augment in early:
             inputs, samples = augment(inputs, samples)
         inputs = self._normalised(inputs)
-        for augment in (a for a in augments if not a.picks_pixels):
-            inputs, samples = augment(inputs, samples, overwrite=True)
+        for augment in late:
+            options = {} if augment.picks_pixels else dict(overwrite=True)
+            inputs, samples = augment(inputs, samples, **options)
         return inputs, samples
 
     def _normalises(self) -> bool:
@@ -200,3 +203,12 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             np.divide(pixels, std, out=floats)
         batch = torch.from_numpy(batch)
         return batch.permute(0, 3, 1, 2) if channels_last else batch
+
+
+def _in_order(augments: list) -> tuple[list, list]:
+    """Augments that may act on bytes, and the others, which act on normalised images."""
+    early, late = [], []
+    for augment in augments:
+        first = augment.picks_pixels and not any(other.sees_places for other in late)
+        (early if first else late).append(augment)
+    return early, late

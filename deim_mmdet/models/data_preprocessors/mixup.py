@@ -78,7 +78,7 @@ class DenseO2OMixUp(StagedBatchAugment):
             for name, value in objects.items():
                 setattr(sample, name, value)
             # The previous image may reach into the padding of this one.
-            sample.set_metainfo({'img_shape': size})
+            sample.set_metainfo({'img_shape': size, 'mixed': True})
         return inputs, data_samples
 
     def _check(self, sample: DetDataSample) -> None:

@@ -10,11 +10,13 @@ class StagedBatchAugment(nn.Module):
     """A batch augment that acts in some stages only; dense until :meth:`set_stage` is called.
 
     ``picks_pixels`` is true for an augment that picks pixels, whatever their values. It may act
-    before normalisation and on any type. Other augments treat all pixels alike. Called with
-    ``overwrite=True``, they may write over the images.
+    before normalisation and on any type. Other augments, called with ``overwrite=True``, may write
+    over the images. They treat all pixels alike, so that an augment that picks pixels may act
+    before them; where ``sees_places`` is true they don't, and the order counts.
     """
 
     picks_pixels = False
+    sees_places = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,6 +25,12 @@ class SetCriterion(nn.Module):
             called as that of :class:`HungarianMatcher`; it returns pairs, or a function for them.
         terms: Config of each :class:`LossTerm` by name, merged into :attr:`default_terms`. None
             removes a term.
+        late_matcher: Config of the matcher that takes over where :attr:`late` is set, in the last
+            epochs. None for no change.
+
+    Attributes:
+        late: Whether the late matcher matches.
+            :class:`~deim_mmdet.engine.DenseO2OScheduleHook` sets it by epoch.
 
     Example:
         >>> criterion = dict(
@@ -42,10 +48,15 @@ class SetCriterion(nn.Module):
     )
 
     def __init__(
-        self, matcher: dict = dict(type='HungarianMatcher'), terms: dict | None = None
+        self,
+        matcher: dict = dict(type='HungarianMatcher'),
+        terms: dict | None = None,
+        late_matcher: dict | None = None,
     ) -> None:
         super().__init__()
         self.matcher = TASK_UTILS.build(matcher)
+        self.late_matcher = None if late_matcher is None else TASK_UTILS.build(late_matcher)
+        self.late = False
         terms = merged(self.default_terms, terms or {})
         self.terms = nn.ModuleDict(
             {name: MODELS.build(term) for name, term in terms.items() if term is not None}
@@ -76,7 +87,8 @@ class SetCriterion(nn.Module):
         """
         sets = PredictionSets.stack(matching, encoder)
         device, num_queries = sets.scores.device, sets.scores.shape[2]
-        found = self.matcher.match(sets.scores, sets.boxes, targets)
+        matcher = self.late_matcher if self.late else self.matcher
+        found = matcher.match(sets.scores, sets.boxes, targets)
 
         @cache
         def matched() -> tuple[Pairs, Pairs, Tensor]:

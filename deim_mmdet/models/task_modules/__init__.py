@@ -1,5 +1,14 @@
-from .hungarian_matcher import HungarianMatcher
+from .hungarian_matcher import HungarianMatcher, OneToOneMatcher, ScoreOverlapMatcher
 from .pairs import Pairs, denoising_pairs, union_set
 from .targets import Targets, input_shape
 
-__all__ = ['HungarianMatcher', 'Pairs', 'Targets', 'denoising_pairs', 'input_shape', 'union_set']
+__all__ = [
+    'HungarianMatcher',
+    'OneToOneMatcher',
+    'Pairs',
+    'ScoreOverlapMatcher',
+    'Targets',
+    'denoising_pairs',
+    'input_shape',
+    'union_set',
+]

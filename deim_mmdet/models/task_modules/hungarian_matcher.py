@@ -15,59 +15,16 @@ from .targets import Targets
 _CACHED_COSTS = 2**20
 
 
-@TASK_UTILS.register_module()
-class HungarianMatcher:
-    """Matching by a focal classification cost, the L1 distance and the GIoU of the boxes.
+class OneToOneMatcher:
+    """Finds the pairs of queries and objects of lowest cost; a subclass says what a pair costs.
 
     mmdet's ``HungarianAssigner`` takes one image and one decoder layer. Here a GPU computes the
     costs of all layers and images together and sends them to the host in one transfer.
-
-    Args:
-        cost_class: Weight of the focal cost.
-        cost_bbox: Weight of the L1 distance of normalised boxes.
-        cost_iou: Weight of -GIoU.
-        alpha: Weight α of the object's class in the focal cost; 1 - α is that of the background.
-        gamma: Exponent γ of the focal cost.
     """
 
-    def __init__(
-        self,
-        cost_class: float = 2.0,
-        cost_bbox: float = 5.0,
-        cost_iou: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-    ) -> None:
-        self.cost_class = cost_class
-        self.cost_bbox = cost_bbox
-        self.cost_iou = cost_iou
-        self.alpha = alpha
-        self.gamma = gamma
-
-    @torch.no_grad()
     def costs(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """Cost (S, B, Q, m) of each query with each of m objects; arguments as of :meth:`match`."""
-        scores = scores.float()
-        labels = targets.labels.clamp(min=0)[None, :, None]
-        labels = labels.expand(len(scores), -1, scores.shape[2], -1)
-        if labels.shape[-1] < scores.shape[-1]:
-            cost = self._focal_costs(scores.gather(-1, labels))
-        else:
-            cost = self._focal_costs(scores).gather(-1, labels)
-        # Coordinates first: planes of queries and objects stand behind each other in memory.
-        boxes = boxes.float().movedim(-1, 0)[..., None]
-        objects = targets.boxes.float().movedim(-1, 0)[:, None, :, None]
-        cost.add_((boxes - objects).abs_().sum(0), alpha=self.cost_bbox)
-        cost.sub_(_pairwise_giou(boxes, objects), alpha=self.cost_iou)
-        return cost.nan_to_num_(nan=1.0)
-
-    def _focal_costs(self, scores: Tensor) -> Tensor:
-        """Weighted focal cost of predicting a class instead of background."""
-        probability = scores.sigmoid()
-        rest = 1 - probability
-        positive = (probability + 1e-8).log_().mul_(rest**self.gamma).mul_(-self.alpha)
-        negative = rest.add_(1e-8).log_().mul_(probability**self.gamma).mul_(self.alpha - 1)
-        return positive.sub_(negative).mul_(self.cost_class)
+        raise NotImplementedError
 
     def match(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Callable[[], Pairs]:
         """Find the cheapest pairs of each set and image; none shares a query or an object.
@@ -112,8 +69,104 @@ class HungarianMatcher:
         return Pairs(*map(torch.from_numpy, (images, queries, objects, sets)))
 
 
+@TASK_UTILS.register_module()
+class HungarianMatcher(OneToOneMatcher):
+    """Matching by a focal classification cost, the L1 distance and the GIoU of the boxes.
+
+    Args:
+        cost_class: Weight of the focal cost.
+        cost_bbox: Weight of the L1 distance of normalised boxes.
+        cost_iou: Weight of -GIoU.
+        alpha: Weight α of the object's class in the focal cost; 1 - α is that of the background.
+        gamma: Exponent γ of the focal cost.
+    """
+
+    def __init__(
+        self,
+        cost_class: float = 2.0,
+        cost_bbox: float = 5.0,
+        cost_iou: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_iou = cost_iou
+        self.alpha = alpha
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def costs(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """Cost (S, B, Q, m) of each query with each of m objects; arguments as of :meth:`match`."""
+        scores = scores.float()
+        labels = _labels(scores, targets)
+        if labels.shape[-1] < scores.shape[-1]:
+            cost = self._focal_costs(scores.gather(-1, labels))
+        else:
+            cost = self._focal_costs(scores).gather(-1, labels)
+        boxes, objects = _planes(boxes, targets)
+        cost.add_((boxes - objects).abs_().sum(0), alpha=self.cost_bbox)
+        cost.sub_(_pairwise_giou(boxes, objects), alpha=self.cost_iou)
+        return cost.nan_to_num_(nan=1.0)
+
+    def _focal_costs(self, scores: Tensor) -> Tensor:
+        """Weighted focal cost of predicting a class instead of background."""
+        probability = scores.sigmoid()
+        rest = 1 - probability
+        positive = (probability + 1e-8).log_().mul_(rest**self.gamma).mul_(-self.alpha)
+        negative = rest.add_(1e-8).log_().mul_(probability**self.gamma).mul_(self.alpha - 1)
+        return positive.sub_(negative).mul_(self.cost_class)
+
+
+@TASK_UTILS.register_module()
+class ScoreOverlapMatcher(OneToOneMatcher):
+    """Matching by score and overlap alone: the cost of a pair is -p·IoU^power.
+
+    p is the query's probability of the object's class. DEIMv2 (arXiv 2509.20787) matches so in its
+    last epochs, as ``late_matcher`` of :class:`~deim_mmdet.models.losses.SetCriterion`.
+
+    Args:
+        power: Exponent of the IoU.
+    """
+
+    def __init__(self, power: float = 4.0) -> None:
+        self.power = power
+
+    @torch.no_grad()
+    def costs(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """Cost (S, B, Q, m) of each query with each of m objects; arguments as of :meth:`match`."""
+        scores = scores.float()
+        cost = scores.gather(-1, _labels(scores, targets)).sigmoid_()
+        intersection, union, _ = _areas(*_planes(boxes, targets))
+        cost.mul_(intersection.div_(union).pow_(self.power)).neg_()
+        return cost.nan_to_num_(nan=1.0)
+
+
+def _labels(scores: Tensor, targets: Targets) -> Tensor:
+    """Class (S, B, Q, m) of each object, for each query with logits (S, B, Q, C)."""
+    labels = targets.labels.clamp(min=0)[None, :, None]
+    return labels.expand(len(scores), -1, scores.shape[2], -1)
+
+
+def _planes(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Boxes (4, S, B, Q, 1) of queries and (4, 1, B, 1, m) of objects, in single precision.
+
+    Coordinates come first: planes of queries and objects stand behind each other in memory.
+    """
+    return (
+        boxes.float().movedim(-1, 0)[..., None],
+        targets.boxes.float().movedim(-1, 0)[:, None, :, None],
+    )
+
+
 def _pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """GIoU of (cx, cy, w, h) boxes (4, ...), broadcast against each other, in [-1, 1].
+    """GIoU of (cx, cy, w, h) boxes (4, ...), broadcast against each other, in [-1, 1]."""
+    intersection, union, hull = _areas(boxes, others)
+    return intersection.div_(union).sub_(1).add_(union.div_(hull.clamp_(min=1e-9)))
+
+
+def _areas(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Areas of intersection, union and hull of (cx, cy, w, h) boxes (4, ...), broadcast.
 
     A negative size counts as 0, see :class:`~deim_mmdet.models.losses.OverlapTerm`.
     mmdet's ``bbox_overlaps`` does the same on stacked corners, with three times the memory traffic.
@@ -127,7 +180,7 @@ def _pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
     hull = _area((sizes + other_sizes).sub_(overlap))
     intersection = _area(overlap.clamp_(min=0))
     union = (_area(sizes) + _area(other_sizes)).sub_(intersection).clamp_(min=1e-9)
-    return intersection.div_(union).sub_(1).add_(union.div_(hull.clamp_(min=1e-9)))
+    return intersection, union, hull
 
 
 def _area(sides: Tensor) -> Tensor:

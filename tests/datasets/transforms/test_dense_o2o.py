@@ -104,6 +104,17 @@ def test_a_mosaic_is_made_of_the_sample_and_its_partners(build):
         assert sample.img_id == index
 
 
+def test_objects_under_the_least_size_are_dropped(build):
+    """At the size of the augmented image: zoomed out by 2, the sides stay as they are."""
+    boxes = [(0, 0, 12, 12), (10, 10, 11.5, 20), (20, 5, 20, 11.9), (5, 5, 40, 30)]
+    for stage in (Stage.FLAT, Stage.NO_AUG):
+        dataset = build(boxes=[boxes] * 12, mosaic=None, min_size=12)
+        dataset.pipeline[0].set_stage(stage)
+        found = dataset[0]['data_samples'].gt_instances.bboxes.tensor
+        sides = (found[:, 2:] - found[:, :2]).tolist()
+        assert sides == [[12, 12], [40, 30]]
+
+
 @pytest.mark.parametrize('stage', list(Stage))
 def test_images_without_objects_pass(build, stage):
     dataset = build(boxes=[[]] * 12)

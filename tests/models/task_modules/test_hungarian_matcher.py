@@ -4,6 +4,7 @@ from itertools import permutations
 from deim_mmdet.models.task_modules import (
     HungarianMatcher,
     Pairs,
+    ScoreOverlapMatcher,
     Targets,
     denoising_pairs,
     union_set,
@@ -12,6 +13,7 @@ from deim_mmdet.models.task_modules.pairs import to_device
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 
 
 def random_case(num_sets=3, queries=6, counts=(2, 0, 3), classes=4):
@@ -162,3 +164,39 @@ def test_pairs_and_counts_arrive_as_they_were():
             same = vars(after)[name]
             assert same is None if column is None else torch.equal(same, column)
     assert counts.tolist() == [7, 0, 3]
+
+
+def slow_overlap(box, target):
+    """IoU of two (cx, cy, w, h) boxes, a negative size being 0."""
+    sides = []
+    for centre, size in ((0, 2), (1, 3)):
+        length = max(box[size], 0)
+        low = max(box[centre] - length / 2, target[centre] - target[size] / 2)
+        high = min(box[centre] + length / 2, target[centre] + target[size] / 2)
+        sides.append(max(high - low, 0))
+    inter = sides[0] * sides[1]
+    return inter / (max(box[2], 0) * max(box[3], 0) + target[2] * target[3] - inter)
+
+
+def test_late_matching_is_the_cheapest_by_score_and_overlap():
+    """Against scipy on costs written down pair by pair."""
+    scores, boxes, targets = random_case(num_sets=4, queries=40, counts=(6, 0, 9))
+    matcher = ScoreOverlapMatcher()
+    matched = table(matcher.match(scores, boxes, targets)(), (4, 3, 9))
+    costs = matcher.costs(scores, boxes, targets)
+    for s, image in np.ndindex(4, 3):
+        count = targets.counts[image]
+        expected = np.zeros((40, count))
+        for q, o in np.ndindex(expected.shape):
+            p = 1 / (1 + np.exp(-scores[s, image, q, targets.labels[image, o]].item()))
+            overlap = slow_overlap(boxes[s, image, q].tolist(), targets.boxes[image, o].tolist())
+            expected[q, o] = -p * overlap**4
+        np.testing.assert_allclose(costs[s, image, :, :count], expected, rtol=1e-4, atol=1e-7)
+        queries, objects = linear_sum_assignment(expected)
+        assert matched[s, image, objects].tolist() == queries.tolist()
+    # The box that fits best wins over the higher score, as the IoU counts by its fourth power.
+    targets = Targets.from_lists([torch.tensor([1])], [torch.tensor([[0.5, 0.5, 0.4, 0.4]])])
+    scores = torch.tensor([[[[0.0, 4.0], [9.0, 0.0], [9.0, 4.0]]]])
+    boxes = torch.tensor([[[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]]]])
+    assert table(matcher.match(scores, boxes, targets)(), (1, 1, 1)) == 1
+    assert table(HungarianMatcher().match(scores, boxes, targets)(), (1, 1, 1)) == 0
