@@ -6,8 +6,11 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from ..models.dense_heads import as_instances, spanned_pixels
-from ..models.layers.basic import MLP
+from ..models.layers.basic import MLP, RMSNorm
 from .graphs import GraphedFunction
+
+# The head's layers of tokens.
+_OF_TOKENS = nn.Linear, nn.LayerNorm, RMSNorm
 
 
 class CudaDetector(SingleStageDetector):
@@ -104,9 +107,9 @@ def to_half(detector: nn.Module) -> None:
     """Let a fused detector compute in half precision and channels-last, in place.
 
     Backbone and neck are wholly in half precision. So are the head's convolutions, linear layers
-    and layer norms, but for its MLPs. These make boxes of queries and positions of boxes; they, the
-    tables of distances and all coordinates stay in single precision. Linear layers and layer norms
-    of the head convert what they get into the type of their own weights. Autocast would convert the
+    and norms, but for its MLPs. These make boxes of queries and positions of boxes; they, the
+    tables of distances and all coordinates stay in single precision. Linear layers and norms of the
+    head convert what they get into the type of their own weights. Autocast would convert the
     weights anew each time, and run the norms in single precision.
     """
     detector.backbone.half()
@@ -116,12 +119,13 @@ def to_half(detector: nn.Module) -> None:
     mlps = [part for part in head.modules() if isinstance(part, MLP)]
     in_single = {part for mlp in mlps for part in mlp.modules()}
     for part in head.modules():
-        if isinstance(part, (nn.Conv2d, nn.Linear, nn.LayerNorm)) and part not in in_single:
+        if isinstance(part, (nn.Conv2d, *_OF_TOKENS)) and part not in in_single:
             part.half()
-        if isinstance(part, (nn.Linear, nn.LayerNorm)):
+        if isinstance(part, _OF_TOKENS):
             part.register_forward_pre_hook(_convert)
     detector.to(memory_format=torch.channels_last)
 
 
 def _convert(layer: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(layer.weight.dtype) for tensor in tensors)
+    dtype = next(layer.parameters()).dtype
+    return tuple(tensor.to(dtype) for tensor in tensors)

@@ -35,7 +35,8 @@ class DeployedDetector(nn.Module):
             self.feature_type = torch.float16
             self.backbone.half()
             self.neck.half()
-            self.neck.encoder = InSinglePrecision(self.neck.encoder)
+            if hasattr(self.neck, 'encoder'):
+                self.neck.encoder = InSinglePrecision(self.neck.encoder)
 
     def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detections of a batch.

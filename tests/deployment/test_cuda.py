@@ -14,7 +14,7 @@ from mmdet.structures import DetDataSample
 from test_graphs import StandIn, on_gpu
 from torch import nn
 
-MODELS = ['deim_dfine_n', 'rtdetrv2_r18']
+MODELS = ['deim_dfine_n', 'rtdetrv2_r18', 'deimv2_pico']
 SIDE = 64
 
 
@@ -93,7 +93,8 @@ def test_half_precision_keeps_detections_and_coordinates(model):
         layer.cross_attn.register_forward_pre_hook(lambda _, given: boxes.append(given[1]))
     assert_same_in_half_precision(model, detector, images('a'), (SIDE, SIDE))
     assert {tensor.dtype for tensor in read} == {torch.float16}
-    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in read[:1])
+    # Channels stand next to each other; DEIMv2 reads half of those of a convolution's output.
+    assert read[0].stride(1) == 1
     # The first are the selected tokens' boxes; what follows is refined from them.
     assert {tensor.dtype for tensor in boxes[1:]} == {torch.float32}
 

@@ -11,8 +11,9 @@ from golden import build_model, filled_model, image
 from torch import nn
 
 # Of each kind of backbone, neck, norm and decoder one: N has learnable affines, X frozen norms and
-# decoder and neck of different width, the R50-m trains more decoder layers than it uses.
-MODELS = ['deim_dfine_n', 'dfine_x', 'rtdetrv2_r18', 'rtdetrv2_r50_m']
+# decoder and neck of different width, the R50-m trains more decoder layers than it uses. DEIMv2 N
+# sums levels, and Pico has the lite neck and a head that all layers share.
+MODELS = ['deim_dfine_n', 'dfine_x', 'rtdetrv2_r18', 'rtdetrv2_r50_m', 'deimv2_n', 'deimv2_pico']
 SIZE = (192, 256)
 
 

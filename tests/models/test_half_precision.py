@@ -16,6 +16,7 @@ from mmdet.registry import MODELS
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+NETWORKS = ['dfine_n', 'dfine_l', 'rtdetrv2_r18', 'rtdetrv2_r50', 'deimv2_n', 'deimv2_pico']
 HALVES = [torch.bfloat16, torch.float16]
 LEVELS = [(20, 12), (10, 6)]
 POINTS = [3, 2]
@@ -38,6 +39,11 @@ class Recorder:
     def last(self, name: str) -> torch.Tensor:
         return self.outputs[name][-1]
 
+    def of_layer(self, heads: str, i: int) -> torch.Tensor:
+        """What the head of layer i returned, also if all layers have one head."""
+        own = self.outputs.get(f'{heads}.{i}', ())
+        return own[-1] if len(own) == 1 else self.outputs[f'{heads}.0'][i]
+
 
 def random_detector(kind: str) -> nn.Module:
     """A module with a head of this kind, whose layers all give other numbers than 0."""
@@ -51,6 +57,10 @@ def random_detector(kind: str) -> nn.Module:
     )
     if kind == 'RTDETR':
         head['decoder']['query_position_channels'] = [32]
+    if kind == 'DEIMv2':
+        # With RMSNorm, SwiGLU and a shared head.
+        head['type'], head['decoder']['type'] = 'DFINEHead', 'DEIMv2LightDecoder'
+        head['query_selection']['project'] = False
     detector = nn.Module()
     detector.bbox_head = MODELS.build(head).eval()
     for name, parameter in detector.named_parameters():
@@ -71,7 +81,7 @@ def dfine_boxes(record: Recorder, first: torch.Tensor) -> list[torch.Tensor]:
     table = torch.tensor([-4, *(-p for p in reversed(positive)), 0, *positive, 4]).double()
     logits, boxes = 0, []
     for i in range(3):
-        logits = logits + record.last(f'decoder.distribution_heads.{i}')
+        logits = logits + record.of_layer('decoder.distribution_heads', i)
         moves = logits.unflatten(-1, (4, 33)).softmax(-1) @ table / 4
         centres, sizes = initial.split(2, dim=-1)
         low = centres - sizes / 2 - moves[..., :2] * sizes
@@ -99,7 +109,7 @@ def anchors_before_the_sigmoid() -> torch.Tensor:
 
 @pytest.mark.parametrize('half', HALVES, ids=str)
 @pytest.mark.parametrize('form', ['autocast', 'half', 'fused autocast', 'fused half'])
-@pytest.mark.parametrize('kind', ['DFINE', 'RTDETR'])
+@pytest.mark.parametrize('kind', ['DFINE', 'RTDETR', 'DEIMv2'])
 def test_boxes_are_exact_for_what_the_heads_return(kind, form, half, monkeypatch):
     detector = random_detector(kind)
     if 'fused' in form:
@@ -210,7 +220,7 @@ class ConvolutionInputs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize('name', ['dfine_n', 'dfine_l', 'rtdetrv2_r18', 'rtdetrv2_r50'])
+@pytest.mark.parametrize('name', NETWORKS)
 def test_no_convolution_is_fed_in_float32(name):
     model = build_model(name)
     # On a GPU autocast lets norms return float32.

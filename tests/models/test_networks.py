@@ -7,6 +7,7 @@ from deim_mmdet import compat
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.checkpoints.reference import reference_name
 from deim_mmdet.deployment.cpu import optimize_for_cpu
+from deim_mmdet.models.backbones import PartlyPretrained
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
 from deim_mmdet.models.backbones.resnet_vd import ResNetVd
 from deim_mmdet.models.layers.query_selection import make_anchors
@@ -35,7 +36,7 @@ def samples(counts, size=(64, 96)):
     return result
 
 
-@pytest.fixture(scope='module', params=['deim_dfine_n', 'deim_rtdetrv2_r18'])
+@pytest.fixture(scope='module', params=['deim_dfine_n', 'deim_rtdetrv2_r18', 'deimv2_pico'])
 def model(request):
     torch.manual_seed(0)
     return build_model(request.param)
@@ -71,6 +72,34 @@ def test_hgnetv2_refuses_what_it_does_not_know():
         HGNetv2('B0', out_indices=(4,))
     with pytest.raises(ValueError, match=r'HGNetv2-Pico must be among 0 … 2'):
         HGNetv2('Pico')
+
+
+def test_a_small_backbone_starts_from_the_weights_that_fit(tmp_path, monkeypatch):
+    """Pico's three stages are those of B0. Atto's third is narrower and has smaller kernels.
+
+    So the three depthwise convolutions and the two of the aggregation with their norms are others.
+    """
+    logged = []
+    monkeypatch.setattr(
+        'deim_mmdet.models.backbones.partly_pretrained.print_log',
+        lambda line, **_: logged.append(line),
+    )
+    path = str(tmp_path / 'b0.pth')
+    given = HGNetv2('B0', use_lab=True).state_dict()
+    torch.save(given, path)
+    for arch, own in (('Pico', 0), ('Atto', 3 + 2 * 5)):
+        small = HGNetv2(arch, (2,), True, init_cfg=dict(type='PartlyPretrained', checkpoint=path))
+        before = {name: value.clone() for name, value in small.state_dict().items()}
+        small.init_weights()
+        after = small.state_dict()
+        fitting = {k for k, v in after.items() if v.shape == given[k].shape}
+        assert all(torch.equal(v, (given if k in fitting else before)[k]) for k, v in after.items())
+        assert len(after) - len(fitting) == own
+        begin = f'HGNetv2: {len(fitting)} of {len(after)} entries are those of {path}'
+        end = f', {own} start anew (stages.2.blocks.0.layers.0.conv2.conv.weight, …)' if own else ''
+        assert logged.pop() == begin + end
+    with pytest.raises(ValueError, match='has no entry of the name and shape of one of Linear'):
+        PartlyPretrained(path)(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(
