@@ -22,5 +22,6 @@ model = dict(
         embed_dims=224,
         query_selection=dict(project=False),
         decoder=dict(type='DEIMv2Decoder', num_layers=4, ffn_channels=1792),
+        criterion=dict(late_matcher=dict(type='ScoreOverlapMatcher')),
     ),
 )

@@ -12,7 +12,5 @@ model = dict(
         ),
     ),
     neck=dict(in_channels=[256, 256, 256], out_channels=256, ffn_channels=512, expansion=0.67),
-    bbox_head=dict(
-        in_channels=[256, 256, 256], embed_dims=256, decoder=dict(ffn_channels=512)
-    ),
+    bbox_head=dict(in_channels=[256, 256, 256], embed_dims=256, decoder=dict(ffn_channels=512)),
 )

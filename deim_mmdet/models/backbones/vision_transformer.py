@@ -90,7 +90,7 @@ class VisionTransformer(BaseModule):
         self.blocks = nn.ModuleList(
             ViTBlock(embed_dims, num_heads, make_ffn, dinov3) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dims, eps=NORM_EPS) if dinov3 else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dims, eps=NORM_EPS[dinov3]) if dinov3 else nn.Identity()
         for linear in (m for m in self.blocks.modules() if isinstance(m, nn.Linear)):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .attention import attend, split_last
 from .basic import ConvNorm
 
-#: Added to the variance by every layer norm of a ViT.
-NORM_EPS = 1e-6
+#: Added to the variance by the layer norms, with DINOv3's form or without.
+NORM_EPS = {False: 1e-6, True: 1e-5}
 
 
 class RotaryPositions(nn.Module):
@@ -195,10 +195,10 @@ class ViTBlock(nn.Module):
         dinov3: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dims, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(embed_dims, eps=NORM_EPS[dinov3])
         self.attn = RotaryAttention(embed_dims, num_heads, mask_bias=dinov3)
         self.ls1 = LayerScale(embed_dims) if dinov3 else nn.Identity()
-        self.norm2 = nn.LayerNorm(embed_dims, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=NORM_EPS[dinov3])
         self.mlp = feed_forward()
         self.ls2 = LayerScale(embed_dims) if dinov3 else nn.Identity()
 
