@@ -178,6 +178,7 @@ setup(
         'mim': ['openmim>=0.3.9', 'setuptools<81'],
         'demo': ['matplotlib', 'scikit-learn'],
         'huggingface': ['safetensors'],
+        'dinov3': ['timm>=1.0.20'],
         'tensorboard': ['tensorboard'],
         'evaluation': ['faster-coco-eval>=1.8'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18'],

@@ -62,7 +62,7 @@ def test_every_config_builds(name):
     assert cfg.val_evaluator.ann_file.startswith(cfg.data_root)
     # Loaded by this package, which lets no file run code; mmengine's own downloads may.
     assert cfg.model.backbone.init_cfg is None or (
-        cfg.model.backbone.init_cfg.checkpoint.startswith(f'{SCHEME}https://')
+        cfg.model.backbone.init_cfg.checkpoint.startswith((f'{SCHEME}https://', f'{SCHEME}timm://'))
     )
     head = build_model(cfg).bbox_head
     if cfg.get('classes'):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..models.backbones.resnet_vd import rename_resnet_vd
+from ..models.backbones.vision_transformer import rename_vit
 from .huggingface import to_reference_names
 from .reference import convert_reference_state_dict
 
@@ -25,8 +26,8 @@ _MARKS = [
     ('model.conv_encoder.', HUGGING_FACE),
     ('decoder.', REFERENCE),
     ('backbone.', REFERENCE),
-    # ImageNet weights: HGNetv2's (same names here), ResNet-vd's, and ours of ResNet-vd.
-    *((mark, BACKBONE) for mark in ('stem.', 'conv1.conv1_')),
+    # Those of HGNetv2 (same names here), ResNet-vd (and ours of it) and vision transformers.
+    *((mark, BACKBONE) for mark in ('stem.', 'conv1.conv1_', 'blocks.', '_model.blocks.')),
 ]
 
 
@@ -95,7 +96,8 @@ def to_our_names(weights: Weights) -> dict[str, Tensor]:
             {k: v for k, v in weights.state_dict.items() if not k.startswith(PROJECTOR)}
         )
     if weights.naming == BACKBONE:
-        return {rename_resnet_vd(name): value for name, value in weights.state_dict.items()}
+        bare = {name.removeprefix('_model.'): v for name, v in weights.state_dict.items()}
+        return rename_vit({rename_resnet_vd(name): value for name, value in bare.items()})
     raise ValueError(
         f'its {len(weights.state_dict)} names are of no model known here, e.g. '
         f'{sorted(weights.state_dict)[:5]}'

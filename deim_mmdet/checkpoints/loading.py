@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 from .class_names import default_classes
 from .classes import drop_unused_row
 from .convert import (
+    BACKBONE,
     HUGGING_FACE,
     PROJECTOR,
     REFERENCE,
@@ -28,6 +29,7 @@ from .convert import (
 from .files import file_name, is_url, read_checkpoint
 from .huggingface import saved_classes
 from .safe_globals import load
+from .timm_weights import load_from_timm  # noqa: F401  (registers its scheme)
 
 SCHEME = 'deim-mmdet://'
 
@@ -85,6 +87,9 @@ def _converted(checkpoint: dict, filename: str) -> dict:
     name = file_name(filename)
     try:
         weights = find_weights(checkpoint)
+        if weights.naming == BACKBONE:
+            # Its module renames them.
+            return make_checkpoint(weights.state_dict, None)
         if weights.naming not in (REFERENCE, HUGGING_FACE):
             return checkpoint
         state_dict = to_our_names(weights)

@@ -11,7 +11,7 @@ from functools import cache
 
 from torch import Tensor
 
-from ..models.backbones import resnet_vd
+from ..models.backbones import resnet_vd, vision_transformer
 from ..utils.name_table import NameTable
 
 #: The kinds of decoder.
@@ -22,7 +22,31 @@ _BACKBONE = [
     ('stem.stem{path}', 'stem.stem{path}'),
     ('stages.{path}', 'stages.{path}'),
     *resnet_vd.PUBLISHED_NAMES,
-]
+    # DEIMv2's ViT-T is one level deeper than its DINOv3; see _without_wrapper.
+    *(
+        (f'{theirs}.{{path}}', f'{ours}.{{path}}')
+        for theirs, ours in (('dinov3._model', 'vit'), ('dinov3', 'vit'))
+    ),
+    *(
+        (f'backbone.{theirs}', f'transformer.{ours}')
+        for theirs, ours in vision_transformer.PUBLISHED_NAMES
+    ),
+    *(
+        (f'{theirs}.{{leaf}}', f'{ours}.{{leaf}}')
+        for theirs, ours in (
+            ('projector.{i}.conv', 'projections.{i}.conv'),
+            ('projector.{i}.norm', 'projections.{i}.bn'),
+            ('convs.{i}', 'fusions.{i}.conv'), ('norms.{i}', 'fusions.{i}.bn'),
+            ('sta.stem.0', 'sta.stem.conv'), ('sta.stem.1', 'sta.stem.bn'),
+            *(
+                (f'sta.conv{i + 2}.{first + k}', f'sta.levels.{i}.{part}')
+                # GELU stands in front of the last two.
+                for i, first in enumerate((0, 1, 1))
+                for k, part in enumerate(('conv', 'bn'))
+            ),
+        )
+    ),
+]  # fmt: skip
 
 _NECK = [
     ('encoder.encoder.0.layers.0.{path}', 'neck.encoder.{path}'),

@@ -79,7 +79,9 @@ class DeformableCrossAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(shape)
         centres, sizes = references[:, :, None, None].split(2, dim=-1)
-        locations = torch.addcmul(centres, offsets, sizes / self.steps_per_side)
+        # In single precision, whatever that of the model, as the published networks have it.
+        sides_per_step = self.steps_per_side.reciprocal()
+        locations = torch.addcmul(centres, offsets, sizes * sides_per_step)
         attended = deformable_attention(
             memory.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,

@@ -1,0 +1,12 @@
+# The published recipe of DEIMv2 X. S, M and L state what differs, all of them the rates of their
+# vision transformer.
+_base_ = './deimv2.py'
+
+# Of all parameters but the vision transformer's. The rest of the backbone has the whole rate and
+# decay, but for the shifts of the adapter.
+other_rules = [
+    dict(name=r'^backbone\.sta\..*\.bias$', decay_mult=0.0),
+    dict(name=r'^backbone\.'),
+    dict(kind='norm', decay_mult=0.0),
+    dict(kind='bias', decay_mult=0.0),
+]

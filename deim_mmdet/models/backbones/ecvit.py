@@ -1,0 +1,55 @@
+"""ECViT, the backbone of EdgeCrafter's ECDet (arXiv 2603.18739)."""
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..layers.basic import ConvNorm
+from .vision_transformer import VisionTransformer
+from .vit_adapter import load_alone, resize
+
+
+@MODELS.register_module()
+class ECViT(BaseModule):
+    """A vision transformer behind convolutions; one map, resized, gives all levels.
+
+    Args:
+        embed_dims: Width D of the tokens.
+        num_heads: Attention heads.
+        depth: Number of blocks; the map is the mean of the last two blocks' outputs.
+        ffn_channels: Width of the feed-forward layers; default: 4 · D.
+        out_channels: Channels of all outputs. Where they equal D only the coarsest level is
+            projected, else all are.
+        init_cfg: See :class:`mmengine.model.BaseModule`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        out_channels: int,
+        depth: int = 12,
+        ffn_channels: int | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.transformer = VisionTransformer(
+            embed_dims, num_heads, depth, ffn_channels, (depth - 2, depth - 1), form='ecvit'
+        )
+        self.projections = nn.ModuleList(
+            ConvNorm(embed_dims, out_channels, 1)
+            for _ in range(1 if out_channels == embed_dims else 3)
+        )
+        load_alone(self, 'transformer')
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
+        feature = torch.stack(self.transformer(images)).mean(0)
+        height, width = int(feature.shape[-2]), int(feature.shape[-1])
+        sizes = (2 * height, 2 * width), (height, width), (height // 2, width // 2)
+        unprojected = [nn.Identity()] * (3 - len(self.projections))
+        return tuple(
+            project(resize(feature, size))
+            for project, size in zip([*unprojected, *self.projections], sizes, strict=True)
+        )

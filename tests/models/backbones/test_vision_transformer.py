@@ -1,0 +1,224 @@
+"""The vision transformer's positions, other names of its weights, and the backbones around it."""
+
+import sys
+from types import SimpleNamespace
+
+from deim_mmdet.checkpoints.loading import SCHEME
+from deim_mmdet.models.backbones import ECViT, VisionTransformer, ViTAdapter
+from deim_mmdet.models.layers.vit import RotaryPositions, rotate
+
+import pytest
+import torch
+from half_products import HalfProducts
+from mmengine.runner import CheckpointLoader
+
+SIZE = dict(embed_dims=16, num_heads=2, depth=3)
+FORMS = dict(
+    plain=dict(form='plain'),
+    ecvit=dict(form='ecvit'),
+    dinov3=dict(form='dinov3'),
+    gated=dict(form='dinov3', gated_ffn=True, ffn_channels=24),
+)
+
+
+def transformer(form='plain', **options):
+    torch.manual_seed(0)
+    model = VisionTransformer(**SIZE, **dict(out_indices=(0, 2)) | FORMS[form] | options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def test_attention_sees_displacements_only():
+    """Turned queries and keys have the same products wherever the pair lies in the grid."""
+    height, width, others = 4, 6, 3
+    tables = RotaryPositions(8).double()(height, width, others)
+    query, key = (
+        rotate(vector.expand(1, others + height * width, 1, 8), *tables)[0, :, 0]
+        for vector in torch.randn(2, 8).double()
+    )
+    products = (query @ key.T)[others:, others:].unflatten(0, (height, width))
+    products = products.unflatten(-1, (height, width))
+    for move in ((0, 1), (1, 0), (2, 3)):
+        same = torch.stack(
+            [
+                products[row, column, row + move[0], column + move[1]]
+                for row in range(height - move[0])
+                for column in range(width - move[1])
+            ]
+        )
+        assert same.std() < 1e-12
+        assert (same[0] - products[0, 0, 0, 0]).abs() > 1e-6
+    # Other tokens have no place.
+    assert torch.equal(query[:others], query[:1].expand(others, -1))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_maps_of_images_of_any_size(form):
+    model = transformer(form)
+    for height, width in ((64, 96), (32, 32), (64, 96)):
+        image = torch.rand(1, 3, height, width)
+        maps = model(image)
+        assert [m.shape for m in maps] == [(1, 16, height // 16, width // 16)] * 2
+        torch.testing.assert_close(maps[1], transformer(form)(image)[1])
+
+
+def test_tables_follow_the_loaded_periods():
+    model, image = transformer(), torch.rand(1, 3, 32, 64)
+    with torch.inference_mode():
+        before = model(image)[1].clone()
+    state_dict = model.state_dict()
+    assert state_dict['rope_embed.periods'].tolist() == pytest.approx([1, 10])
+    model.load_state_dict({**state_dict, 'rope_embed.periods': torch.tensor([1.0, 5.0])})
+    after = model(image)[1]
+    assert (after - before).abs().max() > 1e-4
+    # What inference has computed serves training.
+    after.sum().backward()
+
+
+@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16], ids=str)
+def test_tables_of_half_precision_models_are_exact(half):
+    positions = RotaryPositions(8)
+    expected = positions(2, 3, 1)
+    positions.to(half)
+    for table, exact in zip(positions(2, 3, 1), expected, strict=True):
+        assert table.dtype == torch.float32
+        torch.testing.assert_close(table, exact)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_autocast_returns_what_convolutions_take(form):
+    model, image = transformer(form).train(), torch.rand(1, 3, 32, 32)
+    with HalfProducts(), torch.autocast('cpu', torch.bfloat16):
+        maps = model(image)
+    assert {m.dtype for m in maps} == {torch.bfloat16}
+    sum(m.float().sum() for m in maps).backward()
+    # Every parameter takes part in training; the one that only pre-training uses gets zeros.
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def timm_names(state_dict):
+    """The state dict as timm's ``vit_small(_plus)_patch16_dinov3_qkvb`` names it."""
+    theirs = {}
+    for name, value in state_dict.items():
+        if name.endswith(('mask_token', 'bias_mask', 'periods')):
+            continue
+        if name.endswith('qkv.bias'):
+            queries, _, values = value.chunk(3)
+            stem = name.removesuffix('qkv.bias')
+            theirs |= {f'{stem}q_bias': queries, f'{stem}v_bias': values}
+            continue
+        for ours, other in (
+            ('storage_tokens', 'reg_token'), ('ls1.gamma', 'gamma_1'), ('ls2.gamma', 'gamma_2'),
+            ('.w1.', '.fc1_g.'), ('.w2.', '.fc1_x.'), ('.w3.', '.fc2.'),
+        ):  # fmt: skip
+            name = name.replace(ours, other)
+        theirs[name] = value
+    return theirs
+
+
+@pytest.mark.parametrize('form', ['dinov3', 'gated'])
+def test_weights_of_timm(form):
+    model, image = transformer(form), torch.rand(1, 3, 32, 64)
+    other = VisionTransformer(**SIZE, out_indices=(0, 2), **FORMS[form]).eval()
+    other.load_state_dict(timm_names(model.state_dict()), strict=True)
+    for got, expected in zip(other(image), model(image), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize('gated', [False, True])
+def test_outputs_equal_those_of_timm(gated):
+    try:
+        from timm.models.eva import Eva
+    except ImportError as error:
+        pytest.skip(f'timm cannot be imported: {error}')
+    torch.manual_seed(0)
+    theirs = Eva(
+        img_size=32, patch_size=16, embed_dim=16, depth=3, num_heads=2, num_classes=0,
+        dynamic_img_size=True, init_values=1.0, rope_type='dinov3', rope_temperature=100,
+        rope_rotate_half=True, use_rot_pos_emb=True, use_abs_pos_emb=False, num_reg_tokens=4,
+        use_fc_norm=False, swiglu_mlp=gated, swiglu_align_to=8,
+    ).eval()  # fmt: skip
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    hidden = theirs.blocks[0].mlp.fc2.in_features
+    options = dict(form='dinov3', gated_ffn=gated, ffn_channels=hidden, out_indices=(0, 2))
+    ours = VisionTransformer(**SIZE, **options).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    image = torch.rand(1, 3, 32, 64)
+    expected = theirs.forward_intermediates(
+        image, indices=[0, 2], norm=True, intermediates_only=True
+    )
+    for got, want in zip(ours(image), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_pretrained_weights_come_through_timm(monkeypatch):
+    source, image = transformer('dinov3', out_indices=(0, 1, 2)), torch.rand(1, 3, 32, 64)
+
+    def create_model(name, pretrained, num_classes):
+        assert (name, pretrained, num_classes) == ('vit_small', True, 0)
+        return SimpleNamespace(state_dict=lambda: timm_names(source.state_dict()))
+
+    monkeypatch.setitem(sys.modules, 'timm', SimpleNamespace(create_model=create_model))
+    initial = dict(type='Pretrained', checkpoint=f'{SCHEME}timm://vit_small')
+    vit = dict(**SIZE, out_indices=(0, 1, 2), **FORMS['dinov3'])
+    backbone = ViTAdapter(vit, 4, 8, init_cfg=initial).eval()
+    backbone.init_weights()
+    for got, expected in zip(backbone.vit(image), source(image), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_missing_timm_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(RuntimeError, match=r"pip install 'deim_mmdet\[dinov3\]'"):
+        CheckpointLoader.load_checkpoint('timm://vit_small')
+
+
+def adapter():
+    return ViTAdapter(dict(**SIZE, out_indices=(0, 1, 2)), adapter_channels=4, out_channels=8)
+
+
+def ecvit(out_channels=8):
+    return ECViT(**SIZE, out_channels=out_channels)
+
+
+@pytest.mark.parametrize(('build', 'part'), [(adapter, 'vit'), (ecvit, 'transformer')])
+@pytest.mark.parametrize('wrapper', ['', '_model.'])
+def test_weights_of_the_transformer_alone(build, part, wrapper, tmp_path):
+    backbone = build()
+    form = 'plain' if part == 'vit' else 'ecvit'
+    source = transformer(form).state_dict()
+    # As EdgeCrafter's files name the norms of the first convolutions.
+    published = {
+        wrapper + (n.replace('.bn.', '.norm.') if 'patch_embed' in n else n): value
+        for n, value in source.items()
+    }
+    torch.save(dict(model=published), tmp_path / 'vit.pth')
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=f'{SCHEME}{tmp_path}/vit.pth')
+    backbone.init_weights()
+    loaded = getattr(backbone, part).state_dict()
+    assert loaded.keys() == source.keys()
+    assert all(torch.equal(value, source[name]) for name, value in loaded.items())
+    # A whole backbone's weights are taken as they are.
+    build().load_state_dict(backbone.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(('build', 'channels'), [(adapter, 8), (ecvit, 8), (ecvit, 16)])
+def test_levels_of_images_that_are_not_square(build, channels):
+    backbone = build() if channels == 8 else build(channels)
+    levels = backbone.eval()(torch.rand(2, 3, 64, 96))
+    assert [level.shape for level in levels] == [
+        (2, channels, 64 // stride, 96 // stride) for stride in (8, 16, 32)
+    ]
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="no form 'dino'"):
+        VisionTransformer(**SIZE, form='dino')
+    with pytest.raises(ValueError, match='among 0 … 2'):
+        VisionTransformer(**SIZE, out_indices=(3,))
+    with pytest.raises(ValueError, match='channels a head, got 6'):
+        VisionTransformer(12, 2, depth=1, out_indices=(0,))
+    with pytest.raises(ValueError, match='three out_indices'):
+        ViTAdapter(dict(**SIZE, out_indices=(2,)), 4, 8)
