@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..utils.name_table import NameTable
 from .huggingface_names import HEAD, KINDS, NECK
+from .huggingface_vit import BACKBONE, convert_vit
 from .reference import DEIMV2, DFINE, RTDETRV2
 
 _DERIVED = re.compile(
@@ -59,9 +60,12 @@ def to_reference_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kind = _kind(state_dict)
     table = _table(kind)
+    vit = convert_vit(state_dict)
     if kind == DEIMV2:
         state_dict = _without_selection_identity(state_dict)
-    converted, unknown, differing = {}, [], []
+    if vit:
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(BACKBONE)}
+    converted, unknown, differing = dict(vit), [], []
     for name, tensor in _join(state_dict).items():
         if _DERIVED.fullmatch(name):
             continue

@@ -92,7 +92,25 @@ DEIMV2_PICO = DEIMV2_N | dict(
     use_gateway=False,
     share_bbox_head=True,
 )
+DEIMV2_L = dict(
+    backbone_config=dict(
+        model_type='dinov3_vit', hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
+        intermediate_size=1536, num_register_tokens=4, out_indices=[6, 9, 12],
+    ),
+    d_model=224,
+    encoder_hidden_dim=224,
+    encoder_in_channels=[384, 384, 384],
+    encoder_ffn_dim=896,
+    encoder_has_trailing_conv=False,
+    decoder_in_channels=[224, 224, 224],
+    decoder_ffn_dim=1792,
+    decoder_layers=4,
+    decoder_n_points=[3, 6, 3],
+    decoder_activation_function='silu',
+    spatial_tuning_adapter_inplanes=32,
+)  # fmt: skip
 CASES = {
+    'deimv2_l': ('Deimv2', DEIMV2_L, 160),
     'deimv2_n': ('Deimv2', DEIMV2_N, 320),
     'deimv2_pico': ('Deimv2', DEIMV2_PICO, 320),
     'dfine_n': ('DFine', DFINE_N, 320),

@@ -55,6 +55,8 @@ def test_number_of_parameters(name):
         ('deimv2_femto', 416, 1.7),
         ('deimv2_pico', 640, 5.2),
         ('deimv2_n', 640, 6.8),
+        ('deimv2_m', 640, 52.2),
+        ('ecdet_s', 640, 26),
     ],
 )
 def test_flops_are_the_published_ones(name, side, gflops):
