@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/ecdet_l.py',
+    './_base_/models/ecdet_ecvit_l.py',
     './_base_/datasets/coco_detection.py',
     './_base_/schedules/edgecrafter.py',
     './_base_/default_runtime.py',

@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/ecdet_s.py',
+    './_base_/models/ecdet_ecvit_s.py',
     './_base_/datasets/coco_detection.py',
     './_base_/schedules/edgecrafter.py',
     './_base_/default_runtime.py',

@@ -239,6 +239,7 @@ def test_weights_come_from_the_authors_under_names_that_tell_the_model():
         rtdetrv2='https://github.com/lyuwenyu/storage/releases/download/v0.1/',
         rtdetrv4='https://drive.usercontent.google.com/download?id=',
         deimv2='https://huggingface.co/Intellindust/DEIMv2_',
+        ecdet='https://github.com/capsule2077/edgecrafter/releases/download/edgecrafterv1/',
     )
     addresses = {model['Name']: model['Weights'] for model in published_models()}
     assert len(set(addresses.values())) == len(addresses)

@@ -1,4 +1,4 @@
-_base_ = './ecdet_s.py'
+_base_ = './ecdet_ecvit_s.py'
 
 model = dict(
     backbone=dict(

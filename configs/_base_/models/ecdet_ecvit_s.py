@@ -1,4 +1,4 @@
-_base_ = './ecdet_l.py'
+_base_ = './ecdet_ecvit_l.py'
 
 model = dict(
     backbone=dict(
