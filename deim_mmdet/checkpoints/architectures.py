@@ -31,6 +31,19 @@ BACKBONES = {
         for arch in _PUBLISHED_ARCHS
     },
     **{f'ResNet-vd {n}': dict(type='ResNetVd', depth=n) for n in (18, 34, 50, 101)},
+    **{
+        name: dict(type='VisionTransformer', embed_dims=64 * heads, num_heads=heads, **options)
+        for name, heads, options in (
+            ('ViT-T', 3, {}),
+            ('ViT-T+', 4, {}),
+            ('DINOv3 ViT-S/16', 6, dict(form='dinov3')),
+            ('DINOv3 ViT-S+/16', 6, dict(form='dinov3', gated_ffn=True)),
+            ('ECViT-T', 3, dict(form='ecvit')),
+            ('ECViT-T+', 4, dict(form='ecvit')),
+            ('ECViT-S', 6, dict(form='ecvit')),
+            ('ECViT-S+', 6, dict(form='ecvit', ffn_channels=2304)),
+        )
+    },
 }
 
 # A norm's counter of batches. Frozen norms have none, and no result depends on it.

@@ -22,7 +22,16 @@ _BACKBONE = [
     ('stem.stem{path}', 'stem.stem{path}'),
     ('stages.{path}', 'stages.{path}'),
     *resnet_vd.PUBLISHED_NAMES,
-    # DEIMv2's ViT-T is one level deeper than its DINOv3; see _without_wrapper.
+    # A vision transformer alone.
+    vision_transformer.PUBLISHED_NAMES[0],
+    *(
+        (name, name)
+        for name in (
+            'cls_token', 'register_token', 'storage_tokens', 'mask_token', 'norm.{leaf}',
+            'rope_embed.periods', 'patch_embed.{path}', 'blocks.{path}',
+        )
+    ),
+    # DEIMv2's ViT-T is one level deeper than its DINOv3; reversing tells them apart.
     *(
         (f'{theirs}.{{path}}', f'{ours}.{{path}}')
         for theirs, ours in (('dinov3._model', 'vit'), ('dinov3', 'vit'))

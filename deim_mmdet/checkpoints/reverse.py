@@ -65,6 +65,9 @@ def _renamed(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
             unknown.append(name)
     if unknown:
         raise ValueError(f'{len(unknown)} names are not of this package, e.g. {unknown[:5]}')
+    if 'backbone.vit.storage_tokens' in state_dict:
+        # DINOv3 has no wrapper, as DEIMv2's own vision transformers have.
+        return {name.replace('.dinov3._model.', '.dinov3.'): v for name, v in renamed.items()}
     return renamed
 
 

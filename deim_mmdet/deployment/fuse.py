@@ -18,6 +18,7 @@ from ..models.layers.basic import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
 from ..models.layers.rtdetr_decoder import RTDETRDecoder
+from ..models.layers.vit import LayerScale, MaskedBiasLinear, ViTBlock
 from ..models.necks.fusion import RepVGGBlock
 from .cpu import optimize_for_cpu
 from .cuda import CudaDetector
@@ -29,6 +30,7 @@ from .modules import (
     SplitBlock,
     SplitConvolution,
     TokenLinear,
+    as_linear,
 )
 
 
@@ -38,6 +40,7 @@ def fuse(model: nn.Module, half: bool = False, graph: bool = False) -> nn.Module
     - A batch norm, trained or frozen, becomes part of the convolution before it.
     - A learnable affine after a ReLU becomes part of the convolution too: ``s·max(y, 0) + b``
       equals ``s·y + b`` with b as lower bound (upper bound for negative s).
+    - Scales and a masked bias of DINOv3 become part of its linear layers.
     - The two branches of a RepVGG block become one 3×3 convolution.
     - Attention computes offsets and weights by one matrix product; see :mod:`.modules`.
     - Parts that evaluation doesn't use are dropped: further decoder layers, score heads and quality
@@ -108,6 +111,7 @@ def _fuse(model: nn.Module) -> nn.Module:
     _fuse_norms(fused)
     _replace(fused, RepVGGBlock, _merge_branches)
     _replace(fused, ConvBNAct, _fold_affine)
+    _replace(fused, ViTBlock, _fold_scales)
     fused.bbox_head.denoising = fused.bbox_head.criterion = None
     _drop_unused_heads(fused.bbox_head.decoder)
     _replace(fused, SelfAttention, FusedSelfAttention)
@@ -186,6 +190,20 @@ def _fold_affine(layer: ConvBNAct) -> nn.Module:
         layer.act = Clamp(low=bias) if scale >= 0 else Clamp(high=bias)
         layer.lab = nn.Identity()
     return layer
+
+
+def _fold_scales(block: ViTBlock) -> nn.Module:
+    """The block with its scales, if any, in the linear layers before them, and a plain bias."""
+    *_, last = block.mlp.children()
+    for name, linear in (('ls1', block.attn.proj), ('ls2', last)):
+        scale = getattr(block, name)
+        if isinstance(scale, LayerScale):
+            linear.weight.mul_(scale.gamma[:, None])
+            linear.bias.mul_(scale.gamma)
+            setattr(block, name, nn.Identity())
+    if isinstance(block.attn.qkv, MaskedBiasLinear):
+        block.attn.qkv = as_linear(block.attn.qkv.weight, block.attn.qkv.masked_bias())
+    return block
 
 
 def _drop_unused_heads(decoder: DFINEDecoder | RTDETRDecoder) -> None:

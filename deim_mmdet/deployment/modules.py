@@ -63,7 +63,7 @@ class FusedCrossAttention(nn.Module):
         offsets, weights = attention.sampling_offsets, attention.attention_weights
         samples = self.num_heads * sum(self.num_points)
         # The order of the offsets is by heads, then points, then (x, y).
-        scale = 1 / attention.steps_per_side.expand(-1, 2).to(weights.weight.dtype)
+        scale = attention.steps_per_side.reciprocal().expand(-1, 2).to(weights.weight.dtype)
         scale = scale.flatten().repeat(self.num_heads)
         self.samples = as_linear(
             torch.cat([offsets.weight * scale[:, None], weights.weight]),
