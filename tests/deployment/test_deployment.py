@@ -18,6 +18,7 @@ import pytest
 import torch
 from golden import build_model, filled_model, image
 from mmdet.structures import DetDataSample
+from tiny_detectors import tiny_detector
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -171,18 +172,22 @@ def test_layers_in_single_precision_are_in_the_file(onnx_path):
     )
 
 
-def test_half_precision_keeps_attention_and_head_in_single(tmp_path):
-    model = filled_model('deim_dfine_n').float().eval()
+@pytest.mark.parametrize('head', [None, 'DFINEHead', 'RTDETRHead'])
+def test_half_precision_keeps_attention_and_head_in_single(head, tmp_path):
+    if head is None:
+        model = filled_model('deim_dfine_n').float().eval()
+    else:
+        model = tiny_detector(head, denoising=None, neck=True).eval()
     path = export_onnx(model, tmp_path / 'half.onnx', SIZE, half=True)
     graph = onnx.load(path).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     assert all(value.type.tensor_type.elem_type != half for value in graph.output)
-    weights = {'Conv': set(), 'LayerNormalization': set()}
     for node in graph.node:
-        if node.op_type in weights:
-            weights[node.op_type].add(types[node.input[1]])
-    assert weights == {'Conv': {half}, 'LayerNormalization': {single}}
+        if node.op_type in ('Conv', 'Gemm', 'LayerNormalization') and node.input[1] in types:
+            kept = bool(tensorrt.in_single_precision([node.name]))
+            assert kept == (node.op_type != 'Conv' or node.name.startswith('/head/')), node.name
+            assert types[node.input[1]] == (single if kept else half), node.name
     inputs = images(1), SIZES[:1]
     agreement = compare(
         PyTorchRuntime(DeployedDetector(model))(*inputs), ONNXRuntime(path, 1)(*inputs)
@@ -254,4 +259,6 @@ def test_command_for_tensorrt():
     typed = tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4, 'typed')
     assert '--stronglyTyped' in typed
     assert '--fp16' not in typed
+    int8 = tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4, 'int8')
+    assert int8.endswith('--noTF32 --int8')
     assert 'fp16' not in tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4)
