@@ -1,6 +1,6 @@
 """Export a detector to ONNX, OpenVINO or TensorRT, and check it against PyTorch.
 
-    python tools/export.py CONFIG CHECKPOINT [--backend openvino] [--half] [--out FILE]
+    python tools/export.py CONFIG CHECKPOINT [--backend openvino] [--half | --int8] [--out FILE]
 
 The exported model takes B images of height H and width W, `images` (B, 3, H, W), RGB in [0, 1], and
 `orig_target_sizes` (B, 2) as (width, height). It gives `labels`, `boxes` (x1, y1, x2, y2 in pixels
@@ -9,15 +9,18 @@ package's configs.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.deployment.detector import DeployedDetector
+from deim_mmdet.deployment.evaluation import calibration_set, evaluate, read_inputs, spread
 from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.deployment.inputs import example_image, letterboxes, network_size, read_image
 from deim_mmdet.deployment.onnx_export import OPSET, export_onnx
+from deim_mmdet.deployment.quantize import quantize_onnx
 from deim_mmdet.deployment.runtimes import (
     Agreement,
     ONNXRuntime,
@@ -40,17 +43,20 @@ from torch import nn
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
 
 # Differences of scores and boxes (pixels), and share of detections without partner, up to which
-# it is rounding: in single precision, and with backbone and neck in half precision.
-LIMITS = {False: Agreement(1e-3, 0.5, 0.02), True: Agreement(2e-2, 10.0, 0.1)}
+# it is rounding: in single precision, and with backbone and neck in half precision. Integers change
+# more than that, and what it costs is seen in AP only.
+LIMITS = dict(single=Agreement(1e-3, 0.5, 0.02), half=Agreement(2e-2, 10.0, 0.1), int8=None)
 
-# Engines for files in single and in half precision, see trtexec_command.
-ENGINES = {
-    False: {
+TYPED = {'typed': 'Engine in the precisions of the file, TensorRT 10 and later, but not 10.4'}
+# Engines for files of each precision, see trtexec_command.
+ENGINES = dict(
+    single={
         None: 'Engine in single precision',
         'layers': 'Engine in half precision but for attention and head, TensorRT 8.6 to 10',
     },
-    True: {'typed': 'Engine in the precisions of the file, TensorRT 10 and later'},
-}
+    half=TYPED,
+    int8=TYPED | {'int8': 'Engine in the precisions of the file, TensorRT 8.6 to 10'},
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,10 +75,34 @@ def parse_args() -> argparse.Namespace:
         help="size of the input; default: that of the config's test pipeline",
     )
     parser.add_argument('--opset', type=int, default=OPSET, help=f'of ONNX; default {OPSET}')
-    parser.add_argument(
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
         '--half',
-        action='store_true',
+        dest='precision',
+        action='store_const',
+        const='half',
+        default='single',
         help='half precision for backbone and neck, single for attention and head',
+    )
+    precision.add_argument(
+        '--int8',
+        dest='precision',
+        action='store_const',
+        const='int8',
+        help='8-bit integers for convolutions of backbone and neck, single precision for the rest',
+    )
+    parser.add_argument(
+        '--calibration',
+        type=int,
+        default=100,
+        metavar='N',
+        help="pictures of the config's training set, or else of its validation set, from which "
+        '--int8 takes the ranges of values; default 100',
+    )
+    parser.add_argument(
+        '--evaluate',
+        action='store_true',
+        help="evaluate the exported model, and PyTorch's, on the config's test set",
     )
     parser.add_argument('--max-batch', type=int, default=8, help='largest batch of TensorRT')
     parser.add_argument(
@@ -84,6 +114,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         parser.error(f'there is no checkpoint {args.checkpoint}')
+    if args.calibration < 1:
+        parser.error('--calibration must be at least 1')
     if args.out is None:
         name = Path(args.config).stem
         args.out = Path('work_dirs') / name / f'{name}{SUFFIXES[args.backend]}'
@@ -134,23 +166,44 @@ def labels_of(cfg: Config, checkpoint: dict) -> tuple[str, ...] | None:
 
 
 def check(
-    expected: Callable, actual: Callable, image: tuple[np.ndarray, np.ndarray], half: bool
+    expected: Callable, actual: Callable, image: tuple[np.ndarray, np.ndarray], precision: str
 ) -> None:
     """Compare two runtimes on a picture, alone and as a batch with its mirror image.
 
     Raises:
-        SystemExit: They differ by more than rounding.
+        SystemExit: They differ by more than rounding, for precisions that have a limit.
     """
     pixels, sizes = image
     batch = np.ascontiguousarray(np.concatenate([pixels, pixels[..., ::-1]])), sizes.repeat(2, 0)
-    limits = LIMITS[half]
+    limits = LIMITS[precision]
+    tolerance = 0.1 if limits is None else limits.score
     for name, inputs in (('one image', (pixels, sizes)), ('a batch of two', batch)):
-        agreement = compare(expected(*inputs), actual(*inputs), score_tolerance=limits.score)
+        agreement = compare(expected(*inputs), actual(*inputs), score_tolerance=tolerance)
         print(f'{name}: {agreement}')
-        if any(value > limit for value, limit in zip(agreement, limits, strict=True)):
+        if limits and any(value > limit for value, limit in zip(agreement, limits, strict=True)):
             raise SystemExit(
                 f'the exported model differs from PyTorch by more than rounding ({limits})'
             )
+
+
+def export(
+    model: nn.Module,
+    cfg: Config,
+    args: argparse.Namespace,
+    size: tuple[int, int],
+    classes: tuple[str, ...] | None,
+) -> Path:
+    """Write the ONNX file in the precision that was asked for."""
+    path = args.out.with_suffix('.onnx')
+    rest = args.opset, args.precision == 'half', classes, letterboxes(cfg)
+    if args.precision != 'int8':
+        return export_onnx(model, path, size, *rest)
+    pictures = calibration_set(cfg)
+    chosen = spread(pictures, args.calibration)
+    with tempfile.TemporaryDirectory() as folder:
+        source = export_onnx(model, Path(folder) / 'single.onnx', size, *rest)
+        images = (inputs for inputs, _ in read_inputs(pictures, chosen, size, 'Calibrating'))
+        return quantize_onnx(source, path, images, args.backend)
 
 
 def main() -> None:
@@ -161,23 +214,32 @@ def main() -> None:
     picture = args.image or example_image(cfg)
     image = read_image(picture, size, letterbox)
     model, classes = load_detector(cfg, args.checkpoint)
-    path = args.out.with_suffix('.onnx')
-    onnx_path = export_onnx(model, path, size, args.opset, args.half, classes, letterbox)
+    onnx_path = export(model, cfg, args, size, classes)
     print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx3x{size[0]}x{size[1]}')
     print(f'labels: {", ".join(classes) if classes else "names unknown"}')
     print(f'compared with PyTorch on {picture}')
     reference = PyTorchRuntime(DeployedDetector(model, letterbox=letterbox))
-    check(reference, ONNXRuntime(onnx_path), image, args.half)
+    exported = {'ONNX Runtime': ONNXRuntime(onnx_path)}
+    check(reference, exported['ONNX Runtime'], image, args.precision)
     if args.backend == 'openvino':
         print(f'{export_openvino(onnx_path, args.out)}: OpenVINO')
-        check(reference, OpenVINORuntime(args.out), image, args.half)
+        exported = dict(OpenVINO=OpenVINORuntime(args.out))
+        check(reference, exported['OpenVINO'], image, args.precision)
     elif args.backend == 'tensorrt':
-        for kind, title in ENGINES[args.half].items():
+        for kind, title in ENGINES[args.precision].items():
             print(f'{title}:')
             print(trtexec_command(onnx_path, args.out, size, args.max_batch, kind))
         if is_installed('tensorrt'):
             print(f'{build_engine(onnx_path, args.out, size, args.max_batch)}: TensorRT')
-            check(reference, TensorRTRuntime(args.out), image, args.half)
+            exported = dict(TensorRT=TensorRTRuntime(args.out))
+            check(reference, exported['TensorRT'], image, args.precision)
+    if args.evaluate:
+        figures = {
+            name: evaluate(cfg, runtime, size, name)
+            for name, runtime in (dict(PyTorch=reference) | exported).items()
+        }
+        for name, found in figures.items():
+            print(f'{name}: {", ".join(f"{key} {value:.4f}" for key, value in found.items())}')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,9 @@ in half precision. They found these causes:
   below takes them apart into single operations, whose square overflows
   (https://github.com/marcoslucianops/DeepStream-Yolo/pull/647);
 - the decoder and its choice of queries (https://github.com/Intellindust-AI-Lab/DEIMv2/issues/60);
-- TF32 on GPUs that compute in it, without half precision too (D-FINE issue 44).
+- TF32 on GPUs that compute in it, without half precision too (D-FINE issue 44);
+- TensorRT 10.4, with which nothing is found; 10.6 is right
+  (https://github.com/Intellindust-AI-Lab/DEIMv2/issues/53 and 112).
 
 Hence the recipe here. The convolutions of backbone and neck, which are most of the work, are in
 half precision. The attention of the neck and the whole head, with choice of queries and arithmetic
@@ -53,7 +55,8 @@ def trtexec_command(
         half: ``None``: single precision. ``'typed'``: the types of the file, for a file exported
             in half precision (TensorRT 10 and later; the only way from 11 on). ``'layers'``: half
             precision except for :data:`SINGLE_PRECISION`, for a file in single precision (TensorRT
-            8.6 to 10).
+            8.6 to 10). ``'int8'``: integers where the file says so, for a quantised file (TensorRT
+            8.6 to 10; from 10 on ``'typed'`` does it too).
     """
     height, width = size
     shapes = {batch: f'images:{batch}x3x{height}x{width},orig_target_sizes:{batch}x2'
@@ -72,6 +75,8 @@ def trtexec_command(
         layers = ','.join(f'{pattern}:fp32' for pattern in SINGLE_PRECISION)
         # 'prefer': the patterns also match operators on integers, which have no other type.
         options += ['--fp16', '--precisionConstraints=prefer', f'--layerPrecisions={layers}']
+    elif half == 'int8':
+        options.append('--int8')
     return shlex.join(['trtexec', *options])
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from golden import build_model, filled_model, image
 from mmdet.structures import DetDataSample
+from tiny_detectors import tiny_detector
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -171,21 +172,22 @@ def test_layers_in_single_precision_are_in_the_file(onnx_path):
     )
 
 
-@pytest.mark.parametrize('name', ['deim_dfine_n', 'deimv2_pico'])
+@pytest.mark.parametrize('name', ['deim_dfine_n', 'deimv2_pico', 'DFINEHead', 'RTDETRHead'])
 def test_half_precision_keeps_attention_and_head_in_single(name, tmp_path):
-    model = filled_model(name).float().eval()
+    if name.endswith('Head'):
+        model = tiny_detector(name, denoising=None, neck=True).eval()
+    else:
+        model = filled_model(name).float().eval()
     path = export_onnx(model, tmp_path / 'half.onnx', SIZE, half=True)
     graph = onnx.load(path).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     assert all(value.type.tensor_type.elem_type != half for value in graph.output)
-    weights = {'Conv': set(), 'LayerNormalization': set()}
     for node in graph.node:
-        if node.op_type in weights:
-            weights[node.op_type].add(types[node.input[1]])
-    # DEIMv2 Pico has RMSNorm, which isn't an operator of the standard.
-    norms = {single} if name == 'deim_dfine_n' else set()
-    assert weights == {'Conv': {half}, 'LayerNormalization': norms}
+        if node.op_type in ('Conv', 'Gemm', 'LayerNormalization') and node.input[1] in types:
+            kept = bool(tensorrt.in_single_precision([node.name]))
+            assert kept == (node.op_type != 'Conv' or node.name.startswith('/head/')), node.name
+            assert types[node.input[1]] == (single if kept else half), node.name
     inputs = images(1), SIZES[:1]
     agreement = compare(
         PyTorchRuntime(DeployedDetector(model))(*inputs), ONNXRuntime(path, 1)(*inputs)
@@ -257,4 +259,6 @@ def test_command_for_tensorrt():
     typed = tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4, 'typed')
     assert '--stronglyTyped' in typed
     assert '--fp16' not in typed
+    int8 = tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4, 'int8')
+    assert int8.endswith('--noTF32 --int8')
     assert 'fp16' not in tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4)

@@ -3,11 +3,15 @@
 import json
 import sys
 
+from deim_mmdet.engine.config import load_config
+
 import numpy as np
 import pytest
 import torch
 from golden import CONFIGS, build_model, filled_model
 from mmdet.datasets import CocoDataset
+from mmdet.registry import MODELS
+from red_boxes import write_red_boxes
 from typed_configs import SPELLINGS, spelled
 
 pytestmark = pytest.mark.slow
@@ -15,6 +19,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 CONFIG = str(CONFIGS / 'deim_dfine_n.py')
+SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
 
 
 @pytest.fixture(scope='module')
@@ -103,6 +108,31 @@ def test_openvino(run, tmp_path):
     assert (tmp_path / 'model.xml').is_file()
 
 
+@pytest.mark.parametrize('backend', ['openvino', 'tensorrt'])
+def test_int8_is_calibrated_and_evaluated(run, tmp_path, capsys, backend):
+    import onnx
+
+    if backend == 'openvino':
+        pytest.importorskip('openvino')
+    for split in ('train', 'val'):
+        write_red_boxes(tmp_path, split)
+    config = CONFIGS / 'demo' / 'deim_dfine_demo.py'
+    checkpoint = tmp_path / 'demo.pth'
+    model = MODELS.build(load_config(str(config)).model)
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    out = tmp_path / f'model{SUFFIXES[backend]}'
+    options = '--backend', backend, '--int8', '--calibration', 2, '--evaluate', '--out', out
+    settings = f'data_root={tmp_path}/', 'image_size=64'
+    run(*options, '--cfg-options', *settings, config=config, checkpoint=checkpoint)
+    printed = capsys.readouterr().out
+    assert printed.count('coco/bbox_mAP 0.') == 2
+    kinds = {node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node}
+    assert {'QuantizeLinear', 'DequantizeLinear'} <= kinds
+    assert printed.count('trtexec --onnx=') == (2 if backend == 'tensorrt' else 0)
+    # The file in single precision is not left over.
+    assert [path.name for path in tmp_path.glob('*.onnx')] == ['model.onnx']
+
+
 def test_a_model_that_differs_is_refused(tool, run, tmp_path, monkeypatch):
     class Differing(tool.ONNXRuntime):
         def __call__(self, *inputs):
@@ -155,6 +185,8 @@ def test_the_example_is_of_the_test_set_if_it_is_there(tool, tmp_path):
     [
         (dict(checkpoint='absent.pth'), 'there is no checkpoint absent.pth'),
         (dict(options=['--out', 'model.txt']), 'a file for onnx ends in .onnx'),
+        (dict(options=['--int8', '--calibration', '0']), '--calibration must be at least 1'),
+        (dict(options=['--int8', '--half']), 'not allowed with argument'),
     ],
 )
 def test_mistakes_on_the_command_line(run, capsys, options, message):

@@ -1,0 +1,104 @@
+"""Pictures of a config's data sets as inputs of deployed detectors, and the AP that these reach."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.structures import InstanceData
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .runtimes import Detections
+
+#: An image (1, 3, H, W) float32, RGB in [0, 1], and its original (width, height) (1, 2) int64.
+Inputs = tuple[np.ndarray, np.ndarray]
+
+
+def calibration_set(cfg: Config) -> Dataset:
+    """The config's training set, or else its validation set, through the test pipeline.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+    """
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    looked_for = []
+    for loader in ('train_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        # Wrappers of training mix or repeat pictures.
+        while dataset is not None and ('dataset' in dataset or 'datasets' in dataset):
+            dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+        if dataset is None:
+            continue
+        annotations = Path(dataset.get('data_root') or '') / (dataset.get('ann_file') or '')
+        if annotations.exists():
+            # In test mode no picture is left out or replaced by another one.
+            changed = dict(copy.deepcopy(dataset), pipeline=pipeline, test_mode=True)
+            return DATASETS.build(changed)
+        looked_for.append(str(annotations))
+    raise FileNotFoundError(
+        'INT8 needs pictures to calibrate with: there is neither training nor validation set '
+        f'({", ".join(looked_for) or "the config has none"}): set data_root'
+    )
+
+
+def spread(dataset: Dataset, count: int) -> list[int]:
+    """Positions of up to ``count`` pictures, evenly over the whole data set."""
+    count = min(count, len(dataset))
+    return [position * len(dataset) // count for position in range(count)]
+
+
+def read_inputs(
+    dataset: Dataset, positions: list[int], size: tuple[int, int], doing: str
+) -> Iterator[tuple[Inputs, DetDataSample]]:
+    """Pictures of a data set as a deployed detector takes them, with a progress bar.
+
+    Args:
+        dataset: It gives images as mmdet's pipelines do, (3, H, W), BGR in [0, 255].
+        positions: Which pictures.
+        size: Height and width of the network's input.
+        doing: What the progress bar says.
+
+    Yields:
+        Inputs and the data sample.
+
+    Raises:
+        ValueError: The pipeline gives another size.
+    """
+    for position in tqdm(positions, unit=' images', desc=doing):
+        packed = dataset[position]
+        pixels, sample = packed['inputs'], packed['data_samples']
+        if pixels.shape[1:] != size:
+            raise ValueError(
+                f"the config's test pipeline gives {pixels.shape[1]}x{pixels.shape[2]}, the "
+                f'exported model takes {size[0]}x{size[1]} (height x width): give the size by '
+                '--cfg-options image_size=..., not by --size'
+            )
+        images = pixels.flip(0)[None].float().div(255).numpy()
+        yield (images, np.array([sample.ori_shape[1::-1]], dtype=np.int64)), sample
+
+
+def evaluate(
+    cfg: Config, runtime: Callable[..., Detections], size: tuple[int, int], name: str
+) -> dict[str, float]:
+    """The figures of the config's test evaluator for a deployed detector on its test set.
+
+    Args:
+        cfg: The config.
+        runtime: The detector.
+        size: Height and width of its input.
+        name: What the progress bar calls it.
+    """
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator.dataset_meta = dataset.metainfo
+    for inputs, sample in read_inputs(dataset, list(range(len(dataset))), size, name):
+        (labels,), (boxes,), (scores,) = (torch.from_numpy(a) for a in runtime(*inputs))
+        sample.pred_instances = InstanceData(labels=labels, bboxes=boxes, scores=scores)
+        evaluator.process(data_samples=[sample.to_dict()])
+    return evaluator.evaluate(len(dataset))
