@@ -8,7 +8,7 @@ in half precision. They found these causes:
   (https://github.com/marcoslucianops/DeepStream-Yolo/pull/647);
 - the decoder and its choice of queries (https://github.com/Intellindust-AI-Lab/DEIMv2/issues/60);
 - TF32 on GPUs that compute in it, without half precision too (D-FINE issue 44);
-- TensorRT 10.4, with which nothing is found; 10.6 is right
+- TensorRT 10.4, with which nothing is found; with 10.6 that is gone
   (https://github.com/Intellindust-AI-Lab/DEIMv2/issues/53 and 112).
 
 Hence the recipe here. The convolutions of backbone and neck, which are most of the work, are in

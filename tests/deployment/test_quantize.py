@@ -81,7 +81,7 @@ def test_types_are_those_that_the_runtime_takes(files):
         if runtime == 'tensorrt':
             assert zero == 0
             assert zero.dtype == np.int8
-            # TensorRT takes no integers as biases.
+            # Biases are no integers.
             assert all(name not in made_by for name in node.input[2:])
         else:
             assert zero.dtype == np.uint8
