@@ -8,6 +8,11 @@ from torch import Tensor, nn
 RGB = 3
 
 
+def input_channels(detector: nn.Module) -> int:
+    """Number of channels of a detector's images; three where its backbone doesn't say it."""
+    return getattr(getattr(detector, 'backbone', None), 'in_channels', RGB)
+
+
 def adapt_input_channels(conv: nn.Conv2d) -> None:
     """Let a backbone's first convolution load weights that were trained on three channels.
 
