@@ -22,6 +22,7 @@ from deim_mmdet.deployment.extras import is_installed, require
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.models.layers.input_channels import input_channels
 
 import mmdet.models  # noqa: F401  (registers the detectors)
 import torch
@@ -128,7 +129,7 @@ def build(cfg: Config) -> nn.Module:
 
 def count_flops(model: nn.Module, size: tuple[int, int]) -> float:
     """FLOPs of one image; a multiply-add counts as two, as in the papers."""
-    analyzer = FlopAnalyzer(model, torch.zeros(1, 3, *size))
+    analyzer = FlopAnalyzer(model, torch.zeros(1, input_channels(model), *size))
     # Operators that aren't counted, such as activations, cost little beside convolutions.
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return 2.0 * analyzer.total()

@@ -3,7 +3,8 @@
     python tools/export.py CONFIG CHECKPOINT [--backend openvino] [--half | --int8] [--out FILE]
 
 The exported model takes B images of height H and width W, `images` (B, 3, H, W), RGB in [0, 1], and
-`orig_target_sizes` (B, 2) as (width, height). It gives `labels`, `boxes` (x1, y1, x2, y2 in pixels
+`orig_target_sizes` (B, 2) as (width, height). A model of another number of channels C takes
+(B, C, H, W) with the values of the files. It gives `labels`, `boxes` (x1, y1, x2, y2 in pixels
 of the original images) and `scores`. CONFIG is a path; through mim it may be the name of one of the
 package's configs.
 """
@@ -15,10 +16,16 @@ from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.loading import SCHEME
-from deim_mmdet.deployment.detector import DeployedDetector
+from deim_mmdet.deployment.detector import DeployedDetector, takes_file_values
 from deim_mmdet.deployment.evaluation import calibration_set, evaluate, read_inputs, spread
 from deim_mmdet.deployment.extras import is_installed
-from deim_mmdet.deployment.inputs import example_image, letterboxes, network_size, read_image
+from deim_mmdet.deployment.inputs import (
+    example_image,
+    image_loader,
+    letterboxes,
+    network_size,
+    read_image,
+)
 from deim_mmdet.deployment.onnx_export import OPSET, export_onnx
 from deim_mmdet.deployment.quantize import quantize_onnx
 from deim_mmdet.deployment.runtimes import (
@@ -32,6 +39,7 @@ from deim_mmdet.deployment.runtimes import (
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
 from deim_mmdet.engine.agreement import saved_classes
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.models.layers.input_channels import input_channels
 
 import numpy as np
 from mmdet.registry import MODELS
@@ -202,7 +210,8 @@ def export(
     chosen = spread(pictures, args.calibration)
     with tempfile.TemporaryDirectory() as folder:
         source = export_onnx(model, Path(folder) / 'single.onnx', size, *rest)
-        images = (inputs for inputs, _ in read_inputs(pictures, chosen, size, 'Calibrating'))
+        read = read_inputs(pictures, chosen, size, 'Calibrating', takes_file_values(model))
+        images = (inputs for inputs, _ in read)
         return quantize_onnx(source, path, images, args.backend)
 
 
@@ -212,10 +221,12 @@ def main() -> None:
     size = network_size(cfg) if args.size is None else tuple(args.size)
     letterbox = letterboxes(cfg)
     picture = args.image or example_image(cfg)
-    image = read_image(picture, size, letterbox)
     model, classes = load_detector(cfg, args.checkpoint)
+    channels = input_channels(model)
+    loader = image_loader(cfg) if takes_file_values(model) else None
+    image = read_image(picture, size, letterbox, loader)
     onnx_path = export(model, cfg, args, size, classes)
-    print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx3x{size[0]}x{size[1]}')
+    print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx{channels}x{size[0]}x{size[1]}')
     print(f'labels: {", ".join(classes) if classes else "names unknown"}')
     print(f'compared with PyTorch on {picture}')
     reference = PyTorchRuntime(DeployedDetector(model, letterbox=letterbox))
@@ -228,14 +239,15 @@ def main() -> None:
     elif args.backend == 'tensorrt':
         for kind, title in ENGINES[args.precision].items():
             print(f'{title}:')
-            print(trtexec_command(onnx_path, args.out, size, args.max_batch, kind))
+            print(trtexec_command(onnx_path, args.out, size, args.max_batch, kind, channels))
         if is_installed('tensorrt'):
-            print(f'{build_engine(onnx_path, args.out, size, args.max_batch)}: TensorRT')
+            engine = build_engine(onnx_path, args.out, size, args.max_batch, channels)
+            print(f'{engine}: TensorRT')
             exported = dict(TensorRT=TensorRTRuntime(args.out))
             check(reference, exported['TensorRT'], image, args.precision)
     if args.evaluate:
         figures = {
-            name: evaluate(cfg, runtime, size, name)
+            name: evaluate(cfg, runtime, size, name, takes_file_values(model))
             for name, runtime in (dict(PyTorch=reference) | exported).items()
         }
         for name, found in figures.items():

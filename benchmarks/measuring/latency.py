@@ -10,6 +10,7 @@ from deim_mmdet.deployment import fuse
 from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.deployment.runtimes import ONNXRuntime, OpenVINORuntime
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine
+from deim_mmdet.models.layers.input_channels import input_channels
 
 import numpy as np
 import torch
@@ -182,7 +183,7 @@ def _build(
     torch.manual_seed(0)
     model = MODELS.build(config).eval()
     _built['runner'] = make_runner(backend, config, model, size, onnx_path, threads, device)
-    _built['image'] = torch.rand(1, 3, *size, device=device)
+    _built['image'] = torch.rand(1, input_channels(model), *size, device=device)
 
 
 def _seconds(batch: int, calls: int, cpu_time: bool) -> list[float]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.models.layers.input_channels import input_channels
 from deim_mmdet.utils import Stage
 
 import numpy as np
@@ -53,7 +54,7 @@ class TrainingStep:
         self.model, self.optimizer = model, build_optim_wrapper(model, optim_wrapper)
         self.timer = make_timer(device)
         self.spans: list[Spans] = []
-        images, self.samples = _random_batch(model.bbox_head.num_classes, batch, size, objects)
+        images, self.samples = _random_batch(model, batch, size, objects)
         self.images = images.to(device, memory_format=torch.channels_last)
 
     def __call__(self) -> None:
@@ -104,7 +105,7 @@ def in_layout(model: nn.Module) -> nn.Module:
 
 
 def _random_batch(
-    num_classes: int, batch: int, size: tuple[int, int], objects: int
+    model: nn.Module, batch: int, size: tuple[int, int], objects: int
 ) -> tuple[Tensor, list[DetDataSample]]:
     generator = torch.Generator().manual_seed(0)
     height, width = size
@@ -112,11 +113,11 @@ def _random_batch(
     for _ in range(batch):
         corners = torch.rand(objects, 2, 2, generator=generator).sort(dim=1).values
         boxes = (corners * torch.tensor([width, height])).flatten(1)
-        labels = torch.randint(num_classes, (objects,), generator=generator)
+        labels = torch.randint(model.bbox_head.num_classes, (objects,), generator=generator)
         sample = DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))
         sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
         samples.append(sample)
-    return torch.rand(batch, 3, *size, generator=generator), samples
+    return torch.rand(batch, input_channels(model), *size, generator=generator), samples
 
 
 def pipeline_speed(cfg: Config, num_images: int) -> dict[str, float]:

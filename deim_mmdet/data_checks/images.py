@@ -60,8 +60,10 @@ def inspect_image(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
     found = [finding('image_truncated', f'{len(data)} bytes')] if truncated else []
     read = img.shape[1], img.shape[0]
     kinds, orientation = _kinds(data)
-    found += [finding(kind, '') for kind in kinds]
-    turned = orientation not in (None, 1) and 'ignore_orientation' not in loader.color_type
+    if loader.color_type.startswith('color'):
+        found += [finding(kind, '') for kind in kinds]
+    keeps = 'ignore_orientation' in loader.color_type or loader.color_type == 'unchanged'
+    turned = orientation not in (None, 1) and not keeps
     if read == tuple(size):
         if turned:
             found.append(finding('exif_turned', f'orientation {orientation}'))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..datasets import LoadImageChecked
 from ..visualization import contact_sheet, draw_tile
+from ..visualization.pictures import read_picture
 from .problems import PROBLEMS
 from .report import DatasetReport
 
@@ -20,13 +20,12 @@ def draw_report(reports: Sequence[DatasetReport]) -> np.ndarray | None:
     Returns:
         (H, W, 3) uint8, BGR; None where no problem has an image that can be read.
     """
-    loader = LoadImageChecked()
     rows, captions = [], []
     for report in reports:
         for name, count in report.problems.items():
             tiles = []
             for example in count.examples:
-                tile = _draw(example, report.image_folder, loader)
+                tile = _draw(example, report.image_folder)
                 if tile is not None and len(tiles) < COLUMNS:
                     tiles.append(tile)
             if tiles:
@@ -35,11 +34,11 @@ def draw_report(reports: Sequence[DatasetReport]) -> np.ndarray | None:
     return contact_sheet(rows, captions) if rows else None
 
 
-def _draw(example: dict, folder: str, loader: LoadImageChecked) -> np.ndarray | None:
+def _draw(example: dict, folder: str) -> np.ndarray | None:
     if example['image'] is None:
         return None
     try:
-        img = loader.transform({'img_path': osp.join(folder, example['image'])})['img']
+        img = read_picture(osp.join(folder, example['image']))
     except Exception:  # an unreadable image may be the very problem
         return None
     bbox = example['bbox'] or []

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import compat
+from ..models.layers.input_channels import RGB, input_channels
 from .fuse import fuse_for_export
 
 
@@ -27,11 +28,13 @@ class DeployedDetector(nn.Module):
         fused = fuse_for_export(model)
         preprocessor = fused.data_preprocessor
         self.backbone, self.neck, self.head = fused.backbone, fused.neck, fused.bbox_head
+        channels = input_channels(fused)
         # OpenCV reads BGR: a network without this exchange is trained on BGR.
-        self.flip_channels = not compat.exchanges_channels(preprocessor)
-        mean, std = _mean_and_std(preprocessor)
-        self.normalise = bool((mean != 0).any() or (std != 255).any())
-        self.register_buffer('scale', 255 / std, persistent=False)
+        self.flip_channels = channels == RGB and not compat.exchanges_channels(preprocessor)
+        mean, std = _mean_and_std(preprocessor, channels)
+        top = 1 if takes_file_values(fused) else 255
+        self.normalise = bool((mean != 0).any() or (std != top).any())
+        self.register_buffer('scale', top / std, persistent=False)
         self.register_buffer('shift', mean / std, persistent=False)
         self.feature_type = torch.float32
         if half:
@@ -46,7 +49,8 @@ class DeployedDetector(nn.Module):
 
         Args:
             images: (B, 3, H, W), B images, RGB in [0, 1], resized to the network's input, without
-                keeping the aspect ratio but for ``letterbox``.
+                keeping the aspect ratio but for ``letterbox``. Where :func:`takes_file_values`:
+                (B, C, H, W) with the values of the files.
             orig_target_sizes: (B, 2) int64, (width, height) of the original images in pixels.
 
         Returns:
@@ -91,8 +95,17 @@ class InSinglePrecision(nn.Module):
         return self.module(*(tensor.float() for tensor in tokens)).to(tokens[0].dtype)
 
 
-def _mean_and_std(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, (3, 1, 1) each, of values in [0, 255]; 0 and 1 without normalisation."""
+def takes_file_values(model: nn.Module) -> bool:
+    """Whether a deployed detector takes images with the values of their files, not in [0, 1].
+
+    It does with another number of channels than three, or where three keep 16 bits.
+    """
+    kept = getattr(model.data_preprocessor, 'keep_values', False)
+    return kept or input_channels(model) != RGB
+
+
+def _mean_and_std(preprocessor: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the values in files, (C, 1, 1); 0 and 1 without normalisation."""
     if getattr(preprocessor, 'mean', None) is not None:
         return preprocessor.mean, preprocessor.std
-    return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    return torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)

@@ -14,9 +14,11 @@ from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..models.layers.input_channels import RGB
 from .runtimes import Detections
 
-#: An image (1, 3, H, W) float32, RGB in [0, 1], and its original (width, height) (1, 2) int64.
+#: An image (1, C, H, W) float32 and its original (width, height) (1, 2) int64; see
+#: :class:`~deim_mmdet.deployment.detector.DeployedDetector`.
 Inputs = tuple[np.ndarray, np.ndarray]
 
 
@@ -54,15 +56,21 @@ def spread(dataset: Dataset, count: int) -> list[int]:
 
 
 def read_inputs(
-    dataset: Dataset, positions: list[int], size: tuple[int, int], doing: str
+    dataset: Dataset,
+    positions: list[int],
+    size: tuple[int, int],
+    doing: str,
+    file_values: bool = False,
 ) -> Iterator[tuple[Inputs, DetDataSample]]:
     """Pictures of a data set as a deployed detector takes them, with a progress bar.
 
     Args:
-        dataset: It gives images as mmdet's pipelines do, (3, H, W), BGR in [0, 255].
+        dataset: It gives images as mmdet's pipelines do, (C, H, W); three channels are BGR.
         positions: Which pictures.
         size: Height and width of the network's input.
         doing: What the progress bar says.
+        file_values: Whether the detector takes the values of files, see
+            :func:`~deim_mmdet.deployment.detector.takes_file_values`; others take [0, 1].
 
     Yields:
         Inputs and the data sample.
@@ -79,12 +87,18 @@ def read_inputs(
                 f'exported model takes {size[0]}x{size[1]} (height x width): give the size by '
                 '--cfg-options image_size=..., not by --size'
             )
-        images = pixels.flip(0)[None].float().div(255).numpy()
+        if len(pixels) == RGB:
+            pixels = pixels.flip(0)
+        images = pixels[None].float().div(1 if file_values else 255).numpy()
         yield (images, np.array([sample.ori_shape[1::-1]], dtype=np.int64)), sample
 
 
 def evaluate(
-    cfg: Config, runtime: Callable[..., Detections], size: tuple[int, int], name: str
+    cfg: Config,
+    runtime: Callable[..., Detections],
+    size: tuple[int, int],
+    name: str,
+    file_values: bool = False,
 ) -> dict[str, float]:
     """The figures of the config's test evaluator for a deployed detector on its test set.
 
@@ -93,11 +107,13 @@ def evaluate(
         runtime: The detector.
         size: Height and width of its input.
         name: What the progress bar calls it.
+        file_values: See :func:`read_inputs`.
     """
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = dataset.metainfo
-    for inputs, sample in read_inputs(dataset, list(range(len(dataset))), size, name):
+    positions = list(range(len(dataset)))
+    for inputs, sample in read_inputs(dataset, positions, size, name, file_values):
         (labels,), (boxes,), (scores,) = (torch.from_numpy(a) for a in runtime(*inputs))
         sample.pred_instances = InstanceData(labels=labels, bboxes=boxes, scores=scores)
         evaluator.process(data_samples=[sample.to_dict()])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmcv.transforms import Resize
+from mmcv.transforms import BaseTransform, LoadImageFromFile, Resize
 from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 
@@ -12,9 +12,14 @@ from ..datasets.transforms import Letterbox
 from ..utils.components import find_component, is_component
 from .extras import is_installed
 
+PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.npy')
+
 
 def read_image(
-    path: str | Path, size: tuple[int, int], letterbox: bool = False
+    path: str | Path,
+    size: tuple[int, int],
+    letterbox: bool = False,
+    loader: BaseTransform | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A picture as a deployed detector takes it.
 
@@ -22,20 +27,28 @@ def read_image(
         path: The file.
         size: Height and width of the network's input.
         letterbox: Whether the picture keeps its proportions, see :func:`letterboxes`.
+        loader: The test pipeline's transform that reads images (:func:`image_loader`), for a
+            detector that takes the values of the files.
 
     Returns:
         Image (1, 3, H, W) float32, RGB in [0, 1], and its original (width, height) (1, 2) int64.
+        With a ``loader`` (1, C, H, W) in the values of the file.
 
     Raises:
         FileNotFoundError: There is no such file, or it isn't a picture.
+        UnreadableImageError: The loader can't read it.
     """
-    image = cv2.imread(str(path))
+    image = loader(dict(img_path=str(path)))['img'] if loader else cv2.imread(str(path))
     if image is None:
         raise FileNotFoundError(f'{path} is not a picture that can be read')
     height, width = image.shape[:2]
     resize = Letterbox(size[::-1]) if letterbox else Resize(size[::-1])
     resized = resize(dict(img=image))['img']
-    pixels = resized[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 255
+    # OpenCV drops a single channel's axis.
+    resized = resized.reshape(*resized.shape[:2], -1)
+    if resized.shape[2] == 3:
+        resized = resized[..., ::-1]
+    pixels = resized.transpose(2, 0, 1)[None].astype(np.float32) / (1 if loader else 255)
     return np.ascontiguousarray(pixels), np.array([[width, height]], dtype=np.int64)
 
 
@@ -62,6 +75,12 @@ def letterboxes(cfg: Config) -> bool:
     return find_component(TRANSFORMS, cfg.test_dataloader.dataset.pipeline, Letterbox) is not None
 
 
+def image_loader(cfg: Config) -> BaseTransform:
+    """The transform by which the config's test pipeline reads images."""
+    loader = find_component(TRANSFORMS, cfg.test_dataloader.dataset.pipeline, LoadImageFromFile)
+    return TRANSFORMS.build(loader)
+
+
 def example_image(cfg: Config) -> Path:
     """A picture of the config's test set, or else a photograph that comes with scikit-learn.
 
@@ -74,7 +93,7 @@ def example_image(cfg: Config) -> Path:
     )
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
+            if path.suffix.lower() in PICTURES:
                 return path
     if is_installed('sklearn'):
         import sklearn.datasets

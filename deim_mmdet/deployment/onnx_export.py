@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .detector import DeployedDetector
+from ..models.layers.input_channels import input_channels
+from .detector import DeployedDetector, takes_file_values
 from .extras import require
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def export_onnx(
         classes: Class names in the order of the labels, for the file's metadata: a list in JSON
             under ``classes``. None where they aren't known.
         letterbox: The images keep their proportions, see :class:`DeployedDetector`; the file's
-            metadata say so under ``letterbox``.
+            metadata say so under ``letterbox``. Where the file takes the values of image files
+            (:func:`~deim_mmdet.deployment.detector.takes_file_values`), they say ``values: file``.
 
     Returns:
         ``path``.
@@ -67,7 +69,7 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     detector = DeployedDetector(model.cpu(), half, letterbox).eval()
     # A batch of two: the batch size must not be traced as the constant 1.
-    example = (torch.rand(2, 3, *size), torch.tensor([[size[1], size[0]]] * 2))
+    example = (torch.rand(2, input_channels(model), *size), torch.tensor([[size[1], size[0]]] * 2))
     with torch.no_grad(), warnings.catch_warnings():
         # Numbers taken from shapes become constants on purpose. The old exporter, which traces, is
         # used on purpose too: it gives operators the names of their modules.
@@ -92,6 +94,8 @@ def export_onnx(
     metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
     if letterbox:
         metadata['letterbox'] = 'true'
+    if takes_file_values(model):
+        metadata['values'] = 'file'
     if metadata:
         _write_metadata(path, metadata)
     return path

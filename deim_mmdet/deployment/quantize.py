@@ -42,8 +42,8 @@ def quantize_onnx(
       processors without VNNI instructions saturate with 8.
     - ``'openvino'``: the same, but outputs are not quantised: OpenVINO makes activations and the
       quantisation of the next layer's input part of the convolution.
-    - ``'tensorrt'``: features signed and symmetric, as TensorRT takes them, and weights with 8 bits.
-      Neither biases nor outputs are quantised.
+    - ``'tensorrt'``: features signed and symmetric, as TensorRT takes them, and weights with
+      8 bits. Neither biases nor outputs are quantised.
 
     Args:
         source: A file of :func:`~.onnx_export.export_onnx` in single precision.

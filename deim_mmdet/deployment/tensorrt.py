@@ -44,6 +44,7 @@ def trtexec_command(
     size: tuple[int, int],
     max_batch: int = 8,
     half: str | None = None,
+    channels: int = 3,
 ) -> str:
     """The command that builds an engine from an exported file.
 
@@ -57,9 +58,10 @@ def trtexec_command(
             precision except for :data:`SINGLE_PRECISION`, for a file in single precision (TensorRT
             8.6 to 10). ``'int8'``: integers where the file says so, for a quantised file (TensorRT
             8.6 to 10; from 10 on ``'typed'`` does it too).
+        channels: Number of channels of the images.
     """
     height, width = size
-    shapes = {batch: f'images:{batch}x3x{height}x{width},orig_target_sizes:{batch}x2'
+    shapes = {batch: f'images:{batch}x{channels}x{height}x{width},orig_target_sizes:{batch}x2'
               for batch in (1, max_batch)}  # fmt: skip
     options = [
         f'--onnx={onnx_path}',
@@ -81,7 +83,11 @@ def trtexec_command(
 
 
 def build_engine(
-    onnx_path: str | Path, engine_path: str | Path, size: tuple[int, int], max_batch: int = 8
+    onnx_path: str | Path,
+    engine_path: str | Path,
+    size: tuple[int, int],
+    max_batch: int = 8,
+    channels: int = 3,
 ) -> Path:
     """Build an engine as the command for ``half='typed'`` does, by TensorRT's Python package.
 
@@ -102,7 +108,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
-    for name, shape in zip(INPUTS, ((3, *size), (2,)), strict=True):
+    for name, shape in zip(INPUTS, ((channels, *size), (2,)), strict=True):
         profile.set_shape(name, *((batch, *shape) for batch in (1, 1, max_batch)))
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)

@@ -22,6 +22,7 @@ from .hooks import (
     UniqueNameVisualizationHook,
 )
 from .image_size import apply_image_size, keep_aspect_ratio, set_image_size
+from .input_channels import set_input_channels
 from .optimizers import CpuAmpOptimWrapper, RuleOptimWrapperConstructor
 from .published_recipe import PublishedRecipe
 from .recipe import Recipe, derive_recipe
@@ -60,4 +61,5 @@ __all__ = [
     'keep_aspect_ratio',
     'set_dense_o2o',
     'set_image_size',
+    'set_input_channels',
 ]

@@ -14,6 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 
 from ..models.data_preprocessors import DenseO2OMultiScale
+from ..models.layers.input_channels import input_channels
 from ..utils.components import find_components
 from .devices import laid_out, optimizer_options, set_precision
 from .faults import RunFault
@@ -114,5 +115,6 @@ def _batch(model: torch.nn.Module, batch_size: int, size: tuple[int, int]) -> di
         )
         sample.gt_instances = InstanceData(bboxes=corners.flatten(1), labels=labels)
         samples.append(sample)
-    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for _ in samples]
+    shape = (input_channels(model), *size)
+    images = [torch.randint(256, shape, dtype=torch.uint8) for _ in samples]
     return dict(inputs=images, data_samples=samples)

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..datasets import LoadImageChecked
 from ..datasets.annotated_size import box_factors
 from ..utils.files import replaced_when_complete
 from ..visualization import draw_tile
+from ..visualization.pictures import read_picture
 from .content import Analysis, image_name
 from .errors import KINDS
 
@@ -105,14 +105,13 @@ def draw_pictures(analysis: Analysis, folder: Path) -> dict[str, dict]:
         ``shown``: ``file``, ``caption`` and ``image`` of each picture.
     """
     chosen = choose_pictures(analysis)
-    loader = LoadImageChecked()
     sections = {}
     with tqdm(total=sum(map(len, chosen.values())), unit=' pictures', desc='Drawing') as progress:
         for section, pictures in chosen.items():
             shown = []
             for number, picture in enumerate(pictures):
                 progress.update()
-                tile = _draw(picture, analysis, loader)
+                tile = _draw(picture, analysis)
                 if tile is None:
                     continue
                 file = f'pictures/{section}_{number:02d}.png'
@@ -131,13 +130,13 @@ def draw_pictures(analysis: Analysis, folder: Path) -> dict[str, dict]:
     return sections
 
 
-def _draw(picture: Picture, analysis: Analysis, loader: LoadImageChecked) -> np.ndarray | None:
+def _draw(picture: Picture, analysis: Analysis) -> np.ndarray | None:
     """A part of the image around what the picture is about; None where it can't be read."""
     about = analysis.images[picture.image]
     if about['path'] is None:
         return None
     try:
-        image = loader.transform({'img_path': about['path']})['img']
+        image = read_picture(about['path'])
     except Exception:  # decoders raise what they like; the report counts such images
         return None
     annotated = about['height'], about['width']

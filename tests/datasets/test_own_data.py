@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 from deim_mmdet.engine.config import load_config, override_length
@@ -19,8 +20,11 @@ CLASSES = ('bright', 'dark')
 SIDE = 64
 
 
-def write_set(folder, name, labels):
-    """Images named after the set, one object of the given class in each."""
+def write_set(folder, name, labels, kind='png', tops=(255, 255, 255)):
+    """Images named after the set, one object of the given class in each.
+
+    Files of another ``kind`` have the channels with these largest values.
+    """
     images = folder / 'images' / name
     images.mkdir(parents=True)
     (folder / 'annotations').mkdir(exist_ok=True)
@@ -30,8 +34,14 @@ def write_set(folder, name, labels):
         image = np.full((SIDE, SIDE, 3), 128, np.uint8)
         x, y = 8 + 2 * i, 20
         image[y : y + 24, x : x + 32] = 0 if label else 255
-        cv2.imwrite(str(images / f'{name}_{i}.png'), image)
-        content['images'].append(dict(id=i, file_name=f'{name}_{i}.png', width=SIDE, height=SIDE))
+        path = images / f'{name}_{i}.{kind}'
+        if kind == 'png':
+            cv2.imwrite(str(path), image)
+        else:
+            array = (image[..., :1] / 255 * tops).astype(np.uint16)
+            planes = [np.ascontiguousarray(plane) for plane in array.transpose(2, 0, 1)]
+            np.save(path, array) if kind == 'npy' else cv2.imwritemulti(str(path), planes)
+        content['images'].append(dict(id=i, file_name=path.name, width=SIDE, height=SIDE))
         content['annotations'].append(
             dict(id=i, image_id=i, category_id=label, bbox=[x, y, 32, 24], area=768, iscrowd=0)
         )
@@ -98,16 +108,43 @@ def test_albumentations_move_pixels_and_boxes_alike(data_root):
     assert 0 < turned < 20
 
 
+def trainer(cfg, folder):
+    override_length(cfg, 4)
+    cfg.update(work_dir=str(folder / 'work'), launcher='none', load_from=None)
+    cfg.model.backbone.init_cfg = None
+    return RUNNERS.build(cfg)
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('multispectral', 'tiff'), ('grey', 'png')])
+def test_other_channels_are_normalised_through_workers(name, kind, tmp_path):
+    tops = [65535, 40000, 30000, 20000]
+    write_set(tmp_path, 'train', [0] * 4, kind, tops)
+    write_set(tmp_path, 'val', [0, 1], kind, tops)
+    cfg = config(name, tmp_path, batch_size=2, num_workers=1, max_epochs=4)
+    runner = trainer(cfg, tmp_path)
+    preprocessor = runner.model.data_preprocessor
+    (batch,) = runner.val_dataloader
+    inputs = preprocessor(batch)['inputs']
+    expected = np.array([1.0]) if name == 'grey' else np.array(tops) / 65535
+    assert inputs.dtype == torch.float32
+    np.testing.assert_allclose(inputs.amax((0, 2, 3)), expected, rtol=1e-4)
+    batch = preprocessor(next(iter(runner.train_dataloader)), training=True)
+    assert batch['inputs'].shape[1] == len(expected)
+    losses = runner.model(**batch, mode='loss')
+    assert all(torch.isfinite(value).all() for value in losses.values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['albumentations', 'several_sets'])
+@pytest.mark.parametrize('name', ['albumentations', 'several_sets', 'multispectral', 'grey'])
 def test_it_trains(name, data_root, tmp_path):
     if name == 'albumentations':
         pytest.importorskip('albumentations')
+    if name == 'multispectral':
+        shutil.rmtree(data_root / 'images')
+        write_set(data_root, 'train', [0, 1] * 10, 'npy', [65535] * 4)
+        write_set(data_root, 'val', [0, 1], 'npy', [65535] * 4)
     cfg = config(name, data_root, batch_size=10, num_workers=0, max_epochs=4)
-    override_length(cfg, 4)
-    cfg.update(work_dir=str(tmp_path / 'work'), launcher='none', load_from=None)
-    cfg.model.backbone.init_cfg = None
-    runner = RUNNERS.build(cfg)
+    runner = trainer(cfg, tmp_path)
     runner.train()
     assert runner.iter == 4 * (len(runner.train_dataloader.dataset) // 10)
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())

@@ -3,8 +3,8 @@
 import functools
 
 from deim_mmdet.deployment import fuse
-from deim_mmdet.models.backbones.hgnetv2 import LearnableAffine
 from deim_mmdet.models.dense_heads import DFINEHead
+from deim_mmdet.models.layers.affine import LearnableAffine
 from deim_mmdet.models.layers.basic import FrozenBatchNorm2d
 from deim_mmdet.ops import deformable_attention
 

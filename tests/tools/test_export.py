@@ -3,8 +3,11 @@
 import json
 import sys
 
+from deim_mmdet.deployment import fuse
+from deim_mmdet.engine import set_input_channels
 from deim_mmdet.engine.config import load_config
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -169,6 +172,39 @@ def test_pictures_become_inputs(tool, tmp_path):
     assert sizes.tolist() == [[40, 20]]
     with pytest.raises(FileNotFoundError, match=r'absent\.png is not a picture'):
         tool.read_image(tmp_path / 'absent.png', (32, 64))
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_channels(tool, tmp_path, monkeypatch, capsys, channels):
+    """The file takes the values of image files and gives what prediction from them gives."""
+    mean, std = [100.0 * i for i in range(1, channels + 1)], [9000.0] * channels
+    cfg = tool.load_config(CONFIG, None)
+    set_input_channels(cfg, mean, std)
+    cfg.dump(tmp_path / 'channels.py')
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'channels.pth')
+    array = np.random.default_rng(0).integers(60000, size=(96, 80, channels)).astype(np.uint16)
+    np.save(tmp_path / 'a.npy', array)
+    out = tmp_path / 'model.onnx'
+    arguments = [tmp_path / 'channels.py', tmp_path / 'channels.pth', '--out', out]
+    arguments += ['--size', 64, 64, '--image', tmp_path / 'a.npy']
+    monkeypatch.setattr('sys.argv', ['export.py', *map(str, arguments)])
+    tool.main()
+    assert f'input Bx{channels}x64x64' in capsys.readouterr().out
+    runtime = tool.ONNXRuntime(out)
+    assert runtime.session.get_modelmeta().custom_metadata_map['values'] == 'file'
+    resized = cv2.resize(array, (64, 64)).reshape(64, 64, channels).transpose(2, 0, 1)
+    images = model.data_preprocessor(
+        dict(inputs=[torch.from_numpy(resized.astype(np.float32))], data_samples=None)
+    )['inputs']
+    found = runtime(resized[None].astype(np.float32), np.array([[80, 96]]))
+    for detector in (model, fuse(model)):
+        with torch.no_grad():
+            logits, boxes = detector.bbox_head(detector.neck(detector.backbone(images)))
+            expected = detector.bbox_head.postprocess(logits, boxes, torch.tensor([[80, 96]]))
+        np.testing.assert_allclose(found.scores, expected[2], atol=1e-4)
 
 
 def test_the_example_is_of_the_test_set_if_it_is_there(tool, tmp_path):

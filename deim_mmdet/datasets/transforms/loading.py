@@ -14,7 +14,12 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from ..annotated_size import box_factors, scale_instances, size_warning
+from .decoding import decode_unchanged
 
+COLOR_TYPES = (
+    *('color', 'color_ignore_orientation'),
+    *('grayscale', 'grayscale_ignore_orientation', 'unchanged'),
+)
 JPEG_START = b'\xff\xd8'
 JPEG_SCAN = b'\xff\xda'
 # Start of frame, with width and height: 0xC0 to 0xCF without three other kinds of segment.
@@ -49,9 +54,10 @@ class LoadImageChecked(LoadImageFromFile):
 
     OpenCV decodes a truncated JPEG without complaint, the missing part in grey. Here a JPEG or PNG
     without its end marker is an error. An image of more than 179 million pixels is one, too, before
-    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8. Where
-    an image has another size than annotated (``height`` and ``width`` of the sample), its boxes are
-    scaled to it. A process warns of the first such image.
+    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8,
+    unless ``color_type`` says otherwise. Where an image has another size than annotated (``height``
+    and ``width`` of the sample), its boxes are scaled to it. A process warns of the first such
+    image.
 
     A sample may say in ``shorter_side`` how many pixels of its image are needed, as for a small
     tile of a mosaic. A JPEG that has at least twice as many is decoded at 1/2, 1/4 or 1/8 of its
@@ -59,19 +65,24 @@ class LoadImageChecked(LoadImageFromFile):
     with it, so this transform must come before ``LoadAnnotations``.
 
     Required keys: ``img_path``. Optional key: ``shorter_side``, in pixels. Added keys: ``img``
-    (H, W, 3) uint8 in BGR order, ``img_shape``, ``ori_shape`` (that of the file). Modified key:
-    ``instances`` of an image that is decoded at another size than annotated.
+    (H, W, 3) uint8 in BGR order or (H, W, C), ``img_shape``, ``ori_shape`` (that of the file).
+    Modified keys: ``instances`` of an image that is decoded at another size than annotated, and
+    ``height`` and ``width`` where the file has another.
 
     Args:
-        color_type: 'color', or 'color_ignore_orientation' where pictures were annotated without
-            being turned by their EXIF orientation. Default 'color'.
+        color_type: 'color' or 'grayscale', or one of them with '_ignore_orientation' where pictures
+            were annotated without being turned by their EXIF orientation. 'unchanged' keeps all
+            channels and 16 bits, and also reads arrays (``.npy``) and all pages of a TIFF, see
+            :func:`~deim_mmdet.datasets.transforms.decoding.decode_unchanged`. Default 'color'.
         imdecode_backend: Decoder, see :func:`mmcv.imfrombytes`. Default 'cv2'.
         backend_args: Storage backend, see :func:`mmengine.fileio.get`. Default None.
+        channels: Number of channels that every image must have. Default None: any.
 
     Raises:
         MissingImageError: If the file is missing or cannot be opened; a ``FileNotFoundError``.
-        UnreadableImageError: If it is empty, truncated, too large or not an image; a
-            ``ValueError``. ``DenseO2ODataset(skip_unreadable=True)`` goes on with another image.
+        UnreadableImageError: If it is empty, truncated, too large, not an image, or has another
+            number of channels; a ``ValueError``. ``DenseO2ODataset(skip_unreadable=True)`` goes on
+            with another image.
 
     Example:
         >>> pipeline = [dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -82,15 +93,17 @@ class LoadImageChecked(LoadImageFromFile):
         color_type: str = 'color',
         imdecode_backend: str = 'cv2',
         backend_args: dict | None = None,
+        channels: int | None = None,
     ) -> None:
-        if color_type not in ('color', 'color_ignore_orientation'):
+        if color_type not in COLOR_TYPES:
             raise ValueError(
-                f"{type(self).__name__}: color_type must be 'color' or "
-                f"'color_ignore_orientation' (three channels), got {color_type!r}"
+                f'{type(self).__name__}: color_type must be one of {COLOR_TYPES}, got '
+                f'{color_type!r}'
             )
         super().__init__(
             color_type=color_type, imdecode_backend=imdecode_backend, backend_args=backend_args
         )
+        self.channels = channels
         self._warned = False
 
     def transform(self, results: dict) -> dict:
@@ -99,6 +112,12 @@ class LoadImageChecked(LoadImageFromFile):
         data = self._read(path)
         reduction = self._reduction(data, results)
         img = self._decode(data, path, reduction)
+        if self.channels not in (None, img.shape[2]):
+            raise UnreadableImageError(
+                f'Image {path} has {img.shape[2]} channels, and the model takes {self.channels} '
+                '(LoadImageChecked.channels, model.backbone.in_channels, and mean and std of '
+                f'model.data_preprocessor). Is color_type={self.color_type!r} right? {REMEDY}'
+            )
         results['img'] = img
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         if reduction > 1:
@@ -109,6 +128,9 @@ class LoadImageChecked(LoadImageFromFile):
         x, y = self._box_factors(results)
         if (x, y, reduction) != (1, 1, 1):
             scale_instances(results.get('instances', ()), x / reduction, y / reduction)
+        if (x, y) != (1, 1):
+            # ScaleInstances, should it follow, has nothing to do any more.
+            results['height'], results['width'] = results['ori_shape']
         return results
 
     def _box_factors(self, results: dict) -> tuple[float, float]:
@@ -130,6 +152,8 @@ class LoadImageChecked(LoadImageFromFile):
         """By how much the sides of the image may shrink while it is decoded."""
         needed = results.get('shorter_side')
         if needed is None or 'gt_bboxes' in results or self.imdecode_backend != 'cv2':
+            return 1
+        if not self.color_type.startswith('color'):
             return 1
         shape = jpeg_shape(data)
         if shape is None:
@@ -165,6 +189,8 @@ class LoadImageChecked(LoadImageFromFile):
             if self.color_type == 'color_ignore_orientation':
                 flag |= cv2.IMREAD_IGNORE_ORIENTATION
         try:
+            if flag == 'unchanged':
+                return decode_unchanged(data, self.imdecode_backend, self.channels)
             img = mmcv.imfrombytes(data, flag=flag, backend=self.imdecode_backend)
         except Exception as error:  # each decoder has its own kinds of errors
             raise UnreadableImageError(
@@ -174,12 +200,13 @@ class LoadImageChecked(LoadImageFromFile):
             raise UnreadableImageError(
                 f'Image {path} cannot be decoded: not an image, or damaged. {REMEDY}'
             )
-        return img
+        return img if img.ndim == 3 else img[..., None]
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(color_type='{self.color_type}', "
-            f"imdecode_backend='{self.imdecode_backend}', backend_args={self.backend_args})"
+            f"imdecode_backend='{self.imdecode_backend}', backend_args={self.backend_args}, "
+            f'channels={self.channels})'
         )
 
 

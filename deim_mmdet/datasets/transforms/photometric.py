@@ -9,6 +9,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
+from .decoding import PIXEL_TYPES
+
 # Share of blue, green and red in the grey of a pixel (ITU-R BT.601).
 GREY = np.array([0.114, 0.587, 0.299])
 
@@ -21,7 +23,11 @@ class DenseO2OPhotometricDistort(BaseTransform):
     saturation and hue in half of all cases. Factors are drawn uniformly. Unlike in mmdet's
     ``PhotoMetricDistortion``, brightness is a factor, and contrast keeps the mean grey.
 
-    Required and modified key: ``img`` (H, W, 3) uint8 in BGR order. Boxes stay.
+    Images of another number of channels change in brightness and contrast alone, and their contrast
+    keeps the mean of each channel. Values stay within the range of their type.
+
+    Required and modified key: ``img`` (H, W, 3) in BGR order, or (H, W) or (H, W, C); uint8,
+    uint16, int16 or float32. Boxes stay.
 
     Args:
         prob: Probability of each of the five. Default 0.5.
@@ -55,27 +61,28 @@ class DenseO2OPhotometricDistort(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Distort the image."""
         img = results['img']
-        if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
+        if img.dtype not in PIXEL_TYPES or img.ndim not in (2, 3):
             raise TypeError(
-                f'{type(self).__name__} needs an image of three uint8 channels, got {img.dtype} of '
-                f'shape {img.shape}: load with LoadImageChecked, or to_float32=False and '
-                f"color_type='color'"
+                f'{type(self).__name__} needs an image (H, W, C) of uint8, uint16, int16 or '
+                f'float32, got {img.dtype} of shape {img.shape}: load with LoadImageChecked'
             )
+        in_colour = img.shape[2:] == (3,)
         brightness, contrast, saturation, hue, permutation = np.random.rand(5) < self.prob
         contrast_first = np.random.rand() < 0.5
         if brightness:
             img = adjust_brightness(img, np.random.uniform(*self.brightness))
         if contrast and contrast_first:
             img = adjust_contrast(img, np.random.uniform(*self.contrast))
-        if saturation:
+        if saturation and in_colour:
             img = adjust_saturation(img, np.random.uniform(*self.saturation))
-        if hue:
+        if hue and in_colour:
             img = adjust_hue(img, np.random.uniform(*self.hue))
         if contrast and not contrast_first:
             img = adjust_contrast(img, np.random.uniform(*self.contrast))
-        if permutation:
+        if permutation and in_colour:
             img = permute_channels(img, np.random.permutation(3))
-        results['img'] = img
+        # OpenCV drops a single channel's axis.
+        results['img'] = img.reshape(results['img'].shape)
         return results
 
     def __repr__(self) -> str:
@@ -86,24 +93,38 @@ class DenseO2OPhotometricDistort(BaseTransform):
 
 
 def adjust_brightness(img: np.ndarray, factor: float) -> np.ndarray:
-    """``factor`` x image, for (H, W, 3) uint8."""
-    return cv2.convertScaleAbs(img, alpha=factor)
+    """``factor`` x image, for (H, W, C)."""
+    if img.dtype == np.uint8:
+        return cv2.convertScaleAbs(img, alpha=factor)
+    return cv2.addWeighted(img, factor, img, 0, 0)
 
 
 def adjust_contrast(img: np.ndarray, factor: float) -> np.ndarray:
-    """``factor`` x image + (1 - ``factor``) x mean grey of the image, for (H, W, 3) uint8 BGR."""
+    """``factor`` x image + (1 - ``factor``) x mean grey of the image, for (H, W, 3) BGR.
+
+    With another number of channels: the mean of each channel in the place of the mean grey.
+    """
+    if img.shape[2:] != (3,):
+        means = img.reshape(img.shape[0] * img.shape[1], -1).mean(0, dtype=np.float64)
+        scale = factor * np.eye(len(means))
+        return cv2.transform(img, np.column_stack([scale, (1 - factor) * means]))
     mean = np.dot(cv2.mean(img)[:3], GREY)
     # No other function of OpenCV scales, adds a number and saturates at both ends at once.
     return cv2.addWeighted(img, factor, img, 0, (1 - factor) * mean)
 
 
 def adjust_saturation(img: np.ndarray, factor: float) -> np.ndarray:
-    """``factor`` x image + (1 - ``factor``) x grey image, for (H, W, 3) uint8 BGR."""
+    """``factor`` x image + (1 - ``factor``) x grey image, for (H, W, 3) BGR."""
     return cv2.transform(img, factor * np.eye(3) + (1 - factor) * GREY)
 
 
 def adjust_hue(img: np.ndarray, turn: float) -> np.ndarray:
-    """Turn the hue by a fraction of the circle, to 1/256 of it, for (H, W, 3) uint8 BGR."""
+    """Turn the hue by a fraction of the circle, of 8 bits to 1/256 of it, for (H, W, 3) BGR."""
+    if img.dtype != np.uint8:
+        hsv = cv2.cvtColor(img.astype(np.float32), cv2.COLOR_BGR2HSV)
+        hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360
+        turned = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        return turned if img.dtype == np.float32 else np.rint(turned).astype(img.dtype)
     hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV_FULL)
     height, width = hsv.shape[:2]
     # uint8 wraps around, as the circle does. numpy is slow on three numbers at a time.
@@ -114,5 +135,5 @@ def adjust_hue(img: np.ndarray, turn: float) -> np.ndarray:
 
 
 def permute_channels(img: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Channel ``order[k]`` as channel k, for (H, W, 3) uint8."""
+    """Channel ``order[k]`` as channel k, for (H, W, 3)."""
     return cv2.transform(img, np.eye(3)[list(order)])

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from ..layers.affine import LearnableAffine
 from ..layers.basic import BatchNorm2d, convolve_and_norm, freeze_norms, set_with_cp
+from ..layers.freezing import FreezesStages
+from ..layers.input_channels import RGB, adapt_input_channels
 
 
 class StageSpec(NamedTuple):
@@ -76,47 +77,6 @@ ARCHS = {
 # fmt: on
 
 
-class _Affine(torch.autograd.Function):
-    """``scale * x + bias``, computed in the type of the two scalars and rounded once to that of x.
-
-    Gradients of the scalars are sums in their type: over a feature map they overflow float16.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        if x.device.type == 'cpu':
-            return (x * scale).add_(bias).to(x.dtype)
-        # One kernel, which casts what it reads and writes. On a CPU it is slow.
-        return torch.addcmul(bias, x, scale, out=torch.empty_like(x))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, scale = ctx.saved_tensors
-        if x.device.type == 'cpu':
-            by_x = (grad * scale).to(grad.dtype)
-        else:
-            by_x = torch.mul(grad, scale, out=torch.empty_like(grad))
-        by_scale, by_bias = (part.sum(dtype=scale.dtype) for part in (grad * x, grad))
-        return by_x, by_scale[None], by_bias[None]
-
-
-class LearnableAffine(nn.Module):
-    """``scale * x + bias`` with two learnable scalars, in the type of x."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            # A compiler makes one kernel of it.
-            return (x * self.scale + self.bias).to(x.dtype)
-        return _Affine.apply(x, self.scale, self.bias)
-
-
 class ConvBNAct(nn.Module):
     """Convolution, batch norm, ReLU and, with ``lab``, a :class:`LearnableAffine`.
 
@@ -166,11 +126,14 @@ class LightConvBNAct(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first layers: images (B, 3, H, W) to features (B, C, H/4, W/4)."""
+    """The first layers: images (B, ``in_channels``, H, W) to features (B, C, H/4, W/4)."""
 
-    def __init__(self, mid_channels: int, out_channels: int, lab: bool) -> None:
+    def __init__(
+        self, mid_channels: int, out_channels: int, lab: bool, in_channels: int = RGB
+    ) -> None:
         super().__init__()
-        self.stem1 = ConvBNAct(3, mid_channels, 3, stride=2, lab=lab)
+        self.stem1 = ConvBNAct(in_channels, mid_channels, 3, stride=2, lab=lab)
+        adapt_input_channels(self.stem1.conv)
         self.stem2a = ConvBNAct(mid_channels, mid_channels // 2, 2, lab=lab)
         self.stem2b = ConvBNAct(mid_channels // 2, mid_channels, 2, lab=lab)
         self.stem3 = ConvBNAct(mid_channels * 2, mid_channels, 3, stride=2, lab=lab)
@@ -240,7 +203,7 @@ class HGStage(nn.Module):
 
 
 @MODELS.register_module()
-class HGNetv2(BaseModule):
+class HGNetv2(FreezesStages, BaseModule):
     """HGNetv2 backbone.
 
     Args:
@@ -249,14 +212,18 @@ class HGNetv2(BaseModule):
         out_indices: Stages (0-based) whose feature maps are returned; stage i has stride
             ``4 · 2^i``.
         use_lab: Add a learnable affine after each activation (B0 to B2 of D-FINE).
-        frozen_stem: Don't train the stem.
+        in_channels: Channels of the images. Weights for three are adapted, see
+            :func:`~deim_mmdet.models.layers.input_channels.adapt_input_channels`.
+        frozen_stages: How much doesn't train: -1 nothing, 0 the stem, 1 the stem and the first
+            stage, and so on, up to the whole backbone.
+        frozen_stem: The same as ``frozen_stages=0``.
         norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         with_cp: Keep less for the backward pass; see
             :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: ``arch`` or ``out_indices`` is not one of those above.
+        ValueError: ``arch``, ``out_indices`` or ``frozen_stages`` is not one of those above.
     """
 
     def __init__(
@@ -264,6 +231,8 @@ class HGNetv2(BaseModule):
         arch: str,
         out_indices: Sequence[int] = (1, 2, 3),
         use_lab: bool = False,
+        in_channels: int = RGB,
+        frozen_stages: int = -1,
         frozen_stem: bool = False,
         norm_frozen: bool = False,
         with_cp: bool = False,
@@ -278,19 +247,20 @@ class HGNetv2(BaseModule):
             raise ValueError(
                 f'out_indices of HGNetv2-{arch} must be among 0 … {last}, got {out_indices}'
             )
+        self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
-        self.stem = Stem(*spec.stem, lab=use_lab)
+        self.stem = Stem(*spec.stem, lab=use_lab, in_channels=in_channels)
         self.stages = nn.ModuleList(
             HGStage(stage, use_lab) for stage in spec.stages[: max(out_indices) + 1]
         )
         set_with_cp(self, with_cp)
         if norm_frozen:
             freeze_norms(self)
-        if frozen_stem:
-            self.stem.requires_grad_(False)
+        parts = [[self.stem], *([stage] for stage in self.stages)]
+        self.freeze_stages(parts, max(frozen_stages, 0) if frozen_stem else frozen_stages)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) to maps (B, C_i, H / s_i, W / s_i) of stages i with stride s_i."""
+        """Images (B, C, H, W) to maps (B, C_i, H / s_i, W / s_i) of stages i with stride s_i."""
         x = self.stem(x)
         outputs = []
         for i, stage in enumerate(self.stages):

@@ -5,12 +5,15 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..layers.input_channels import is_adapted
+
 
 @WEIGHT_INITIALIZERS.register_module()
 class PartlyPretrained:
     """Takes over the entries of a checkpoint whose names and shapes are those of the module.
 
     One line of the log says how many. mmengine's ``Pretrained`` lists every other entry.
+    Weights for three channels of the image are adapted to another number.
 
     Args:
         checkpoint: File, or any other address that mmengine's loader takes.
@@ -31,7 +34,11 @@ class PartlyPretrained:
         fitting = {
             name: value
             for name, value in given.items()
-            if name in own and value.shape == own[name].shape
+            if name in own
+            and (
+                value.shape == own[name].shape
+                or is_adapted(module.get_submodule(name.rpartition('.')[0]), value)
+            )
         }
         if not fitting:
             raise ValueError(

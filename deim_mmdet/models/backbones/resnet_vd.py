@@ -7,6 +7,7 @@ from torch import nn
 
 from ...utils.name_table import NameTable
 from ..layers.basic import freeze_norms
+from ..layers.input_channels import RGB, adapt_input_channels
 
 #: Pairs of a parameter's name in the published files and in :class:`ResNetVd`.
 PUBLISHED_NAMES = [
@@ -42,7 +43,11 @@ class ResNetVd(ResNetV1d):
     Args:
         depth: Number of layers: 18, 34, 50, 101 or 152.
         out_indices: Stages, from 0, whose features are returned.
-        frozen_stem: Don't train the stem.
+        in_channels: Channels of the images. Weights for three are adapted, see
+            :func:`~deim_mmdet.models.layers.input_channels.adapt_input_channels`.
+        frozen_stages: How much doesn't train: -1 nothing, 0 the stem, 1 the stem and the first
+            stage, up to 4 for the whole backbone.
+        frozen_stem: The same as ``frozen_stages=0``.
         norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         init_cfg: See :class:`mmengine.model.BaseModule`.
         kwargs: Further arguments of :class:`mmdet.models.ResNetV1d`, such as ``with_cp``.
@@ -52,6 +57,8 @@ class ResNetVd(ResNetV1d):
         self,
         depth: int,
         out_indices: tuple[int, ...] = (1, 2, 3),
+        in_channels: int = RGB,
+        frozen_stages: int = -1,
         frozen_stem: bool = False,
         norm_frozen: bool = False,
         init_cfg: dict | None = None,
@@ -60,11 +67,14 @@ class ResNetVd(ResNetV1d):
         super().__init__(
             depth=depth,
             out_indices=out_indices,
-            frozen_stages=0 if frozen_stem else -1,
+            in_channels=in_channels,
+            frozen_stages=max(frozen_stages, 0) if frozen_stem else frozen_stages,
             norm_eval=False,
             init_cfg=init_cfg,
             **kwargs,
         )
+        self.in_channels = in_channels
+        adapt_input_channels(self.stem[0])
         if norm_frozen:
             freeze_norms(self)
         self.register_load_state_dict_pre_hook(_rename_published_weights)

@@ -36,17 +36,20 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
 
     Where the model takes three channels (three means, or an exchange of channels), an array that
     mmdet's ``DetInferencer`` gets becomes what a picture file is loaded as. A grey channel is
-    repeated; alpha, a second or fourth channel, is dropped; of 16 bits the upper 8 stay.
+    repeated; alpha, a second or fourth channel, is dropped; of 16 bits the upper 8 stay. With
+    another number of channels, or ``keep_values``, images are taken with the values they have.
 
     Args:
-        mean: Mean of each channel, or one for all, in the model's order of channels. Default None:
-            images are not normalised.
+        mean: Mean of each channel, of any number of them, or one for all, in the model's order of
+            channels. Default None: images are not normalised.
         std: Standard deviation of each channel, or one for all, in the same order.
         args: Further arguments of ``DetDataPreprocessor``.
         samples_on_host: Whether the data samples stay on the host, for detectors that make their
             targets there, such as this package's. Default False: they go to the device after the
             batch augments.
         non_blocking: Whether the host goes on while pinned images are copied. Default True.
+        keep_values: Whether images of three channels, too, keep what they have: 16 bits, for which
+            mean and std are then meant. Default False.
         kwargs: Further arguments of ``DetDataPreprocessor``.
 
     Example:
@@ -62,13 +65,34 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         *args,
         samples_on_host: bool = False,
         non_blocking: bool = True,
+        keep_values: bool = False,
         **kwargs,
     ) -> None:
         # mmengine 0.10.7 would keep integers, which a device would convert each time.
         mean, std = (
             None if values is None else [float(value) for value in values] for values in (mean, std)
         )
-        super().__init__(mean, std, *args, non_blocking=non_blocking, **kwargs)
+        several = {len(values) for values in (mean, std) if values and len(values) != 1}
+        if len(several) > 1:
+            raise ValueError(
+                f'{type(self).__name__}: mean and std are for the same channels, got {mean} and '
+                f'{std}'
+            )
+        other = mean and std and bool(several - {3})
+        # mmengine 0.10.7 takes one number or three.
+        given = (mean[:1], std[:1]) if other else (mean, std)
+        super().__init__(*given, *args, non_blocking=non_blocking, **kwargs)
+        if other:
+            for name, values in (('mean', mean), ('std', std)):
+                self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+            if compat.exchanges_channels(self):
+                raise ValueError(
+                    f'{type(self).__name__}: bgr_to_rgb is for three channels, mean or std has '
+                    f'{several.pop()}: set bgr_to_rgb=False'
+                )
+        #: Number of channels of the images; None where mean and std don't say it.
+        self.channels = 3 if compat.exchanges_channels(self) else next(iter(several), None)
+        self.keep_values = keep_values
         self.samples_on_host = samples_on_host
         # Read here: later the host would wait for the device.
         self._subtracts = mean is not None and any(mean)
@@ -77,15 +101,15 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         """Make a batch of samples.
 
         Args:
-            data: ``inputs`` are B images (3, H, W) uint8, a stack of them, or other cases as named
+            data: ``inputs`` are B images (C, H, W) uint8, a stack of them, or other cases as named
                 above; ``data_samples`` are B samples or None.
             training: Whether to apply the batch augments.
 
         Returns:
-            ``inputs`` (B, 3, H', W') float32, normalised, and ``data_samples``.
+            ``inputs`` (B, C, H', W') float32, normalised, and ``data_samples``.
 
         Raises:
-            ValueError: An image has more than four channels.
+            ValueError: An image has another number of channels than mean and std.
         """
         data = {**data, 'inputs': self._as_loaded(data['inputs'])}
         augments = list(self.batch_augments or ()) if training else []
@@ -105,7 +129,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         return super().cast_data(data)
 
     def _batch_of_bytes(self, data: dict, augments: list) -> tuple[Tensor, list | None]:
-        """Normalised images (B, 3, H', W') and samples of a batch that needs no padding."""
+        """Normalised images (B, C, H', W') and samples of a batch that needs no padding."""
         inputs = data['inputs']
         if not isinstance(inputs, Tensor):
             inputs = stacked(inputs)
@@ -132,11 +156,25 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
 
     def _as_loaded(self, images: list[Tensor] | Tensor) -> list[Tensor] | Tensor:
         """Images (C, H, W), or a stack of them, in the form of loaded picture files."""
-        if not (compat.exchanges_channels(self) or (self._normalises() and len(self.mean) == 3)):
+        if self.channels is None:
             return images
+        fit = self._in_three_bytes
+        if self.channels != 3 or self.keep_values:
+            fit = self._with_all_channels
         if isinstance(images, Tensor):
-            return self._in_three_bytes(images)
-        return [self._in_three_bytes(image) for image in images]
+            return fit(images)
+        return [fit(image) for image in images]
+
+    def _with_all_channels(self, images: Tensor) -> Tensor:
+        """Image or images (..., C, H, W) as they are."""
+        if images.shape[-3] != self.channels:
+            raise ValueError(
+                f'the images have {images.shape[-3]} channels, and mean and std of '
+                f'model.data_preprocessor have {self.channels}: load such images '
+                '(LoadImageChecked(color_type=..., channels=...) in the pipelines), or change '
+                'mean, std and model.backbone.in_channels'
+            )
+        return images
 
     def _in_three_bytes(self, images: Tensor) -> Tensor:
         """Image or images (..., C, H, W) as (..., 3, H, W), 16 bits as 8."""
@@ -144,7 +182,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         if channels > 4:
             raise ValueError(
                 f'{type(self).__name__} takes images of 1 (grey), 3 or 4 (with alpha) channels, '
-                f'got {channels}: choose three of them in the pipeline'
+                f'got {channels}: choose three of them in the pipeline, or give mean and std for '
+                'each channel (with bgr_to_rgb=False) and model.backbone.in_channels'
             )
         if images.dtype == torch.uint16:
             # torch 2.13 has no shift for this type.
@@ -162,14 +201,14 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         channels, *sides = images[0].shape
         return (
             images[0].dtype == torch.uint8
-            and channels == 3
+            and self.channels in (None, channels)
             and not any(side % self.pad_size_divisor for side in sides)
             and not (training and (self.pad_mask or self.pad_seg))
             and all(isinstance(augment, StagedBatchAugment) for augment in augments)
         )
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 as normalised floats, in the model's order of channels."""
+        """Images (B, C, H, W) uint8 as normalised floats, in the model's order of channels."""
         on_cpu = images.device.type == 'cpu'
         return self._by_rows(images) if on_cpu else self._by_batch(images)
 
@@ -185,7 +224,10 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         """Normalise on a CPU, without anything in between that is as large as the batch."""
         channels_last = not images.is_contiguous()
         memory = (images.permute(0, 2, 3, 1) if channels_last else images).numpy()
-        mean, std = (value.float().flatten().expand(3).numpy() for value in (self.mean, self.std))
+        channels = images.shape[1]
+        mean, std = (
+            value.float().flatten().expand(channels).numpy() for value in (self.mean, self.std)
+        )
         if channels_last:
             # For a whole row of pixels: numpy is slow on three numbers at a time.
             mean, std = (np.tile(value, memory.shape[2]) for value in (mean, std))

@@ -69,7 +69,8 @@ class DEIMDetector(SingleStageDetector):
         kwargs: Further arguments of mmdet's.
 
     Raises:
-        ValueError: There is a distillation, and the neck has no transformer layer.
+        ValueError: There is a distillation, and the neck has no transformer layer. Or backbone and
+            data preprocessor are for different numbers of channels.
 
     Attributes:
         graphed: What runs training from images to predictions by CUDA graphs; None where they
@@ -80,6 +81,16 @@ class DEIMDetector(SingleStageDetector):
 
     def __init__(self, *args, distillation: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        taken = getattr(self.backbone, 'in_channels', None)
+        given = getattr(self.data_preprocessor, 'channels', None)
+        if given is None and taken not in (None, 3):
+            # One mean and deviation for all channels don't say how many there are.
+            self.data_preprocessor.channels = taken
+        elif None not in (taken, given) and taken != given:
+            raise ValueError(
+                f'model.backbone.in_channels is {taken}, and mean and std of '
+                f'model.data_preprocessor, or its bgr_to_rgb, are for {given} channels'
+            )
         self.distillation = None if distillation is None else MODELS.build(distillation)
         if distillation is not None and not hasattr(getattr(self, 'neck', None), 'encoder'):
             raise ValueError('model.distillation needs a neck with a transformer layer, `encoder`')

@@ -233,5 +233,5 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path):
 def test_is_registered_and_refuses_other_colour_types():
     assert isinstance(TRANSFORMS.build({'type': 'LoadImageChecked'}), LoadImageChecked)
     assert 'color' in repr(LoadImageChecked())
-    with pytest.raises(ValueError, match=r"color_type.*'unchanged'"):
-        LoadImageChecked(color_type='unchanged')
+    with pytest.raises(ValueError, match=r"color_type.*'unchanged'.*got 'colour'"):
+        LoadImageChecked(color_type='colour')

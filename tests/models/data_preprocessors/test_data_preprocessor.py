@@ -199,8 +199,30 @@ def test_other_numbers_of_channels_are_refused_or_left_to_a_model_of_them():
     images = [torch.zeros(5, 32, 32, dtype=torch.uint8)]
     with pytest.raises(ValueError, match=r'takes images of 1 \(grey\), 3 or 4 .* got 5: choose'):
         DenseO2ODataPreprocessor(**OPTIONS)({'inputs': images, 'data_samples': None})
+    with pytest.raises(ValueError, match=r'have 5 channels, and mean and std .* have 4: .*in_chan'):
+        DenseO2ODataPreprocessor([0] * 4, [1] * 4)({'inputs': images, 'data_samples': None})
+    with pytest.raises(ValueError, match='bgr_to_rgb is for three channels'):
+        DenseO2ODataPreprocessor([0] * 4, [1] * 4, bgr_to_rgb=True)
     raw = DenseO2ODataPreprocessor()
     assert raw({'inputs': images, 'data_samples': None})['inputs'].shape == (1, 5, 32, 32)
     of_grey = DenseO2ODataPreprocessor(mean=[1], std=[2])
     batch = of_grey({'inputs': [images[0][:1]], 'data_samples': None})
     assert torch.equal(batch['inputs'], torch.full((1, 1, 32, 32), -0.5))
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4, 6])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.uint16, torch.float32])
+@pytest.mark.parametrize('layout', ['list', 'planes', 'pixels'])
+def test_any_channels_are_normalised_by_their_own_mean_and_deviation(channels, dtype, layout):
+    top = 256 if dtype == torch.uint8 else 65536
+    values = np.random.default_rng(0).integers(top, size=(2, channels, 32, 64))
+    images = torch.from_numpy(values.astype(np.uint16)).to(dtype)
+    mean, std = np.arange(1.0, 1 + channels) * 10, np.arange(2.0, 2 + channels) * 100
+    preprocessor = DenseO2ODataPreprocessor(mean, std, keep_values=True)
+    inputs = [*images] if layout == 'list' else images
+    if layout == 'pixels':
+        inputs = torch.from_numpy(images.numpy().transpose(0, 2, 3, 1).copy()).permute(0, 3, 1, 2)
+    batch = preprocessor({'inputs': inputs, 'data_samples': None})['inputs']
+    assert batch.dtype == torch.float32
+    expected = (values - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(batch.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,66 @@
+"""The channels of the images: a config says them once, and they are put wherever it needs them."""
+
+from collections.abc import Sequence
+
+from mmcv.transforms import LoadImageFromFile
+from mmdet.registry import TRANSFORMS
+from mmengine.config import Config
+
+from ..datasets import LoadImageChecked
+from ..models.layers.input_channels import RGB
+from ..utils.components import component_class, find_components
+
+
+def set_input_channels(
+    cfg: Config | dict,
+    mean: Sequence[float],
+    std: Sequence[float],
+    color_type: str = 'unchanged',
+) -> int:
+    """Let a config read, normalise and take images of any number of channels.
+
+    All pipelines load images with this ``color_type``. The backbone gets ``in_channels``, the data
+    preprocessor mean and std. mmdet's ``LoadImageFromFile`` stays where it reads the same, as
+    ``DetInferencer`` looks for this name; ``LoadImageChecked`` replaces it for 'unchanged'.
+
+    Args:
+        cfg: A config, or the ``_base_`` of one, changed in place.
+        mean: Mean of each of the C channels, in the values of the files. Three are for red, green
+            and blue.
+        std: Standard deviation of each channel.
+        color_type: See :class:`~deim_mmdet.datasets.LoadImageChecked`: 'grayscale' for one channel
+            of 8 bits, 'unchanged' for everything else.
+
+    Returns:
+        Number of transforms that were changed.
+
+    Raises:
+        ValueError: ``mean`` and ``std`` don't have a number for each channel, or ``color_type``
+            reads another number of channels.
+
+    Example:
+        >>> _base_ = './deim_dfine_custom.py'
+        >>> from deim_mmdet.engine import set_input_channels
+        >>> set_input_channels(_base_, mean=[800, 900, 850, 2400], std=[400, 380, 410, 900])
+    """
+    channels = len(mean)
+    if not channels or channels != len(std):
+        raise ValueError(f'mean and std must have a number for each channel, got {mean} and {std}')
+    if channels != dict(unchanged=channels, grayscale=1, color=RGB).get(color_type.split('_')[0]):
+        raise ValueError(f'color_type={color_type!r} does not read {channels} channels')
+    changed = set()
+    for loader in find_components(TRANSFORMS, [*cfg.values()], LoadImageFromFile):
+        loader['color_type'] = color_type
+        if color_type == 'unchanged' or component_class(TRANSFORMS, loader) is LoadImageChecked:
+            kept = {name: loader[name] for name in ('backend_args',) if name in loader}
+            loader.clear()
+            loader.update(type='LoadImageChecked', color_type=color_type, channels=channels, **kept)
+        changed.add(id(loader))
+    model = cfg['model']
+    model['backbone']['in_channels'] = channels
+    model['data_preprocessor'].update(mean=[*mean], std=[*std])
+    if channels == RGB:
+        model['data_preprocessor']['keep_values'] = color_type == 'unchanged'
+    else:
+        model['data_preprocessor']['bgr_to_rgb'] = False
+    return len(changed)
