@@ -36,14 +36,8 @@ class RotaryPositions(nn.Module):
         quarter = head_dims // 4
         self.register_buffer('periods', base ** (torch.arange(quarter) / quarter))
         self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._tables.clear()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, *args, **kwargs) -> 'RotaryPositions':
-        self._tables.clear()
-        return super()._apply(*args, **kwargs)
+        # A checkpoint may hold other periods.
+        self.register_load_state_dict_pre_hook(_forget_tables)
 
     # Compilers take the tables as constants. They would compile again once the cache has them.
     @torch.compiler.assume_constant_result
@@ -55,7 +49,7 @@ class RotaryPositions(nn.Module):
             (``num_others`` + ``height`` · ``width``, 1, head_dims) each, in single precision or the
             precision of ``periods``, if that is higher.
         """
-        key = (height, width, num_others)
+        key = (height, width, num_others, self.periods.device, self.periods.dtype)
         if key not in self._tables:
             # What inference_mode makes can't be used in training later.
             with torch.inference_mode(False), torch.no_grad():
@@ -73,6 +67,10 @@ class RotaryPositions(nn.Module):
         angles = F.pad(angles, (0, 0, num_others, 0))[:, None]
         sines = angles.sin()
         return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-sines, sines], dim=-1)
+
+
+def _forget_tables(positions: RotaryPositions, *_) -> None:
+    positions._tables.clear()
 
 
 def rotate(tokens: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
