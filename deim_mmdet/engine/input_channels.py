@@ -16,6 +16,7 @@ def set_input_channels(
     mean: Sequence[float],
     std: Sequence[float],
     color_type: str = 'unchanged',
+    imdecode_backend: str = 'cv2',
 ) -> int:
     """Let a config read, normalise and take images of any number of channels.
 
@@ -30,6 +31,8 @@ def set_input_channels(
         std: Standard deviation of each channel.
         color_type: See :class:`~deim_mmdet.datasets.LoadImageChecked`: 'grayscale' for one channel
             of 8 bits, 'unchanged' for everything else.
+        imdecode_backend: Decoder of image files; 'tifffile' for TIFFs of more than four channels
+            in a page.
 
     Returns:
         Number of transforms that were changed.
@@ -50,11 +53,12 @@ def set_input_channels(
         raise ValueError(f'color_type={color_type!r} does not read {channels} channels')
     changed = set()
     for loader in find_components(TRANSFORMS, [*cfg.values()], LoadImageFromFile):
-        loader['color_type'] = color_type
+        loader.update(color_type=color_type, imdecode_backend=imdecode_backend)
         if color_type == 'unchanged' or component_class(TRANSFORMS, loader) is LoadImageChecked:
-            kept = {name: loader[name] for name in ('backend_args',) if name in loader}
+            options = ('color_type', 'imdecode_backend', 'backend_args')
+            kept = {name: loader[name] for name in options if name in loader}
             loader.clear()
-            loader.update(type='LoadImageChecked', color_type=color_type, channels=channels, **kept)
+            loader.update(type='LoadImageChecked', channels=channels, **kept)
         changed.add(id(loader))
     model = cfg['model']
     model['backbone']['in_channels'] = channels

@@ -82,6 +82,9 @@ def test_what_is_no_image_or_has_other_channels_is_named(tmp_path):
     np.save(tmp_path / 'b.npy', np.zeros((9, 5, 6)))
     with pytest.raises(ValueError, match=r'b\.npy has 6 channels, and the model takes 4 .*in_chan'):
         load(tmp_path / 'b.npy', channels=4)
+    (tmp_path / 'd.tif').write_bytes(b'II*\0' + bytes(20))
+    with pytest.raises(ValueError, match=r"d\.tif cannot be decoded .*'tifffile'"):
+        load(tmp_path / 'd.tif')
     pages = [np.zeros((4, 5), np.uint8), np.zeros((4, 6), np.uint8)]
     cv2.imwritemulti(str(tmp_path / 'c.tiff'), pages)
     with pytest.raises(ValueError, match=r'c\.tiff cannot be decoded \(pages of several sizes'):

@@ -135,7 +135,7 @@ def test_other_channels_are_normalised_through_workers(name, kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['albumentations', 'several_sets', 'multispectral', 'grey'])
+@pytest.mark.parametrize('name', ['albumentations', 'several_sets', 'multispectral'])
 def test_it_trains(name, data_root, tmp_path):
     if name == 'albumentations':
         pytest.importorskip('albumentations')

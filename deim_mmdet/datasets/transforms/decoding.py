@@ -55,7 +55,10 @@ def _joined_pages(data: bytes) -> np.ndarray:
     """The pages of a TIFF, each of them one or more channels."""
     read, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if not read:
-        raise ValueError('not an image, or damaged')
+        raise ValueError(
+            'damaged, or with more than four channels in a page, which needs '
+            "imdecode_backend='tifffile'"
+        )
     if len(pages) == 1:
         return _in_order_of_file(pages[0])
     if len({page.shape[:2] for page in pages}) > 1:
