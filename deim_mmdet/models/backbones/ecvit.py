@@ -6,12 +6,14 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.basic import ConvNorm
+from ..layers.freezing import FreezesStages
+from ..layers.input_channels import RGB
 from .vision_transformer import VisionTransformer
 from .vit_adapter import load_alone, resize
 
 
 @MODELS.register_module()
-class ECViT(BaseModule):
+class ECViT(FreezesStages, BaseModule):
     """A vision transformer behind convolutions; one map, resized, gives all levels.
 
     Args:
@@ -21,6 +23,9 @@ class ECViT(BaseModule):
         ffn_channels: Width of the feed-forward layers; default: 4 · D.
         out_channels: Channels of all outputs. Where they equal D only the coarsest level is
             projected, else all are.
+        in_channels: Channels C of the images; weights of three are adapted when they are loaded.
+        frozen_stages: How much doesn't train: as of :class:`VisionTransformer`, up to all of it,
+            and one more for everything.
         init_cfg: See :class:`mmengine.model.BaseModule`.
     """
 
@@ -31,20 +36,26 @@ class ECViT(BaseModule):
         out_channels: int,
         depth: int = 12,
         ffn_channels: int | None = None,
+        in_channels: int = RGB,
+        frozen_stages: int = -1,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.in_channels = in_channels
         self.transformer = VisionTransformer(
-            embed_dims, num_heads, depth, ffn_channels, (depth - 2, depth - 1), form='ecvit'
+            *(embed_dims, num_heads, depth, ffn_channels, (depth - 2, depth - 1)),
+            form='ecvit',
+            in_channels=in_channels,
         )
         self.projections = nn.ModuleList(
             ConvNorm(embed_dims, out_channels, 1)
             for _ in range(1 if out_channels == embed_dims else 3)
         )
         load_alone(self, 'transformer')
+        self.freeze_stages([*self.transformer.stages(), [self.projections]], frozen_stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
+        """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
         feature = torch.stack(self.transformer(images)).mean(0)
         height, width = int(feature.shape[-2]), int(feature.shape[-1])
         sizes = (2 * height, 2 * width), (height, width), (height // 2, width // 2)

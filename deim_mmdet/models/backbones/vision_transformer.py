@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ...utils.name_table import NameTable
 from ..layers.basic import to_tokens
+from ..layers.freezing import FreezesStages
+from ..layers.input_channels import RGB
 from ..layers.vit import (
     NORM_EPS,
     ConvStem,
@@ -29,7 +31,7 @@ OTHER_TOKENS = dict(
 
 
 @MODELS.register_module()
-class VisionTransformer(BaseModule):
+class VisionTransformer(FreezesStages, BaseModule):
     """Vision transformer (arXiv 2010.11929) of patches of 16×16 pixels, with rotary positions.
 
     Positions follow from the numbers of rows and columns of patches, so any image size will do.
@@ -45,11 +47,14 @@ class VisionTransformer(BaseModule):
             keys without bias, and its outputs are normalised. Loading renames weights of ``timm``;
             those of Meta, of DEIMv2 and of EdgeCrafter have these names (but for one).
         gated_ffn: Whether the feed-forward layers are SwiGLU (DINOv3 S+) instead of GELU's.
+        in_channels: Channels C of the images; weights of three are adapted when they are loaded.
+        frozen_stages: How much doesn't train: -1 nothing, 0 what makes the tokens, 1 that and the
+            first block, and so on.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: ``form`` is unknown, ``out_indices`` names a block that there isn't, or the
-            channels of a head are not a multiple of 4.
+        ValueError: ``form`` is unknown, ``out_indices`` or ``frozen_stages`` names a block that
+            there isn't, or the channels of a head are not a multiple of 4.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class VisionTransformer(BaseModule):
         out_indices: Sequence[int] = (5, 8, 11),
         form: str = 'plain',
         gated_ffn: bool = False,
+        in_channels: int = RGB,
+        frozen_stages: int = -1,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -74,13 +81,15 @@ class VisionTransformer(BaseModule):
             )
         dinov3 = form == 'dinov3'
         self.embed_dims = embed_dims
+        self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.other_tokens = tuple(OTHER_TOKENS[form])
         for name, number in OTHER_TOKENS[form].items():
             setattr(self, name, nn.Parameter(0.02 * torch.randn(1, number, embed_dims)))
         # Pre-training puts it in the place of patches. Checkpoints hold it.
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dims)) if dinov3 else None
-        self.patch_embed = ConvStem(embed_dims) if form == 'ecvit' else PatchEmbed(embed_dims)
+        make_patches = ConvStem if form == 'ecvit' else PatchEmbed
+        self.patch_embed = make_patches(embed_dims, in_channels)
         self.rope_embed = RotaryPositions(embed_dims // num_heads)
         make_ffn = partial(
             GatedFeedForward if gated_ffn else FeedForward,
@@ -95,9 +104,18 @@ class VisionTransformer(BaseModule):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
         self.register_load_state_dict_pre_hook(_rename_published_weights)
+        self.freeze_stages(self.stages(), frozen_stages)
+
+    def stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        """What makes the tokens, and each block; the norm of the outputs is part of the last."""
+        tokens = [getattr(self, name) for name in self.other_tokens]
+        if self.mask_token is not None:
+            tokens.append(self.mask_token)
+        *blocks, last = self.blocks
+        return [[self.patch_embed, *tokens], *([block] for block in blocks), [last, self.norm]]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) to a map (B, D, H / 16, W / 16) of each of ``out_indices``."""
+        """Images (B, C, H, W) to a map (B, D, H / 16, W / 16) of each of ``out_indices``."""
         patches = self.patch_embed(images)
         height, width = int(patches.shape[-2]), int(patches.shape[-1])
         others = torch.cat([getattr(self, name) for name in self.other_tokens], dim=1)

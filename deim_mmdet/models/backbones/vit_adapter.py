@@ -4,6 +4,7 @@ Written from the paper (arXiv 2509.20787).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from mmdet.registry import MODELS
@@ -11,6 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.basic import ConvNorm
+from ..layers.freezing import FreezesStages
+from ..layers.input_channels import RGB, adapt_input_channels
 from .vision_transformer import VisionTransformer
 
 
@@ -19,16 +22,18 @@ class SpatialTuningAdapter(nn.Module):
 
     Args:
         channels: Channels c of the first convolution.
+        in_channels: Channels C of the images.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, in_channels: int = RGB) -> None:
         super().__init__()
-        self.stem = ConvNorm(3, channels, 3, stride=2, act='GELU')
+        self.stem = ConvNorm(in_channels, channels, 3, stride=2, act='GELU')
+        adapt_input_channels(self.stem.conv)
         widths = [channels, 2 * channels, 4 * channels, 4 * channels]
         self.levels = nn.ModuleList(ConvNorm(*widths[i : i + 2], 3, stride=2) for i in range(3))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to 2c, 4c and 4c channels with strides 8, 16 and 32."""
+        """Images (B, C, H, W) to 2c, 4c and 4c channels with strides 8, 16 and 32."""
         x = F.max_pool2d(self.stem(images), 3, stride=2, padding=1)
         outputs = []
         for level in self.levels:
@@ -38,7 +43,7 @@ class SpatialTuningAdapter(nn.Module):
 
 
 @MODELS.register_module()
-class ViTAdapter(BaseModule):
+class ViTAdapter(FreezesStages, BaseModule):
     """A vision transformer's features at strides 8, 16 and 32, tuned by a convolutional net.
 
     Args:
@@ -46,6 +51,9 @@ class ViTAdapter(BaseModule):
             outputs becomes the finest level, the last the coarsest.
         adapter_channels: See :class:`SpatialTuningAdapter`.
         out_channels: Channels of all outputs.
+        in_channels: Channels C of the images; weights of three are adapted when they are loaded.
+        frozen_stages: How much doesn't train: as of :class:`VisionTransformer`, up to all of it,
+            and one more for everything.
         init_cfg: See :class:`mmengine.model.BaseModule`. A checkpoint of a vision transformer alone
             is loaded into that part.
 
@@ -58,21 +66,25 @@ class ViTAdapter(BaseModule):
         vit: dict,
         adapter_channels: int,
         out_channels: int,
+        in_channels: int = RGB,
+        frozen_stages: int = -1,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.vit = VisionTransformer(**vit)
+        self.in_channels = in_channels
+        self.vit = VisionTransformer(**vit, in_channels=in_channels)
         if len(self.vit.out_indices) != 3:
             raise ValueError(f'ViTAdapter needs three out_indices, got {self.vit.out_indices}')
-        self.sta = SpatialTuningAdapter(adapter_channels)
+        self.sta = SpatialTuningAdapter(adapter_channels, in_channels)
         self.fusions = nn.ModuleList(
             ConvNorm(self.vit.embed_dims + factor * adapter_channels, out_channels, 1)
             for factor in (2, 4, 4)
         )
         load_alone(self, 'vit')
+        self.freeze_stages([*self.vit.stages(), [self.sta, self.fusions]], frozen_stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
+        """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
         levels = zip(self.fusions, self.vit(images), self.sta(images), strict=True)
         return tuple(
             fusion(resize(feature, detail.shape[-2:]), detail) for fusion, feature, detail in levels
@@ -94,14 +106,14 @@ def load_alone(backbone: nn.Module, part: str) -> None:
         backbone: The module that checkpoints are loaded into.
         part: Name of its :class:`VisionTransformer`.
     """
+    # A partial of a named function, so that models can be pickled.
+    backbone.register_load_state_dict_pre_hook(partial(_add_prefix, part))
 
-    def add_prefix(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-        alone = [n for n in state_dict if n.startswith((f'{prefix}blocks.', f'{prefix}_model.'))]
-        if not alone:
-            return
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            # The name that ViT-T's wrapper has in DEIMv2's own files.
-            bare = name.removeprefix(prefix).removeprefix('_model.')
-            state_dict[f'{prefix}{part}.{bare}'] = state_dict.pop(name)
 
-    backbone.register_load_state_dict_pre_hook(add_prefix)
+def _add_prefix(part: str, module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    if not any(name.startswith((f'{prefix}blocks.', f'{prefix}_model.')) for name in state_dict):
+        return
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        # The name that ViT-T's wrapper has in DEIMv2's own files.
+        bare = name.removeprefix(prefix).removeprefix('_model.')
+        state_dict[f'{prefix}{part}.{bare}'] = state_dict.pop(name)

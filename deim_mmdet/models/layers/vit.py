@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import attend, split_last
 from .basic import ConvNorm
+from .input_channels import RGB, adapt_input_channels
 
 #: Added to the variance by the layer norms, with DINOv3's form or without.
 NORM_EPS = {False: 1e-6, True: 1e-5}
@@ -209,26 +210,28 @@ class ViTBlock(nn.Module):
 class PatchEmbed(nn.Module):
     """One convolution that turns each square of 16×16 pixels into a token."""
 
-    def __init__(self, embed_dims: int) -> None:
+    def __init__(self, embed_dims: int, in_channels: int = RGB) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dims, 16, stride=16)
+        self.proj = nn.Conv2d(in_channels, embed_dims, 16, stride=16)
+        adapt_input_channels(self.proj)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, D, H / 16, W / 16)."""
+        """Images (B, C, H, W) to (B, D, H / 16, W / 16)."""
         return self.proj(images)
 
 
 class ConvStem(nn.Module):
     """The same by four 3×3 convolutions of stride 2, as ECViT has it."""
 
-    def __init__(self, embed_dims: int) -> None:
+    def __init__(self, embed_dims: int, in_channels: int = RGB) -> None:
         super().__init__()
-        widths = [3, embed_dims // 8, embed_dims // 4, embed_dims // 2]
+        widths = [in_channels, embed_dims // 8, embed_dims // 4, embed_dims // 2]
         self.convs = nn.Sequential(
             *(ConvNorm(*widths[i : i + 2], 3, stride=2, act='ReLU') for i in range(3))
         )
         self.proj = nn.Conv2d(widths[-1], embed_dims, 3, stride=2, padding=1)
+        adapt_input_channels(self.convs[0].conv)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, D, H / 16, W / 16)."""
+        """Images (B, C, H, W) to (B, D, H / 16, W / 16)."""
         return self.proj(self.convs(images))

@@ -175,12 +175,43 @@ def test_missing_timm_is_named(monkeypatch):
         CheckpointLoader.load_checkpoint('timm://vit_small')
 
 
-def adapter():
-    return ViTAdapter(dict(**SIZE, out_indices=(0, 1, 2)), adapter_channels=4, out_channels=8)
+def adapter(**options):
+    vit = dict(**SIZE, out_indices=(0, 1, 2))
+    return ViTAdapter(vit, adapter_channels=4, out_channels=8, **options)
 
 
-def ecvit(out_channels=8):
-    return ECViT(**SIZE, out_channels=out_channels)
+def ecvit(out_channels=8, **options):
+    return ECViT(**SIZE, out_channels=out_channels, **options)
+
+
+@pytest.mark.parametrize('build', [adapter, ecvit])
+def test_a_grey_image_gives_what_it_gives_three_times(build):
+    torch.manual_seed(0)
+    three, grey = build().eval(), build(in_channels=1).eval()
+    grey.load_state_dict(three.state_dict())
+    image = torch.rand(1, 1, 64, 64)
+    for expected, got in zip(three(image.repeat(1, 3, 1, 1)), grey(image), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('build', 'part'), [(adapter, 'vit'), (ecvit, 'transformer')])
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, SIZE['depth'], SIZE['depth'] + 1])
+def test_the_first_blocks_stay(build, part, frozen_stages):
+    backbone = build(frozen_stages=frozen_stages).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    outputs = backbone(torch.rand(2, 3, 64, 64))
+    if frozen_stages <= SIZE['depth']:
+        sum(output.square().mean() for output in outputs).backward()
+        trained = [p for p in backbone.parameters() if p.requires_grad]
+        torch.optim.SGD(trained, lr=1e4).step()
+    after = backbone.state_dict()
+    for name, value in before.items():
+        if name.endswith(('num_batches_tracked', 'periods')):
+            continue
+        inner = name.removeprefix(f'{part}.')
+        block = int(inner.split('.')[1]) if inner.startswith('blocks.') else -1
+        stage = SIZE['depth'] + 1 if inner == name else block + 1
+        assert torch.equal(after[name], value) == (stage <= frozen_stages), name
 
 
 @pytest.mark.parametrize(('build', 'part'), [(adapter, 'vit'), (ecvit, 'transformer')])
