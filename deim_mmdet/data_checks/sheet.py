@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..datasets.pictures import read_picture
 from ..visualization import contact_sheet, draw_tile
-from ..visualization.pictures import read_picture
 from .problems import PROBLEMS
 from .report import DatasetReport
 

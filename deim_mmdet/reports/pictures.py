@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..datasets.annotated_size import box_factors
+from ..datasets.pictures import read_picture
 from ..utils.files import replaced_when_complete
 from ..visualization import draw_tile
-from ..visualization.pictures import read_picture
 from .content import Analysis, image_name
 from .errors import KINDS
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from deim_mmdet.datasets import DenseO2OPhotometricDistort, LoadImageChecked
+from deim_mmdet.datasets.pictures import read_picture
 from deim_mmdet.datasets.transforms import photometric
 from deim_mmdet.engine import set_input_channels
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.visualization.pictures import read_picture
 
 import cv2
 import numpy as np

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..datasets.transforms.loading import (
+from .transforms.loading import (
     LoadImageChecked,
     MissingImageError,
     UnreadableImageError,
