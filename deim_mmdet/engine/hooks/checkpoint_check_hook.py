@@ -6,6 +6,7 @@ from mmengine.optim import OptimWrapper
 
 from ... import compat
 from ...checkpoints.classes import adapt_class_layers
+from ...models.layers.input_channels import adapt_checkpoint
 from ..checks import bare_model, check_checkpoint, check_finite, check_resumable
 from ..resuming import check_same_optimizer
 
@@ -16,7 +17,8 @@ class CheckpointCheckHook(Hook):
 
     mmengine itself only logs parameters that don't fit and goes on without them. If training
     starts from a checkpoint with other classes, the model's new class layers replace those of the
-    checkpoint, except the rows of classes with the same name; a line is logged. Testing and
+    checkpoint, except the rows of classes with the same name; a line is logged. Weights for images
+    of three channels are adapted to another number, which is logged, too. Testing and
     resuming refuse such a checkpoint. NaN and infinite numbers are always refused; resuming also
     refuses another optimiser.
 
@@ -36,6 +38,7 @@ class CheckpointCheckHook(Hook):
             if isinstance(runner.optim_wrapper, OptimWrapper):
                 check_same_optimizer(runner, checkpoint)
         elif 'training' in compat.built_loops(runner):
+            adapt_checkpoint(model, checkpoint.get('state_dict', checkpoint))
             metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
             message = adapt_class_layers(model, checkpoint, metainfo.get('classes'))
             if message is not None:

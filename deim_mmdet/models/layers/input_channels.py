@@ -58,6 +58,13 @@ def is_adapted(conv: nn.Module, weight: Tensor) -> bool:
     )
 
 
+def adapt_checkpoint(model: nn.Module, state_dict: dict) -> None:
+    """Adapt what a checkpoint holds for first convolutions of ``model``, before it is checked."""
+    for name, module in model.named_modules():
+        if getattr(module, 'adapts_input_channels', False):
+            _adapt(module, state_dict, f'{name}.')
+
+
 def _adapt(conv: nn.Conv2d, state_dict: dict, prefix: str, *_) -> None:
     name = f'{prefix}weight'
     if name not in state_dict or not is_adapted(conv, state_dict[name]):

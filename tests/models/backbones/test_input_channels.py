@@ -1,7 +1,9 @@
 """Backbones for images of other than three channels, and backbones that don't train."""
 
 from functools import partial
+from types import SimpleNamespace
 
+from deim_mmdet.engine import CheckpointCheckHook
 from deim_mmdet.models.backbones import HGNetv2, ResNetVd
 from deim_mmdet.models.backbones.partly_pretrained import PartlyPretrained
 
@@ -73,6 +75,20 @@ def test_files_that_fit_stay_and_others_are_said(tmp_path, monkeypatch):
     assert len(said) == 1
     with pytest.raises(RuntimeError, match=r'stem\.stem1\.conv\.weight'):
         HGNetv2('B0', in_channels=5).load_state_dict(four.state_dict())
+
+
+def test_a_training_starts_from_a_detector_of_three_channels():
+    """The hook that compares checkpoint and model sees the adapted weights."""
+    three, four = (nn.ModuleDict(dict(backbone=HGNetv2('B0', in_channels=c))) for c in (3, 4))
+    loop = SimpleNamespace(run=None)
+    dataset = SimpleNamespace(dataset=SimpleNamespace())
+    runner = SimpleNamespace(model=four, _resume=False, _train_loop=loop, train_dataloader=dataset)
+    runner._val_loop = runner._test_loop = None
+    checkpoint = dict(state_dict=three.state_dict())
+    CheckpointCheckHook().after_load_checkpoint(runner, checkpoint)
+    weight = checkpoint['state_dict']['backbone.stem.stem1.conv.weight']
+    assert torch.equal(weight[:, :3], three.backbone.stem.stem1.conv.weight)
+    four.load_state_dict(checkpoint['state_dict'])
 
 
 def test_a_similar_network_gives_its_stem_too(tmp_path):
