@@ -249,6 +249,8 @@ def test_weights_come_from_the_authors_under_names_that_tell_the_model():
         # What MIM saves it as, and what the converter goes by.
         assert address.split('/')[-1].startswith(name if 'deim' in family else family)
         assert address.endswith(('.pth', '.safetensors'))
+        # MIM prints this name; weights made from DINOv3's carry its licence.
+        assert ('DINOv3-licence' in address) == (name in ('deimv2_l', 'deimv2_x'))
 
 
 def test_config_names_are_unique():

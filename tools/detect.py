@@ -93,6 +93,10 @@ def main() -> None:
         if not path.is_file():
             parser.error(f'there is no file {path}')
     model = load(args.model)
+    if 'values' in model.metadata:
+        parser.error(
+            f'{args.model} takes the values of image files, and this program RGB in [0, 1]'
+        )
     letterbox = args.letterbox or 'letterbox' in model.metadata
     if args.source.suffix.lower() in PICTURES:
         image = cv2.imread(str(args.source))

@@ -71,6 +71,22 @@ def test_mixed_precision_stays_finite(model, terms, tmp_path):
         assert terms < entry.keys()
 
 
+@pytest.mark.parametrize('model', ['deimv2_pico', 'deimv2_s', 'ecdet_s'])
+def test_successors_train_through_all_stages(model, tmp_path):
+    toy.write_data_set(tmp_path, images=4)
+    work_dir = tmp_path / 'work'
+    log = train(
+        toy.ROOT / 'configs' / f'{model}.py',
+        *('--work-dir', work_dir, '--cfg-options', *SMALL, *data_options(tmp_path)),
+        *('train_dataloader.batch_size=2', 'train_cfg.max_epochs=4', 'train_cfg.val_interval=2'),
+    )
+    entries = losses(work_dir)
+    assert len(entries) == 8
+    assert all(math.isfinite(value) for entry in entries for value in entry.values())
+    assert ('ScoreOverlapMatcher matches from here on' in log) == model.startswith('deimv2')
+    assert (work_dir / 'epoch_4.pth').exists()
+
+
 def test_two_processes_with_images_without_objects(tmp_path):
     """Batches of one image, one in three without objects: ranks differ in what they compute."""
     toy.write_data_set(tmp_path, images=6)
