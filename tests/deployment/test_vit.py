@@ -1,5 +1,7 @@
 """Detectors with a vision transformer in ONNX Runtime and OpenVINO, and as fused modules."""
 
+import itertools
+
 from deim_mmdet.deployment.detector import DeployedDetector
 from deim_mmdet.deployment.onnx_export import export_onnx
 from deim_mmdet.deployment.runtimes import (
@@ -36,14 +38,15 @@ def test_runtimes_give_the_same_detections(name, tmp_path):
     model = MODELS.build(cfg.model).eval()
     for parameter in model.backbone.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    pixels = image('export', (2, 3, *SIZE)).astype(np.float32), np.array([[96, 64], [640, 480]])
-    expected = PyTorchRuntime(DeployedDetector(model))(*pixels)
+    pixels = image('export', (3, 3, *SIZE)).astype(np.float32)
+    sizes = np.array([[96, 64], [640, 480], [96, 64]])
     path = export_onnx(model, tmp_path / 'model.onnx', SIZE)
     runtimes = [ONNXRuntime(path, num_threads=1)]
     if pytest.importorskip('openvino'):
         runtimes.append(OpenVINORuntime(export_openvino(path, tmp_path / 'model.xml'), 1))
-    for runtime in runtimes:
-        agreement = compare(expected, runtime(*pixels))
+    for runtime, batch in itertools.product(runtimes, (1, 2, 3)):
+        inputs = pixels[:batch], sizes[:batch]
+        agreement = compare(PyTorchRuntime(DeployedDetector(model))(*inputs), runtime(*inputs))
         assert agreement.score < 1e-5
         assert agreement.box < 0.05
         assert agreement.unmatched <= 0.01

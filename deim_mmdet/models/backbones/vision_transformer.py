@@ -124,7 +124,9 @@ class VisionTransformer(FreezesStages, BaseModule):
             others = others + 0 * self.mask_token
         number = others.shape[1]
         tables = self.rope_embed(height, width, number)
-        tokens = torch.cat([others.expand(len(patches), -1, -1), to_tokens(patches)], dim=1)
+        # Not len(), which exporters that trace take for a constant.
+        others = others.expand(patches.shape[0], -1, -1)
+        tokens = torch.cat([others, to_tokens(patches)], dim=1)
         outputs = []
         for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
             tokens = block(tokens, tables)
