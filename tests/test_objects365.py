@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from deim_mmdet.checkpoints.architectures import decoder_activation, published_models
+from deim_mmdet.checkpoints.architectures import decoder_activation
+from deim_mmdet.checkpoints.published import published_models
 from deim_mmdet.checkpoints.reference import convert_name
 from deim_mmdet.data_checks.config import check_datasets
 from deim_mmdet.datasets import CheckedObjects365V2Dataset

@@ -11,8 +11,9 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from .architectures import decoder_activation, published_file
+from .architectures import decoder_activation
 from .files import file_name
+from .published import published_file
 
 
 def activation_warning(

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import mmdet.models  # noqa: F401  (registers the detectors)
 import torch
-import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -16,9 +15,7 @@ from torch import Size, Tensor
 
 from ..models.backbones.hgnetv2 import ARCHS
 from .convert import count_classes
-from .files import file_name
-
-PACKAGE = Path(__file__).parents[1]
+from .published import config_path, published_file, published_models
 
 # DEIMv2's small sizes start from weights of B0.
 _PUBLISHED_ARCHS = [arch for arch in ARCHS if arch.startswith('B')]
@@ -90,61 +87,9 @@ class Comparison(NamedTuple):
         return '; '.join(parts)
 
 
-class PublishedModel(NamedTuple):
-    """An entry of ``model-index.yml``.
-
-    Attributes:
-        config: Path of its config.
-        file: Name of the file of its weights.
-    """
-
-    config: Path
-    file: str
-
-
-@cache
-def published_models() -> dict[str, PublishedModel]:
-    """The models of ``model-index.yml`` by name."""
-    # An installed package holds these files in .mim; in a checkout they lie beside the package.
-    installed = PACKAGE / '.mim' / 'model-index.yml'
-    index = installed if installed.is_file() else PACKAGE.parent / 'model-index.yml'
-    models = yaml.safe_load(index.read_text())['Models']
-    return {
-        model['Name']: PublishedModel(index.parent / model['Config'], file_name(model['Weights']))
-        for model in models
-    }
-
-
-def published_file(name: str) -> PublishedModel | None:
-    """The published model whose weights are in a file of that name; ``None`` for other files."""
-    name = name.lower()
-    return next((model for model in published_models().values() if model.file == name), None)
-
-
 def decoder_activation(config: Config) -> str | None:
     """Activation of the decoder in a model's config; ``None`` where it states none."""
     return config.model.bbox_head.get('decoder', {}).get('act')
-
-
-def config_path(name: str) -> Path:
-    """Path of a config that is given by its path, or by its name in this package.
-
-    Raises:
-        ValueError: There is no such config.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    models = published_models()
-    folder = next(iter(models.values())).config.parent
-    path = folder / f'{Path(name).stem}.py'
-    if not path.is_file() and Path(name).stem in models:
-        path = models[Path(name).stem].config
-    if not path.is_file():
-        raise ValueError(
-            f'there is no config {name}: give a path, or one of '
-            f'{", ".join(sorted(path.stem for path in folder.glob("*.py")))}'
-        )
-    return path
 
 
 @cache

@@ -3,7 +3,8 @@
 import re
 
 from deim_mmdet.checkpoints.activations import activation_warning
-from deim_mmdet.checkpoints.architectures import detector, published_models
+from deim_mmdet.checkpoints.architectures import detector
+from deim_mmdet.checkpoints.published import published_models
 
 import pytest
 import torch

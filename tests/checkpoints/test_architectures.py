@@ -6,11 +6,10 @@ from deim_mmdet.checkpoints.architectures import (
     backbone,
     compare,
     complete,
-    config_path,
     detector,
     identify,
-    published_models,
 )
+from deim_mmdet.checkpoints.published import config_path, published_models
 
 import pytest
 import torch
