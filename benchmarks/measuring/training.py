@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deim_mmdet.deployment.cpu import optimize_for_cpu
+from deim_mmdet.engine.fitting_batch_size import random_samples
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
 from deim_mmdet.models.layers.input_channels import input_channels
 from deim_mmdet.utils import Stage
@@ -15,7 +16,6 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from .timing import Spans, Timing, make_timer
@@ -108,16 +108,8 @@ def _random_batch(
     model: nn.Module, batch: int, size: tuple[int, int], objects: int
 ) -> tuple[Tensor, list[DetDataSample]]:
     generator = torch.Generator().manual_seed(0)
-    height, width = size
-    samples = []
-    for _ in range(batch):
-        corners = torch.rand(objects, 2, 2, generator=generator).sort(dim=1).values
-        boxes = (corners * torch.tensor([width, height])).flatten(1)
-        labels = torch.randint(model.bbox_head.num_classes, (objects,), generator=generator)
-        sample = DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-        samples.append(sample)
-    return torch.rand(batch, input_channels(model), *size, generator=generator), samples
+    images = torch.rand(batch, input_channels(model), *size, generator=generator)
+    return images, random_samples(batch, size, objects, model.bbox_head.num_classes)
 
 
 def pipeline_speed(cfg: Config, num_images: int) -> dict[str, float]:

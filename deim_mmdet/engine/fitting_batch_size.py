@@ -14,6 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 
 from ..models.data_preprocessors import DenseO2OMultiScale
+from ..models.data_preprocessors.multi_scale import training_sizes
 from ..models.layers.input_channels import input_channels
 from ..utils.components import find_components
 from .devices import laid_out, optimizer_options, set_precision
@@ -90,31 +91,44 @@ def take_steps(cfg: Config, batch_size: int, device: str, steps: int = 2) -> Non
     settings = copy.deepcopy(cfg.model)
     if settings.get('backbone'):
         settings.backbone.init_cfg = None
-    height, width = next(iter(input_sizes(cfg)))
+    size = next(iter(input_sizes(cfg)))
     preprocessor = settings.get('data_preprocessor') or {}
     for multi_scale in find_components(MODELS, preprocessor, DenseO2OMultiScale):
+        built = MODELS.build(multi_scale)
+        base = built.base_size or max(size)
+        largest = training_sizes(base, built.base_size_repeat)[-1]
+        size = tuple(round(side * largest / base / SIZE_STEP) * SIZE_STEP for side in size)
         # The images come in the largest size and keep it.
-        height, width = (side * 5 // 4 // SIZE_STEP * SIZE_STEP for side in (height, width))
         multi_scale.update(base_size=None, base_size_repeat=None)
     kind = torch.device(device).type
     model = laid_out(MODELS.build(settings), kind, cfg.get('env_cfg', {})).to(device).train()
     wrapper = build_optim_wrapper(model, copy.deepcopy(optimizer_options(cfg.optim_wrapper, kind)))
     for _ in range(steps):
-        model.train_step(_batch(model, batch_size, (height, width)), wrapper)
+        model.train_step(_batch(model, batch_size, size), wrapper)
+
+
+def random_samples(
+    number: int, size: tuple[int, int], objects: int, num_classes: int
+) -> list[DetDataSample]:
+    """Samples of images of a size (height, width) with random objects, the same in each call."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    samples = []
+    for _ in range(number):
+        corners = torch.rand(objects, 2, 2, generator=generator).sort(dim=1).values
+        boxes = (corners * torch.tensor([width, height])).flatten(1)
+        labels = torch.randint(num_classes, (objects,), generator=generator)
+        sample = DetDataSample(
+            metainfo=dict(img_shape=size, batch_input_shape=size, pad_shape=size, img_path='')
+        )
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        samples.append(sample)
+    return samples
 
 
 def _batch(model: torch.nn.Module, batch_size: int, size: tuple[int, int]) -> dict:
     """Random images and objects, as a data loader gives them."""
-    height, width = size
-    samples = []
-    for _ in range(batch_size):
-        corners = torch.rand(OBJECTS, 2, 2).sort(dim=1).values * torch.tensor([width, height])
-        labels = torch.randint(model.bbox_head.num_classes, (OBJECTS,))
-        sample = DetDataSample(
-            metainfo=dict(img_shape=size, batch_input_shape=size, pad_shape=size, img_path='')
-        )
-        sample.gt_instances = InstanceData(bboxes=corners.flatten(1), labels=labels)
-        samples.append(sample)
+    samples = random_samples(batch_size, size, OBJECTS, model.bbox_head.num_classes)
     shape = (input_channels(model), *size)
     images = [torch.randint(256, shape, dtype=torch.uint8) for _ in samples]
     return dict(inputs=images, data_samples=samples)
