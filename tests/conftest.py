@@ -1,6 +1,7 @@
 """Fixtures for all tests: one thread, mmdet's scope, and data beside the repository."""
 
 import functools
+import gc
 import http.server
 import os
 import sys
@@ -16,6 +17,16 @@ from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'benchmarks')]
+
+from starting import leave_configs_unformatted  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _short_starts():
+    leave_configs_unformatted()
+    # mmengine's data sets collect garbage when they are made. All modules are kept out of that.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='session')

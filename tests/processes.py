@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import init_default_scope
+from starting import leave_configs_unformatted, quick_environment
 
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(
@@ -36,10 +37,15 @@ class Ended:
     seconds: float = 0.0
 
 
-def _run(function: Callable, args: tuple, environment: dict, folder: Path, out) -> None:
-    os.environ.update(environment)
+def _prepare(folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
+    leave_configs_unformatted()
+
+
+def _run(function: Callable, args: tuple, environment: dict, folder: Path, out) -> None:
+    os.environ.update(environment)
+    _prepare(folder)
     init_default_scope('mmdet')
     begin = time.monotonic()
     try:
@@ -54,12 +60,11 @@ def _run(function: Callable, args: tuple, environment: dict, folder: Path, out) 
 def _run_script(arguments: list[str], environment: dict, folder: Path, out: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder)
+    _prepare(folder)
     with out.open('w') as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    torch.set_num_threads(1)
     sys.argv = arguments
     # As for `python SCRIPT` with PYTHONPATH.
     paths = environment.get('PYTHONPATH', '').split(os.pathsep)
@@ -110,6 +115,7 @@ def end_of_processes(
         environment = dict(
             RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count,
             MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS=1,
+            PYTHONPATH=quick_environment()['PYTHONPATH'],
         )  # fmt: skip
         receive, send = _context.Pipe(duplex=False)
         process = _context.Process(

@@ -4,7 +4,6 @@ The inference task of ``analysis_tools/benchmark.py`` insists on a GPU (it moves
 and is run where there is one; its data tasks run anywhere.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from mmdet.apis import DetInferencer
 from mmdet_tools import LAUNCHER, TOOLS
 from mmengine.config import Config
+from starting import quick_environment
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def run(script, *arguments, cwd=None) -> str:
     done = subprocess.run(
         [sys.executable, *launcher, *map(str, (script, *arguments))],
         cwd=cwd,
-        env=dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='Agg'),
+        env=quick_environment(MPLBACKEND='Agg'),
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,6 +1,6 @@
 """Finds out which model a state dict belongs to, by building the known ones without memory."""
 
-import copy
+import ast
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mmdet.models  # noqa: F401  (registers the detectors)
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from torch import Size, Tensor
 
@@ -97,25 +97,24 @@ def detector(path: Path, num_classes: int) -> Architecture:
     """Architecture of the config at ``path`` for a number of classes."""
     config = Config.fromfile(path)
     config.model.bbox_head.num_classes = num_classes
-    # mmdet's detectors write into the config that they are built from.
-    model = copy.deepcopy(config.model)
-    model.backbone.init_cfg = None
-    return Architecture(path.stem, _shapes(Config(dict(model=model)).pretty_text), config)
+    model = config.model.to_dict()
+    model['backbone']['init_cfg'] = None
+    return Architecture(path.stem, _shapes(repr(model)), config)
 
 
 @cache
 def backbone(name: str) -> Architecture:
     """Architecture of one of :data:`BACKBONES`, with all of its stages."""
     model = dict(BACKBONES[name], out_indices=(0, 1, 2, 3))
-    return Architecture(name, _shapes(Config(dict(model=model)).pretty_text), None)
+    return Architecture(name, _shapes(repr(model)), None)
 
 
 @cache
-def _shapes(text: str) -> dict[str, Size]:
-    """Shapes of a model by the text of its config: configs of several recipes may share it."""
-    model = Config.fromstring(text, '.py').model
+def _shapes(model: str) -> dict[str, Size]:
+    """Shapes of a model by its config, as text: configs of several recipes may share it."""
+    config = ConfigDict(ast.literal_eval(model))
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmdet'):
-        return {name: value.shape for name, value in MODELS.build(model).state_dict().items()}
+        return {name: value.shape for name, value in MODELS.build(config).state_dict().items()}
 
 
 def compare(state_dict: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> Comparison:

@@ -2,22 +2,8 @@ import os
 
 from deim_mmdet.engine import DEIMRunner
 
-import mmengine.config.config
 import pytest
 import toy
-from yapf.yapflib import yapf_api
-
-
-@pytest.fixture(scope='module')
-def plain_config_text():
-    """Leaves the config in checkpoints unformatted, which is most of the time of a toy training."""
-    with pytest.MonkeyPatch.context() as patch:
-        # The fork's mmengine imports it anew for each text.
-        modules = [yapf_api, mmengine.config.config]
-        for module in modules:
-            if hasattr(module, 'FormatCode'):
-                patch.setattr(module, 'FormatCode', lambda text, **style: (text, True))
-        yield
 
 
 @pytest.fixture

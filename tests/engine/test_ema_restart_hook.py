@@ -50,7 +50,7 @@ def clone(part):
 
 
 @pytest.fixture
-def train(tmp_path, request, plain_config_text):
+def train(tmp_path, request):
     """Function (scores, options) -> runner after training; its checkpoints are in ``work``."""
     toy.write_data_set(tmp_path)
     count = 0

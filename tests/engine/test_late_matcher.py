@@ -30,7 +30,7 @@ class MatchingToyDetector(toy.ToyDetector):
         return super().loss(inputs, data_samples)
 
 
-def test_a_resumed_run_has_the_matcher_and_copies_of_its_epoch(tmp_path, plain_config_text):
+def test_a_resumed_run_has_the_matcher_and_copies_of_its_epoch(tmp_path):
     toy.write_data_set(tmp_path)
 
     def train(name, **options):

@@ -72,7 +72,7 @@ MOMENTS = [
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory, plain_config_text):
+def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp('resume')
     toy.write_data_set(folder)
     cfg = toy.in_process(folder, 'config', **toy.scripted(SCORES))

@@ -19,7 +19,7 @@ AT = 3
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, plain_config_text):
+def trained(tmp_path_factory):
     """Folder of a data set and of a training of three epochs out of eight."""
     folder = tmp_path_factory.mktemp('settings')
     toy.write_data_set(folder)

@@ -5,7 +5,6 @@ use instead.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from starting import quick_environment
 from typed_configs import spelled
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def run(*command, cwd, expect=0):
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
+        env=quick_environment(ROOT),
         capture_output=True,
         text=True,
         timeout=900,

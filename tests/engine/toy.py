@@ -24,6 +24,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.structures import InstanceData
 from processes import run_script
+from starting import quick_environment
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -258,9 +259,7 @@ def scripted(scores: list[float]) -> dict:
 
 def environment() -> dict[str, str]:
     """Of a process that imports this module and the package beside it, on one core."""
-    folders = (Path(__file__).parent, ROOT / 'tests', ROOT)
-    path = (*map(str, folders), os.environ.get('PYTHONPATH', ''))
-    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path)), OMP_NUM_THREADS='1')
+    return quick_environment(Path(__file__).parent, ROOT)
 
 
 def run_tool(*arguments, kill_at=None, expect=0, launcher=()):
