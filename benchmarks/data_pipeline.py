@@ -29,7 +29,7 @@ from pathlib import Path
 
 from deim_mmdet.datasets import stack_images
 from deim_mmdet.engine.checks import base_datasets
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.utils import Stage
 
 import cv2
@@ -55,8 +55,7 @@ class OurPipeline:
         self.preprocessor = MODELS.build(config.model.data_preprocessor)
 
     def set_stage(self, stage: Stage) -> None:
-        for part in staged_parts([self.dataset, *(self.preprocessor.batch_augments or ())]):
-            part.set_stage(stage)
+        set_stage(stage, self.dataset, self.preprocessor)
 
     def samples(self, indices: list[int]) -> dict:
         """The batch that a worker of the data loader gives."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.engine.fitting_batch_size import random_samples
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.models.layers.input_channels import input_channels
 from deim_mmdet.utils import Stage
 
@@ -122,11 +122,9 @@ def pipeline_speed(cfg: Config, num_images: int) -> dict[str, float]:
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
-    parts = list(staged_parts(dataset))
     speeds = {}
     for stage in Stage:
-        for part in parts:
-            part.set_stage(stage)
+        set_stage(stage, dataset)
         order = np.random.default_rng(0).integers(len(dataset), size=num_images + 1)
         speeds[stage.label] = _images_per_second(dataset.__getitem__, order)
     return speeds

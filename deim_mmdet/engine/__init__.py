@@ -1,5 +1,11 @@
 from .dense_o2o_options import set_dense_o2o
-from .faults import RunFault
+from .faults import (
+    NonFiniteError,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFiniteWeightError,
+    RunFault,
+)
 from .hooks import (
     AgreementHook,
     AtomicCheckpointHook,
@@ -13,11 +19,7 @@ from .hooks import (
     EMARestartHook,
     ExpWarmupEMA,
     ExpWarmupEMAHook,
-    NonFiniteError,
-    NonFiniteGradientError,
-    NonFiniteLossError,
     NonFiniteLossHook,
-    NonFiniteWeightError,
     ResumableEarlyStoppingHook,
     UniqueNameVisualizationHook,
 )

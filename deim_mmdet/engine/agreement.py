@@ -4,6 +4,7 @@ import logging
 import os.path as osp
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from mmdet.datasets import CocoDataset
@@ -107,14 +108,6 @@ def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> b
     return changed
 
 
-def evaluator_files(config: Any) -> list[str | None]:
-    """Annotation file of each metric that the config of an evaluator names."""
-    if isinstance(config, dict) and 'metrics' in config:
-        config = config['metrics']
-    metrics = config if isinstance(config, list | tuple) else [config]
-    return [metric.get('ann_file') if isinstance(metric, dict) else None for metric in metrics]
-
-
 def name_categories(evaluator: Evaluator, config: Any) -> None:
     """Let every ``CocoMetric`` of an evaluator find the categories by their names.
 
@@ -122,10 +115,12 @@ def name_categories(evaluator: Evaluator, config: Any) -> None:
         evaluator: Each of its metrics that is mmdet's ``CocoMetric`` is replaced.
         config: The config that it was built from.
     """
-    files = evaluator_files(config)
-    for index, metric in enumerate(evaluator.metrics):
+    if isinstance(config, dict) and 'metrics' in config:
+        config = config['metrics']
+    configs = config if isinstance(config, list | tuple) else [config]
+    for index, (metric, given) in enumerate(zip_longest(evaluator.metrics, configs)):
         if type(metric) is CocoMetric:
-            file = files[index] if index < len(files) else None
+            file = given.get('ann_file') if isinstance(given, dict) else None
             evaluator.metrics[index] = CheckedCocoMetric.from_metric(metric, file)
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +178,16 @@ def override_data_root(cfg: Config, root: str) -> None:
     """Put ``root`` in place of ``cfg.data_root`` in data sets and evaluators."""
     old = cfg.data_root
 
-    def replaced(key: str, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        # The root itself, or a path under it.
-        return root + value[len(old) :] if value.startswith(old) else value
+    def replace_under(node: Any) -> None:
+        items = node.items() if hasattr(node, 'items') else enumerate(node)
+        for key, value in list(items):
+            # The root itself, or a path under it.
+            if isinstance(value, str) and value.startswith(old):
+                node[key] = root + value[len(old) :]
+            elif isinstance(value, dict | list):
+                replace_under(value)
 
-    _replace(cfg, replaced)
+    replace_under(cfg)
 
 
 def override_length(
@@ -237,14 +240,3 @@ def set_mixed_precision(cfg: Config, precision: str) -> None:
         dtype='float16' if scaled else 'bfloat16',
         loss_scale=cfg.optim_wrapper.get('loss_scale', 'dynamic') if scaled else {'enabled': False},
     )
-
-
-def _replace(node: Any, replaced: Callable[[str, Any], Any]) -> None:
-    """Apply ``replaced(key, value)`` to every value under ``node`` that isn't a container."""
-    items = node.items() if hasattr(node, 'items') else enumerate(node)
-    for key, value in list(items):
-        new = replaced(str(key), value)
-        if new is not value:
-            node[key] = new
-        elif isinstance(value, (dict, list)):
-            _replace(value, replaced)

@@ -26,6 +26,22 @@ class RunFault(RuntimeError):
     """A run ended for a reason outside the program; the message says why and what to do."""
 
 
+class NonFiniteError(RunFault):
+    """A training has produced NaN or an infinity."""
+
+
+class NonFiniteLossError(NonFiniteError):
+    """A loss term is NaN or infinite."""
+
+
+class NonFiniteGradientError(NonFiniteError):
+    """All loss terms are finite, but not the gradients that follow from them."""
+
+
+class NonFiniteWeightError(NonFiniteError):
+    """Weights, or the running statistics of norms, are NaN or infinite."""
+
+
 def check_work_dir(work_dir: str | Path) -> None:
     """Check that the work directory can be made and written to.
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..utils.tables import format_table
 from .published_recipe import PublishedRecipe
 
 #: The EMA's decay becomes smaller by this after each evaluation of the last phase that is no new
@@ -182,82 +183,50 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
         recipe: The numbers in force; the table says "not used" for None.
         lr: Learning rate for the published batch size.
     """
-    total = recipe.epochs * recipe.iters_per_epoch
-    published_total = published.epochs * published.iters_per_epoch
+    in_force = f'{lr * recipe.lr_scale:.4g} (x {recipe.lr_scale:.4g})'
 
-    def factor(value: float) -> str:
-        return f'x {value:g}'
+    def row(title: str, name: str, form: Callable[[Any, int], str] = '{0}'.format) -> list[str]:
+        """The numbers of a name; ``form`` gets a number and all iterations of its run."""
+        cells = [title]
+        for numbers in (published, recipe):
+            value = getattr(numbers, name)
+            iterations = numbers.epochs * numbers.iters_per_epoch
+            cells.append('not used' if value is None else form(value, iterations))
+        return cells
 
-    def decay(value: float) -> str:
-        return f'{value:.6g}'
+    def share(count: float, iterations: int) -> str:
+        return f'{count:.6g} ({100 * count / iterations:.2g} %)'
 
-    def stages(value: tuple[int, int, int]) -> str:
-        return ', '.join(map(str, value))
+    def stages(epochs: tuple[int, int, int], _: int) -> str:
+        return ', '.join(map(str, epochs))
 
-    def row(title: str, of_published: Any, in_force: Any, form: Callable) -> tuple[str, str, str]:
-        return title, form(of_published), 'not used' if in_force is None else form(in_force)
-
-    def row_of_iterations(title: str, of_published: float, in_force: float | None) -> tuple:
-        pairs = [(of_published, published_total), (in_force, total)]
-        forms = [
-            'not used' if count is None else f'{count:.6g} ({100 * count / of:.2g} %)'
-            for count, of in pairs
-        ]
-        return title, *forms
-
-    # What few recipes have.
-    epochs = {
-        'epoch of the restart': (published.restart_epoch, recipe.restart_epoch),
-        'first epoch of the late matcher': (
-            published.matcher_change_epoch,
-            recipe.matcher_change_epoch,
-        ),
-    }
     rows = [
-        ('', 'published', 'this run'),
-        ('epochs', published.epochs, recipe.epochs),
-        ('images per optimiser step', published.batch_size, recipe.batch_size),
-        ('iterations an epoch', published.iters_per_epoch, recipe.iters_per_epoch),
-        ('iterations', published_total, total),
-        ('learning rate', f'{lr:.4g}', f'{lr * recipe.lr_scale:.4g} (x {recipe.lr_scale:.4g})'),
-        row_of_iterations(
-            'learning-rate warm-up, iterations', published.warmup_iters, recipe.warmup_iters
-        ),
-        row('learning rate at the end', published.lr_gamma, recipe.lr_gamma, factor),
-        row(
-            'first epoch of dense, flat, no-augmentation stage',
-            published.stages,
-            recipe.stages,
-            stages,
-        ),
-        *(row(title, *pair, str) for title, pair in epochs.items() if pair[0] is not None),
-        row('EMA decay', published.ema_decay, recipe.ema_decay, decay),
-        row_of_iterations(
-            'EMA warm-up, iterations', published.ema_warmup_iters, recipe.ema_warmup_iters
-        ),
+        ['', 'published', 'this run'],
+        row('epochs', 'epochs'),
+        row('images per optimiser step', 'batch_size'),
+        row('iterations an epoch', 'iters_per_epoch'),
+        row('iterations', 'epochs', '{1}'.format),
+        ['learning rate', f'{lr:.4g}', in_force],
+        row('learning-rate warm-up, iterations', 'warmup_iters', share),
+        row('learning rate at the end', 'lr_gamma', 'x {0:g}'.format),
+        row('first epoch of dense, flat, no-augmentation stage', 'stages', stages),
     ]
+    # Few recipes have these two.
+    if published.restart_epoch is not None:
+        rows.append(row('epoch of the restart', 'restart_epoch'))
+    if published.matcher_change_epoch is not None:
+        rows.append(row('first epoch of the late matcher', 'matcher_change_epoch'))
+    decay = '{0:.6g}'.format
+    rows.append(row('EMA decay', 'ema_decay', decay))
+    rows.append(row('EMA warm-up, iterations', 'ema_warmup_iters', share))
     if published.restarts:
-        rows.append(
-            row(
-                'EMA decay from the restart at the no-augmentation stage on',
-                published.ema_restart_decay,
-                recipe.ema_restart_decay,
-                decay,
-            )
-        )
+        title = 'EMA decay from the restart at the no-augmentation stage on'
+        rows.append(row(title, 'ema_restart_decay', decay))
         if published.searches:
-            rows.append(
-                row(
-                    'less for each evaluation of it that is no new best',
-                    EMA_RESTART_STEP,
-                    recipe.ema_restart_step,
-                    '{:.3g}'.format,
-                )
-            )
-    widths = [max(len(str(row[column])) for row in rows) for column in range(3)]
-    return '\n'.join(
-        f'{row[0]!s:<{widths[0]}}  {row[1]!s:>{widths[1]}}  {row[2]!s:>{widths[2]}}' for row in rows
-    )
+            step = recipe.ema_restart_step
+            title = 'less for each evaluation of it that is no new best'
+            rows.append([title, EMA_RESTART_STEP, 'not used' if step is None else f'{step:.3g}'])
+    return format_table(rows)
 
 
 def regime_note(recipe: Recipe, images: int) -> str | None:

@@ -2,7 +2,7 @@ import logging
 from types import SimpleNamespace
 
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_parts
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import parts_with
 from deim_mmdet.utils import SharedStage, Stage
 
 import pytest
@@ -84,7 +84,7 @@ def test_finds_parts_through_wrappers_once():
     inner, outer, nested = Staged(), Staged(), Staged()
     holder = SimpleNamespace(transforms=[nested, nested])
     dataset = ConcatDataset([Mixing(Base(inner), outer, holder), Base()])
-    found = list(staged_parts(dataset))
+    found = list(parts_with(dataset, 'set_stage'))
     assert len(found) == 3
     assert {id(part) for part in found} == {id(inner), id(outer), id(nested)}
 

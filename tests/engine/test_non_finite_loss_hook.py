@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 
-from deim_mmdet.engine.hooks import (
+from deim_mmdet.engine import (
     NonFiniteError,
     NonFiniteGradientError,
     NonFiniteLossError,

@@ -30,7 +30,7 @@ from pathlib import Path
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.models.dense_heads.flat_config import setting
 from deim_mmdet.models.layers.query_selection import make_anchors
 from deim_mmdet.utils import Stage
@@ -108,8 +108,7 @@ class TrainingImages:
 
     def batches(self, indexes: np.ndarray, stage: Stage) -> Iterator[Batch]:
         """The images as training sees them in ``stage``."""
-        for part in staged_augmentations(self.dataset, self.preprocessor):
-            part.set_stage(stage)
+        set_stage(stage, self.dataset, self.preprocessor)
         for start in range(0, len(indexes), self.batch_size):
             images = [self.dataset[int(i)] for i in indexes[start : start + self.batch_size]]
             batch = self.preprocessor(pseudo_collate(images), training=True)

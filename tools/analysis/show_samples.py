@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import staged_augmentations
+from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.utils import Stage
 from deim_mmdet.visualization import contact_sheet, draw_tile
 
@@ -56,8 +56,7 @@ def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) 
     sheet, captions = [], []
     for stage in Stage:
         set_random_seed(seed)
-        for part in staged_augmentations(dataset, preprocessor):
-            part.set_stage(stage)
+        set_stage(stage, dataset, preprocessor)
         for _ in range(rows):
             indices = np.random.randint(len(dataset), size=columns).tolist()
             tiles, counts = draw_batch(dataset, preprocessor, indices, side)

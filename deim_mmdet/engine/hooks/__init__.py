@@ -10,13 +10,7 @@ from .distillation_weight_hook import DistillationWeightHook
 from .ema_restart_hook import EMARestartHook
 from .exp_warmup_ema import ExpWarmupEMA, ExpWarmupEMAHook
 from .fused_test_hook import FusedTestHook
-from .non_finite_loss_hook import (
-    NonFiniteError,
-    NonFiniteGradientError,
-    NonFiniteLossError,
-    NonFiniteLossHook,
-    NonFiniteWeightError,
-)
+from .non_finite_loss_hook import NonFiniteLossHook
 from .resumable_early_stopping_hook import ResumableEarlyStoppingHook
 from .unique_name_visualization_hook import UniqueNameVisualizationHook
 
@@ -34,11 +28,7 @@ __all__ = [
     'ExpWarmupEMA',
     'ExpWarmupEMAHook',
     'FusedTestHook',
-    'NonFiniteError',
-    'NonFiniteGradientError',
-    'NonFiniteLossError',
     'NonFiniteLossHook',
-    'NonFiniteWeightError',
     'ResumableEarlyStoppingHook',
     'UniqueNameVisualizationHook',
 ]

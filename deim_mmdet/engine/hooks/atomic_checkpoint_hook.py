@@ -45,9 +45,6 @@ class AtomicCheckpointHook(CheckpointHook):
         self._enter_best(
             {key: path and self._in_own_folder(path) for key, path in self._entered_best().items()}
         )
-        # The best checkpoint by indicator (the figure that decides), and all best ones on the disk.
-        self._best = {key: path for key, path in self._entered_best().items() if path}
-        self._best_written = set(self._best.values())
         self._outdated = list(runner.message_hub.get_info('outdated_ckpts', []))
         if is_main_process():
             self._remove_outdated()
@@ -100,12 +97,14 @@ class AtomicCheckpointHook(CheckpointHook):
         # seen the result. It also removes the former best one before it has written the new one.
         # So neither is entered here while it works.
         last, self.last_ckpt = self.last_ckpt, None
-        self._enter_best(dict.fromkeys(self._entered_best()))
+        former = self._entered_best()
+        self._enter_best(dict.fromkeys(former))
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last
-        self._best_changed = any(self._entered_best().values())
-        self._note_best()
-        self._enter_best(self._best)
+        new = {key: path for key, path in self._entered_best().items() if path}
+        self._enter_best({**former, **new})
+        self._outdated += [Path(former[key]).name for key in new if former.get(key)]
+        self._best_changed = bool(new)
         if self._best_changed and not self.by_epoch and last is not None:
             self._write(runner, runner.iter, epoch=runner.epoch, iter=runner.iter)
 
@@ -141,9 +140,6 @@ class AtomicCheckpointHook(CheckpointHook):
             # A deque of limited length, which drops the outdated ones itself.
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        best = set(self._best.values())
-        self._outdated += sorted(Path(path).name for path in self._best_written - best)
-        self._best_written = best
         runner.message_hub.update_info('outdated_ckpts', list(self._outdated))
 
         self._saved_epoch = step
@@ -169,15 +165,11 @@ class AtomicCheckpointHook(CheckpointHook):
     def _remove_outdated(self) -> None:
         for name in self._outdated:
             path = self.file_backend.join_path(self.out_dir, name)
-            if path not in self._best_written and self.file_backend.isfile(path):
+            if path not in self._entered_best().values() and self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
-    def _note_best(self) -> None:
-        self._best.update({key: path for key, path in self._entered_best().items() if path})
-        self._best_written.update(self._best.values())
-
     def _entered_best(self) -> dict[str, str | None]:
-        """Best path by indicator, as mmengine's hook keeps it; '' stands for a single one."""
+        """Best path by indicator (the figure that decides); '' stands for a single one."""
         if not self.save_best:
             return {}
         return dict(getattr(self, 'best_ckpt_path_dict', None) or {'': self.best_ckpt_path})

@@ -33,24 +33,21 @@ def parts_with(root: Any, method: str) -> Iterator[Any]:
         pending.extend(attributes[name] for name in CHILDREN if name in attributes)
 
 
-def staged_parts(root: Any) -> Iterator[Any]:
-    """Everything under a dataset or transform, itself included, that has ``set_stage``."""
-    return parts_with(root, 'set_stage')
-
-
 def batch_augments(preprocessor: Any) -> list[Any]:
     """The batch augments of a model's data preprocessor, if it has any."""
     return [*(getattr(preprocessor, 'batch_augments', None) or [])]
 
 
-def staged_augmentations(dataset: Any, preprocessor: Any) -> list[Any]:
-    """All augmentations of a training that have ``set_stage``.
+def set_stage(stage: Stage, dataset: Any, preprocessor: Any = None) -> None:
+    """Switch all augmentations of a training, those that have ``set_stage``.
 
     Args:
-        dataset: The training data set; its transforms, through wrappers.
-        preprocessor: The model's data preprocessor; its batch augments.
+        stage: The stage of the training.
+        dataset: The training data set, for its transforms, through wrappers.
+        preprocessor: The model's data preprocessor, for its batch augments. None for none.
     """
-    return [*staged_parts(dataset), *staged_parts(batch_augments(preprocessor))]
+    for part in parts_with([dataset, batch_augments(preprocessor)], 'set_stage'):
+        part.set_stage(stage)
 
 
 def late_criterion(model: Any) -> Any | None:
@@ -128,11 +125,8 @@ class DenseO2OScheduleHook(Hook):
     def before_train_epoch(self, runner) -> None:
         self._choose_matcher(runner)
         stage = Stage.at_epoch(runner.epoch, self.stages)
-        parts = staged_augmentations(
-            runner.train_dataloader.dataset, bare_model(runner.model).data_preprocessor
-        )
-        for part in parts:
-            part.set_stage(stage)
+        preprocessor = bare_model(runner.model).data_preprocessor
+        set_stage(stage, runner.train_dataloader.dataset, preprocessor)
         if stage != self._stage:
             self._stage = stage
             runner.message_hub.update_info('stage', stage.label)

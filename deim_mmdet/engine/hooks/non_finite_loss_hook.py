@@ -15,38 +15,22 @@ from ...utils.arguments import check_count
 from ...utils.host_reads import allowed_sync
 from ...utils.text import some
 from ..checks import bare_model, non_finite_names
-from ..faults import RunFault
+from ..faults import NonFiniteGradientError, NonFiniteLossError, NonFiniteWeightError
 
 SKIPPED = 'skipped_steps'
-
-
-class NonFiniteError(RunFault):
-    """A training has produced NaN or an infinity."""
-
-
-class NonFiniteLossError(NonFiniteError):
-    """A loss term is NaN or infinite."""
-
-
-class NonFiniteGradientError(NonFiniteError):
-    """All loss terms are finite, but not the gradients that follow from them."""
-
-
-class NonFiniteWeightError(NonFiniteError):
-    """Weights, or the running statistics of norms, are NaN or infinite."""
 
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
-    In training it takes the place of the optimiser wrapper's ``clip_func``, also where nothing is
-    clipped. There it reads the norm of all gradients, which the log needs anyway, and whether all
-    losses are finite, in one transfer, and then clips. With gradient accumulation it reads the
-    losses of each earlier iteration after its backward pass. All processes take the same decision,
-    and each names the terms and images of all. A ``GradScaler`` at work skips steps with infinite
-    gradients itself: they neither count nor end the training. A norm that isn't finite is not
-    logged. A checkpoint with a weight that isn't finite is not written.
+    It does so where the optimiser's wrapper clips gradients, also if nothing is clipped: there it
+    reads their norm, which the log needs anyway, and whether all losses are finite, in one
+    transfer. With gradient accumulation it reads the losses of each earlier iteration after its
+    backward pass. All processes take the same decision, and each names the terms and images of all.
+    A ``GradScaler`` at work skips steps with infinite gradients itself: they neither count nor end
+    the training. A norm that isn't finite is not logged. A checkpoint with a weight that isn't
+    finite is not written.
 
     The first ``skip_non_finite`` bad steps of a run are left out: weights, optimiser, the average
     of ``ExpWarmupEMAHook``, the model's buffers and the scale of a ``GradScaler`` stay as they
@@ -72,7 +56,7 @@ class NonFiniteLossHook(Hook):
         #: Whether the step that the present iteration belongs to is left out.
         self.skipping = False
         # Losses of the present iteration, and the samples of each iteration of the step.
-        self._losses: dict[str, Tensor | list[Tensor]] = {}
+        self._losses: dict[str, list[Tensor]] = {}
         self._samples: list[list] = []
         # What a bad step may change without the optimiser.
         self._buffers: list[tuple[Tensor, Tensor]] = []
@@ -86,7 +70,7 @@ class NonFiniteLossHook(Hook):
                 f'{type(wrapper).__name__}'
             )
         self._runner, self._wrapper, self._model = runner, wrapper, bare_model(runner.model)
-        self._handle = self._model.register_forward_hook(self._note_losses, with_kwargs=True)
+        self._handle = self._model.register_forward_hook(self._note_losses)
         scaler = getattr(wrapper, 'loss_scaler', None)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         # A wrapper without arguments for clipping would not call the function.
@@ -102,14 +86,18 @@ class NonFiniteLossHook(Hook):
         if self._wrapper.should_update():
             self.skipping = False
             self._samples.clear()
+        self._samples.append(data_batch['data_samples'])
         if self.skip_non_finite:
             self._buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
 
-    def _note_losses(self, model: nn.Module, args: tuple, kwargs: dict, losses) -> None:
+    def _note_losses(self, model: nn.Module, args: tuple, losses) -> None:
         """Forward hook of the detector."""
         if model.training and isinstance(losses, dict):
-            self._losses = losses
-            self._samples.append(kwargs.get('data_samples') or [])
+            self._losses = {
+                # Without the graph of the iteration, which would stay in memory.
+                name: [part.detach() for part in (loss if isinstance(loss, list) else [loss])]
+                for name, loss in losses.items()
+            }
 
     def _check_and_clip(self, parameters: list[nn.Parameter], **arguments) -> float | None:
         """Check and clip; the wrapper calls it once the gradients of a step are complete.
@@ -147,8 +135,9 @@ class NonFiniteLossHook(Hook):
         if self._scale is not None:
             self._scaler.load_state_dict(self._scale)
             self._scale = None
-        for name in [name for name, value in outputs.items() if not math.isfinite(value)]:
-            del outputs[name]
+        for name, value in list(outputs.items()):
+            if not torch.as_tensor(value).isfinite():
+                del outputs[name]
 
     def _read(self, *norm: Tensor) -> float | None:
         """Read whether all losses of the iteration are finite, and the norm of the gradients.
@@ -159,10 +148,7 @@ class NonFiniteLossHook(Hook):
         Returns:
             The last number read; None where one isn't finite.
         """
-        # Not kept beyond this: the graph of the iteration hangs on them.
-        losses, self._losses = self._losses, {}
-        terms = [v if isinstance(v, (list, tuple)) else [v] for v in losses.values()]
-        numbers = [value.detach().float().flatten() for values in terms for value in values]
+        numbers = [loss.float().flatten() for parts in self._losses.values() for loss in parts]
         numbers = torch.cat([*numbers, *(value[None] for value in norm)])
         # NaN or infinite where any number of any process is.
         joint = numbers.sum()
@@ -171,29 +157,33 @@ class NonFiniteLossHook(Hook):
             last, joint = torch.stack([numbers[-1], joint]).tolist()
         if math.isfinite(joint):
             return last
-        self._bad_step(losses)
+        self._bad_step()
         return None
 
-    def _bad_step(self, losses: dict[str, Tensor | list[Tensor]]) -> None:
+    def _bad_step(self) -> None:
         """Say what isn't finite, and raise or leave the step out, unless the scaler does."""
-        values = self._model.parse_losses(losses)[1].items()
-        wrong = [f'{k} = {float(v)}' for k, v in values if k != 'loss' and not math.isfinite(v)]
-        error, what, batches = NonFiniteLossError, 'loss', self._samples[-1:]
-        if not any(all_gather_object(wrong)):
-            if self._scaler is not None:
-                return
-            error, what, batches = NonFiniteGradientError, 'gradient', self._samples
+        # As they are logged.
+        losses = {k: float(sum(part.mean() for part in v)) for k, v in self._losses.items()}
+        wrong = [f'{name} = {loss}' for name, loss in losses.items() if not math.isfinite(loss)]
+        images = [[str(s.get('img_path', 'unknown')) for s in batch] for batch in self._samples]
+        ranks = all_gather_object((wrong, images))
+        if any(wrong for wrong, _ in ranks):
+            error, what = NonFiniteLossError, 'loss'
+            ranks = [(wrong, images[-1:]) for wrong, images in ranks if wrong]
+            wrong = dict.fromkeys(term for wrong, _ in ranks for term in wrong)
+        elif self._scaler is not None:
+            return
+        else:
+            error, what = NonFiniteGradientError, 'gradient'
+            # All processes have the same. Finite norms may add up to an infinite one.
             wrong = non_finite_names({k: v.grad for k, v in self._model.named_parameters()})
-            # Finite norms may add up to an infinite one.
             wrong = [some(wrong or ['the norm of all'])]
         self._refuse_weights(dict(self._model.named_parameters()))
-        images = [str(s.get('img_path', 'unknown')) for batch in batches for s in batch]
-        ranks = [rank for rank in all_gather_object((wrong, images)) if rank[0]]
+        images = [image for _, batches in ranks for batch in batches for image in batch]
         count = self._runner.message_hub.get_info(SKIPPED, 0) + 1
         message = (
-            f'non-finite {what} in {self._moment()}: '
-            f'{", ".join(dict.fromkeys(entry for wrong, _ in ranks for entry in wrong))}. '
-            f'Images of the batch: {", ".join(image for _, images in ranks for image in images)}'
+            f'non-finite {what} in {self._moment()}: {", ".join(wrong)}. '
+            f'Images of the batch: {", ".join(images)}'
         )
         if count > self.skip_non_finite:
             before = f'{self.skip_non_finite} steps were left out before. ' if count > 1 else ''

@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.affine import LearnableAffine
-from ..layers.basic import BatchNorm2d, convolve_and_norm, freeze_norms, set_with_cp
+from ..layers.basic import ConvNorm, freeze_norms, set_with_cp
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
 
@@ -77,14 +77,8 @@ ARCHS = {
 # fmt: on
 
 
-class ConvBNAct(nn.Module):
-    """Convolution, batch norm, ReLU and, with ``lab``, a :class:`LearnableAffine`.
-
-    Attributes:
-        with_cp: See :class:`~deim_mmdet.models.layers.basic.ConvNorm`.
-    """
-
-    with_cp = False
+class ConvBNAct(ConvNorm):
+    """Convolution, batch norm, ReLU unless ``act`` is False and, with ``lab``, an affine map."""
 
     def __init__(
         self,
@@ -96,19 +90,14 @@ class ConvBNAct(nn.Module):
         act: bool = True,
         lab: bool = False,
     ) -> None:
-        super().__init__()
-        padding = (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, groups, 'ReLU' if act else None
         )
-        self.bn = BatchNorm2d(out_channels)
-        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
         self.lab = LearnableAffine() if act and lab else nn.Identity()
 
     def forward(self, *features: Tensor) -> Tensor:
         """Features (B, C_i, H, W), concatenated along the channels, to (B, C, H', W')."""
-        x = convolve_and_norm(self.conv, self.bn, features, self.with_cp)
-        return self.lab(self.act(x))
+        return self.lab(super().forward(*features))
 
 
 class LightConvBNAct(nn.Module):

@@ -1,5 +1,7 @@
 """Quality-aware classification losses: MAL of DEIM and VFL of RT-DETR and D-FINE."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from mmdet.models.losses import QualityFocalLoss
@@ -88,16 +90,18 @@ class _QualityLoss(QualityFocalLoss):
     """A loss of (labels, quality) targets, called as mmdet calls its ``QualityFocalLoss``.
 
     mmdet's DETR heads hand labels and IoUs to any loss of that type. To use a subclass, it is
-    enough to name it in the config.
+    enough to name it in the config. A subclass says by ``function`` what is computed.
     """
+
+    function: Callable[..., Tensor]
 
     def __init__(
         self,
         gamma: float,
         alpha: float | None,
-        reduction: str,
-        loss_weight: float,
-        use_sigmoid: bool,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+        use_sigmoid: bool = True,
     ) -> None:
         if not use_sigmoid:
             raise ValueError(
@@ -107,9 +111,6 @@ class _QualityLoss(QualityFocalLoss):
         super().__init__(use_sigmoid=True, reduction=reduction, loss_weight=loss_weight)
         self.gamma = gamma
         self.alpha = alpha
-
-    def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def forward(
         self,
@@ -139,8 +140,7 @@ class _QualityLoss(QualityFocalLoss):
                 f'{type(self).__name__} needs targets (labels, IoU), but this head computes no '
                 'IoU for its classification loss: leave the head its own'
             )
-        labels, quality = target
-        loss = self._unreduced(pred, labels, quality)
+        loss = self.function(pred, *target, self.gamma, self.alpha)
         reduction = reduction_override or self.reduction
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
 
@@ -161,18 +161,10 @@ class MatchabilityAwareLoss(_QualityLoss):
         ValueError: ``use_sigmoid`` is False.
     """
 
-    def __init__(
-        self,
-        gamma: float = 1.5,
-        alpha: float | None = None,
-        reduction: str = 'mean',
-        loss_weight: float = 1.0,
-        use_sigmoid: bool = True,
-    ) -> None:
-        super().__init__(gamma, alpha, reduction, loss_weight, use_sigmoid)
+    function = staticmethod(matchability_aware_loss)
 
-    def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        return matchability_aware_loss(pred, labels, quality, self.gamma, self.alpha)
+    def __init__(self, gamma: float = 1.5, alpha: float | None = None, **kwargs) -> None:
+        super().__init__(gamma, alpha, **kwargs)
 
 
 @MODELS.register_module()
@@ -191,15 +183,7 @@ class VarifocalQualityLoss(_QualityLoss):
         ValueError: ``use_sigmoid`` is False.
     """
 
-    def __init__(
-        self,
-        gamma: float = 2.0,
-        alpha: float = 0.75,
-        reduction: str = 'mean',
-        loss_weight: float = 1.0,
-        use_sigmoid: bool = True,
-    ) -> None:
-        super().__init__(gamma, alpha, reduction, loss_weight, use_sigmoid)
+    function = staticmethod(varifocal_quality_loss)
 
-    def _unreduced(self, pred: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        return varifocal_quality_loss(pred, labels, quality, self.gamma, self.alpha)
+    def __init__(self, gamma: float = 2.0, alpha: float = 0.75, **kwargs) -> None:
+        super().__init__(gamma, alpha, **kwargs)
