@@ -12,6 +12,8 @@ from ..utils.name_table import NameTable
 #: Begins the names of the backbone's tensors.
 BACKBONE = 'model.conv_encoder.'
 _LAYER = 'backbone.layer.{i}'
+# Channels of an attention head, in both sizes of DINOv3.
+_HEAD_DIMS = 64
 
 
 @cache
@@ -59,12 +61,11 @@ def _table(gated: bool) -> NameTable:
     )
 
 
-def convert_vit(state_dict: Mapping[str, Tensor], num_heads: int = 6) -> dict[str, Tensor]:
+def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone with DINOv3 of a DEIMv2 model of transformers, by the reference's names.
 
     Args:
         state_dict: All of the model's tensors.
-        num_heads: Attention heads of DINOv3.
 
     Returns:
         The backbone's tensors; none where the backbone is another. Queries, keys and values are
@@ -94,6 +95,6 @@ def convert_vit(state_dict: Mapping[str, Tensor], num_heads: int = 6) -> dict[st
         converted[f'{attention}.qkv.bias_mask'] = torch.cat([mask, zeros, mask])
     token = converted['backbone.dinov3.mask_token']
     converted['backbone.dinov3.mask_token'] = token.flatten(0, 1)
-    periods = RotaryPositions(token.shape[-1] // num_heads).periods
+    periods = RotaryPositions(_HEAD_DIMS).periods
     converted['backbone.dinov3.rope_embed.periods'] = periods.to(token.dtype)
     return converted
