@@ -239,7 +239,7 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
     if published.restarts:
         rows.append(
             row(
-                'EMA decay from the restart at the no-augmentation stage on',
+                'EMA decay from the restart on',
                 published.ema_restart_decay,
                 recipe.ema_restart_decay,
                 decay,
