@@ -72,10 +72,17 @@ def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         joined. What transformers derives is added: the mask of the bias, and periods of positions.
 
     Raises:
-        ValueError: A tensor of the backbone has a name that isn't known.
+        ValueError: A tensor of the backbone has a name that isn't known. Or the model is S or M,
+            whose ViT-T is another network in transformers (5.23).
     """
-    if f'{BACKBONE}backbone.embeddings.cls_token' not in state_dict:
+    registers = state_dict.get(f'{BACKBONE}backbone.embeddings.register_tokens')
+    if registers is None:
         return {}
+    if not registers.numel():
+        raise ValueError(
+            "it is a DEIMv2 S or M of transformers, not the authors' network: it normalises the "
+            "last output of ViT-T and lacks the biases of its keys. Take the authors' file"
+        )
     gated = any('.mlp.gate_proj.' in name and '.backbone.' in name for name in state_dict)
     rename, converted = _table(gated), {}
     for name, value in state_dict.items():
