@@ -12,6 +12,8 @@ from ..utils.name_table import NameTable
 #: Begins the names of the backbone's tensors.
 BACKBONE = 'model.conv_encoder.'
 _LAYER = 'backbone.layer.{i}'
+# Channels of an attention head, in both sizes of DINOv3.
+_HEAD_DIMS = 64
 
 
 @cache
@@ -59,22 +61,28 @@ def _table(gated: bool) -> NameTable:
     )
 
 
-def convert_vit(state_dict: Mapping[str, Tensor], num_heads: int = 6) -> dict[str, Tensor]:
+def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone with DINOv3 of a DEIMv2 model of transformers, by the reference's names.
 
     Args:
         state_dict: All of the model's tensors.
-        num_heads: Attention heads of DINOv3.
 
     Returns:
         The backbone's tensors; none where the backbone is another. Queries, keys and values are
         joined. What transformers derives is added: the mask of the bias, and periods of positions.
 
     Raises:
-        ValueError: A tensor of the backbone has a name that isn't known.
+        ValueError: A tensor of the backbone has a name that isn't known. Or the model is S or M,
+            whose ViT-T is another network in transformers (5.23).
     """
-    if f'{BACKBONE}backbone.embeddings.cls_token' not in state_dict:
+    registers = state_dict.get(f'{BACKBONE}backbone.embeddings.register_tokens')
+    if registers is None:
         return {}
+    if not registers.numel():
+        raise ValueError(
+            "it is a DEIMv2 S or M of transformers, not the authors' network: it normalises the "
+            "last output of ViT-T and lacks the biases of its keys. Take the authors' file"
+        )
     gated = any('.mlp.gate_proj.' in name and '.backbone.' in name for name in state_dict)
     rename, converted = _table(gated), {}
     for name, value in state_dict.items():
@@ -94,6 +102,6 @@ def convert_vit(state_dict: Mapping[str, Tensor], num_heads: int = 6) -> dict[st
         converted[f'{attention}.qkv.bias_mask'] = torch.cat([mask, zeros, mask])
     token = converted['backbone.dinov3.mask_token']
     converted['backbone.dinov3.mask_token'] = token.flatten(0, 1)
-    periods = RotaryPositions(token.shape[-1] // num_heads).periods
+    periods = RotaryPositions(_HEAD_DIMS).periods
     converted['backbone.dinov3.rope_embed.periods'] = periods.to(token.dtype)
     return converted

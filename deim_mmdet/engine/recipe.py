@@ -220,8 +220,7 @@ def format_recipe(published: PublishedRecipe, recipe: Recipe, lr: float) -> str:
     rows.append(row('EMA decay', 'ema_decay', decay))
     rows.append(row('EMA warm-up, iterations', 'ema_warmup_iters', share))
     if published.restarts:
-        title = 'EMA decay from the restart at the no-augmentation stage on'
-        rows.append(row(title, 'ema_restart_decay', decay))
+        rows.append(row('EMA decay from the restart on', 'ema_restart_decay', decay))
         if published.searches:
             step = recipe.ema_restart_step
             title = 'less for each evaluation of it that is no new best'

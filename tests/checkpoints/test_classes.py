@@ -9,19 +9,21 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+# A network of DEIM and one of its successors, which selects queries without a projection.
+NETWORKS = ['deim_dfine_n', 'deimv2_pico']
 
-def build(num_classes):
-    cfg = Config.fromfile(golden.CONFIGS / 'deim_dfine_n.py').model
+
+def build(num_classes, network='deim_dfine_n'):
+    cfg = Config.fromfile(golden.CONFIGS / f'{network}.py').model
     cfg.backbone.init_cfg = None
     cfg.bbox_head.num_classes = num_classes
     return MODELS.build(cfg)
 
 
-def make_checkpoint(num_classes, classes=None):
+def make_checkpoint(num_classes, classes=None, network='deim_dfine_n'):
     """Every class' row holds the class' index, the embedding's padding -1, all else 7."""
-    state_dict = {
-        name: torch.full_like(v, 7) for name, v in build(num_classes).state_dict().items()
-    }
+    built = build(num_classes, network).state_dict()
+    state_dict = {name: torch.full_like(value, 7) for name, value in built.items()}
     for name, value in state_dict.items():
         if CLASS_LAYERS.fullmatch(name):
             for row in range(len(value)):
@@ -30,15 +32,19 @@ def make_checkpoint(num_classes, classes=None):
     return dict(state_dict=state_dict, meta=meta)
 
 
-@pytest.fixture(scope='module')
-def model():
+def make_model(network):
     """A model of the classes a, b, c; all class layers hold 100, the padding too."""
-    model = build(3)
+    model = build(3, network)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if CLASS_LAYERS.fullmatch(name):
                 value.fill_(100)
     return model
+
+
+@pytest.fixture(scope='module')
+def model():
+    return make_model('deim_dfine_n')
 
 
 def rows(state_dict, name):
@@ -47,15 +53,18 @@ def rows(state_dict, name):
     return value.int().tolist()
 
 
-def test_class_layers_are_all_of_those_whose_shape_depends_on_classes():
-    two, three = build(2).state_dict(), build(3).state_dict()
+@pytest.mark.parametrize('network', NETWORKS)
+def test_class_layers_are_all_of_those_whose_shape_depends_on_classes(network):
+    two, three = (build(number, network).state_dict() for number in (2, 3))
     depend = {name for name in two if two[name].shape != three[name].shape}
     assert depend == {name for name in two if CLASS_LAYERS.fullmatch(name)}
     assert len(depend) == 2 * (1 + 3) + 1
 
 
-def test_rows_of_equal_names_are_kept(model):
-    checkpoint = make_checkpoint(4, ['x', 'c', 'y', 'a'])
+@pytest.mark.parametrize('network', NETWORKS)
+def test_rows_of_equal_names_are_kept(network):
+    model = make_model(network)
+    checkpoint = make_checkpoint(4, ['x', 'c', 'y', 'a'], network)
     message = adapt_class_layers(model, checkpoint, ['a', 'b', 'c'])
     state_dict = checkpoint['state_dict']
     expected = [3, 100, 1]  # a is the checkpoint's class 3, c its class 1

@@ -200,6 +200,13 @@ def test_a_deimv2_that_was_trained_in_transformers_is_refused():
         to_reference_names(names)
 
 
+def test_s_and_m_are_refused():
+    tokens = dict(cls_token=torch.zeros(1, 1, 192), register_tokens=torch.zeros(1, 0, 192))
+    names = {f'model.conv_encoder.backbone.embeddings.{k}': v for k, v in tokens.items()}
+    with pytest.raises(ValueError, match=r"S or M of transformers.*Take the authors' file"):
+        to_reference_names(names)
+
+
 @pytest.fixture(scope='module')
 def state_dict():
     return build('RTDetrV2', RTDETRV2_R18).state_dict()

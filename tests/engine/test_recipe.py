@@ -234,6 +234,8 @@ def test_table_shows_what_few_recipes_have():
     (restart,) = (row.split()[-2:] for row in rows if row.startswith('epoch of the restart'))
     (matcher,) = (row.split()[-2:] for row in rows if row.startswith('first epoch of the late'))
     assert (restart, matcher) == (['468', '47'], ['450', '45'])
+    # It restarts within the last stage, so the table names no stage.
+    assert any(row.startswith('EMA decay from the restart on ') for row in rows)
     table = format_recipe(ECDET, derive_recipe(ECDET, 20, 32, 100), lr=1e-3)
     assert '0, 36, 72' in table
     assert '0, 9, 18' in table

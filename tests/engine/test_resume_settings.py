@@ -176,7 +176,7 @@ def test_table_shows_the_numbers_in_force(trained, tmp_path, request):
     assert in_force['learning rate at the end'] == 'x 0.25'
     assert in_force['first epoch of dense, flat, no-augmentation stage'] == '0, 1, 2'
     assert in_force['EMA decay'] == '0.5'
-    assert in_force['EMA decay from the restart at the no-augmentation stage on'] == 'not used'
+    assert in_force['EMA decay from the restart on'] == 'not used'
 
 
 @pytest.mark.parametrize('keep_original', [True, False])

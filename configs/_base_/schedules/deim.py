@@ -8,7 +8,7 @@ recipe = dict(
     lr_gamma=0.5,
     ema_decay=0.9999,
     ema_warmup_iters=1000,
-    ema_restart_decay=0.9999,  # from the no-augmentation stage on
+    ema_restart_decay=0.9999,  # from the restart on
 )
 # The batch size that `recipe` and the learning rate belong to.
 auto_scale_lr = dict(enable=True, base_batch_size=32)

@@ -44,7 +44,8 @@ class VisionTransformer(FreezesStages, BaseModule):
         out_indices: Blocks, from 0, whose outputs are returned.
         form: ``'plain'`` has one additional token, ``'ecvit'`` too, and four convolutions in the
             place of one. ``'dinov3'`` (arXiv 2508.10104) has five such tokens, scaled branches,
-            keys without bias, and its outputs are normalised. Loading renames weights of ``timm``;
+            keys without bias, and its outputs are normalised; in training each block measures
+            positions in another unit, drawn from ½ to 2. Loading renames weights of ``timm``;
             those of Meta, of DEIMv2 and of EdgeCrafter have these names (but for one).
         gated_ffn: Whether the feed-forward layers are SwiGLU (DINOv3 S+) instead of GELU's.
         in_channels: Channels C of the images; weights of three are adapted when they are loaded.
@@ -90,7 +91,7 @@ class VisionTransformer(FreezesStages, BaseModule):
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dims)) if dinov3 else None
         make_patches = ConvStem if form == 'ecvit' else PatchEmbed
         self.patch_embed = make_patches(embed_dims, in_channels)
-        self.rope_embed = RotaryPositions(embed_dims // num_heads)
+        self.rope_embed = RotaryPositions(embed_dims // num_heads, rescale=2.0 if dinov3 else 1.0)
         make_ffn = partial(
             GatedFeedForward if gated_ffn else FeedForward,
             embed_dims,
@@ -122,13 +123,14 @@ class VisionTransformer(FreezesStages, BaseModule):
         if self.training and self.mask_token is not None:
             # With a gradient of 0, distributed training finds no parameter unused.
             others = others + 0 * self.mask_token
-        number = others.shape[1]
-        tables = self.rope_embed(height, width, number)
+        number, tables = others.shape[1], None
         # Not len(), which exporters that trace take for a constant.
         others = others.expand(patches.shape[0], -1, -1)
         tokens = torch.cat([others, to_tokens(patches)], dim=1)
         outputs = []
         for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
+            if tables is None or self.rope_embed.varies:
+                tables = self.rope_embed(height, width, number)
             tokens = block(tokens, tables)
             if i in self.out_indices:
                 # Sums of tokens and what a norm returns can be in float32, under autocast.

@@ -25,23 +25,29 @@ class RotaryPositions(nn.Module):
     Args:
         head_dims: Channels of a head, a multiple of 4.
         base: The periods go from 1 up to nearly this.
+        rescale: In training, each call measures the axes in another unit: places are multiplied by
+            a factor drawn log-uniformly from 1 / ``rescale`` to this. 1 for no change.
 
     Attributes:
         periods: (``head_dims`` / 4,) buffer; checkpoints hold it.
     """
 
-    def __init__(self, head_dims: int, base: float = 100.0) -> None:
+    def __init__(self, head_dims: int, base: float = 100.0, rescale: float = 1.0) -> None:
         super().__init__()
         if head_dims % 4:
             raise ValueError(f'rotary positions need 4, 8, … channels a head, got {head_dims}')
         quarter = head_dims // 4
         self.register_buffer('periods', base ** (torch.arange(quarter) / quarter))
-        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.rescale = rescale
+        self._constants: dict[tuple, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
         # A checkpoint may hold other periods.
-        self.register_load_state_dict_pre_hook(_forget_tables)
+        self.register_load_state_dict_pre_hook(_forget_constants)
 
-    # Compilers take the tables as constants. They would compile again once the cache has them.
-    @torch.compiler.assume_constant_result
+    @property
+    def varies(self) -> bool:
+        """Whether each call has another factor."""
+        return self.training and self.rescale > 1
+
     def forward(self, height: int, width: int, num_others: int) -> tuple[Tensor, Tensor]:
         """Tables for ``num_others`` tokens without a place, then height · width patches by rows.
 
@@ -50,14 +56,27 @@ class RotaryPositions(nn.Module):
             (``num_others`` + ``height`` · ``width``, 1, head_dims) each, in single precision or the
             precision of ``periods``, if that is higher.
         """
+        angles, tables = self._angles_and_tables(height, width, num_others)
+        if not self.varies:
+            return tables
+        exponent = torch.rand((), dtype=angles.dtype, device=angles.device) * 2 - 1
+        return _tables(angles * self.rescale**exponent)
+
+    # Compilers take these as constants. They would compile again once the cache has them.
+    @torch.compiler.assume_constant_result
+    def _angles_and_tables(
+        self, height: int, width: int, num_others: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         key = (height, width, num_others, self.periods.device, self.periods.dtype)
-        if key not in self._tables:
+        if key not in self._constants:
             # What inference_mode makes can't be used in training later.
             with torch.inference_mode(False), torch.no_grad():
-                self._tables[key] = self._make(height, width, num_others)
-        return self._tables[key]
+                angles = self._angles(height, width, num_others)
+                self._constants[key] = angles, _tables(angles)
+        return self._constants[key]
 
-    def _make(self, height: int, width: int, num_others: int) -> tuple[Tensor, Tensor]:
+    def _angles(self, height: int, width: int, num_others: int) -> Tensor:
+        """Angles of the first half of a head's channels, 0 for tokens without a place."""
         periods = self.periods.to(torch.promote_types(self.periods.dtype, torch.float32))
         rows, columns = (
             (torch.arange(side, dtype=periods.dtype, device=periods.device) + 0.5) / side * 2 - 1
@@ -65,13 +84,16 @@ class RotaryPositions(nn.Module):
         )
         places = torch.cartesian_prod(rows, columns)
         angles = (2 * math.pi * places[..., None] / periods).flatten(1)
-        angles = F.pad(angles, (0, 0, num_others, 0))[:, None]
-        sines = angles.sin()
-        return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-sines, sines], dim=-1)
+        return F.pad(angles, (0, 0, num_others, 0))[:, None]
 
 
-def _forget_tables(positions: RotaryPositions, *_) -> None:
-    positions._tables.clear()
+def _tables(angles: Tensor) -> tuple[Tensor, Tensor]:
+    sines = angles.sin()
+    return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-sines, sines], dim=-1)
+
+
+def _forget_constants(positions: RotaryPositions, *_) -> None:
+    positions._constants.clear()
 
 
 def rotate(tokens: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -76,6 +76,33 @@ def test_tables_follow_the_loaded_periods():
     after.sum().backward()
 
 
+@pytest.mark.parametrize('draw', [0.0, 1.0])
+def test_positions_of_dinov3_vary_in_training(monkeypatch, draw):
+    """The ends of the range measure in half the unit, which doubles all angles, and in twice it."""
+    draws = []
+
+    def fake_rand(shape, **options):
+        draws.append(shape)
+        return torch.full(shape, draw, **options)
+
+    monkeypatch.setattr(torch, 'rand', fake_rand)
+    image = torch.zeros(1, 3, 32, 64)
+    for form, number in (('dinov3', SIZE['depth']), ('plain', 0), ('ecvit', 0)):
+        model = transformer(form)
+        model(image)
+        assert not draws
+        model.train()(image)
+        assert draws == number * [()]
+        draws.clear()
+    positions = transformer('dinov3').double().rope_embed
+    single, double = positions(2, 3, 1), positions.train()(2, 3, 1)
+    if draw == 0:
+        single, double = double, single
+    (cosines, sines), (doubled_cosines, doubled_sines) = single, double
+    torch.testing.assert_close(doubled_cosines, 2 * cosines**2 - 1)
+    torch.testing.assert_close(doubled_sines, 2 * sines * cosines)
+
+
 @pytest.mark.parametrize('half', [torch.bfloat16, torch.float16], ids=str)
 def test_tables_of_half_precision_models_are_exact(half):
     positions = RotaryPositions(8)
