@@ -90,13 +90,13 @@ def parsed(line: str) -> dict | None:
 
 
 def medians(figure: object) -> object:
-    """A figure with the medians in place of percentiles."""
+    """A figure with the medians in place of percentiles, and with four digits."""
     if isinstance(figure, list):
         return [medians(each) for each in figure]
     if not isinstance(figure, dict):
-        return round(figure, 3) if isinstance(figure, float) else figure
+        return float(f'{figure:.4g}') if isinstance(figure, float) else figure
     if 'median' in figure:
-        return round(figure['median'], 3)
+        return medians(figure['median'])
     return {key: medians(value) for key, value in figure.items()}
 
 
@@ -147,8 +147,9 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
 def unpack(wheels: Path, target: Path) -> None:
     """Install wheels into a folder that the steps import from, without network."""
     names = sorted(map(str, wheels.glob('*.whl')))
-    command = ('-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--upgrade')
-    subprocess.run([sys.executable, *command, '--target', str(target), *names], check=True)
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps']
+    command = [*pip, '--no-compile', '--upgrade', '--target', str(target), *names]
+    subprocess.run(command, check=True)
     added_to_path(target)
 
 
