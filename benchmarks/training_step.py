@@ -11,8 +11,8 @@ backward. The optimiser is the same for all and left out. They take turns in one
 
 Times are medians. On a CPU with one thread they are CPU time, which other processes disturb less.
 On a GPU they are the times between events; host_… is the time until everything was enqueued. Memory
-is the growth of the peak over what was held before the first step (resident memory on a CPU, the
-allocator's on a GPU), each in a process of its own.
+is the growth of the peak over what was held before the first step: on a CPU resident memory, each
+in a process of its own, on a GPU the allocator's. Of the others those that are installed are taken.
 """
 
 import argparse
@@ -20,12 +20,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
+from deim_mmdet.deployment.extras import is_installed
 
 import torch
 from measuring.losses import figures, time_losses
@@ -39,10 +41,12 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 OBJECTS = 30
-OTHERS = ('reference', 'transformers')
+# With the packages that hold them.
+OTHERS = dict(reference='dfine', transformers='transformers')
 
 # Batch and side of the images.
 SIZES = dict(
@@ -50,29 +54,39 @@ SIZES = dict(
 )
 
 
-def build(name: str, device: str, amp: bool) -> dict:
+def installed() -> list[str]:
+    """The other implementations that are installed."""
+    return [name for name, package in OTHERS.items() if is_installed(package)]
+
+
+def build(name: str, device: str, amp: bool) -> dict[str, Callable[[], Tensor]]:
     """The models in training mode with the same weights, as functions that return the loss."""
     torch.manual_seed(0)
     batch, side = SIZES[device][name]
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py').model
     # transformers freezes the norms of the backbone, and nothing else of it.
     cfg.backbone.update(init_cfg=None, frozen_stem=False, norm_frozen=True)
-    theirs = build_counterpart(cfg)
+    others = installed()
     ours = MODELS.build(cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        weights = find_weights(read_checkpoint(Path(folder) / 'model.safetensors'))
-    ours.load_state_dict(to_our_names(weights), strict=False)
-    reference, criterion = build_reference(cfg, side)
-    names = to_reference_state_dict(
-        ours.state_dict(), cfg.neck.feat_strides, cfg.bbox_head.decoder.num_points
-    )
-    # Anchors and their validity depend on the size of the images here.
-    names |= {key: reference.state_dict()[key] for key in ('decoder.anchors', 'decoder.valid_mask')}
-    reference.load_state_dict(names)
-    ours = in_layout(ours.to(device))
-    for model in (ours, theirs, reference):
-        model.to(device).train()
+    if 'transformers' in others:
+        theirs = build_counterpart(cfg)
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(folder)
+            weights = find_weights(read_checkpoint(Path(folder) / 'model.safetensors'))
+        ours.load_state_dict(to_our_names(weights), strict=False)
+        theirs.to(device).train()
+    if 'reference' in others:
+        reference, criterion = build_reference(cfg, side)
+        names = to_reference_state_dict(
+            ours.state_dict(), cfg.neck.feat_strides, cfg.bbox_head.decoder.num_points
+        )
+        # Anchors and their validity depend on the size of the images here.
+        own = reference.state_dict()
+        names |= {key: own[key] for key in ('decoder.anchors', 'decoder.valid_mask')}
+        reference.load_state_dict(names)
+        reference.to(device).train()
+        criterion.to(device)
+    ours = in_layout(ours.to(device)).train()
     images = torch.rand(batch, 3, side, side).to(device)
     boxes = torch.rand(batch, OBJECTS, 4) * 0.15 + 0.02
     boxes[..., :2] = torch.rand(batch, OBJECTS, 2) * 0.8 + 0.1
@@ -86,7 +100,6 @@ def build(name: str, device: str, amp: bool) -> dict:
         dict(class_labels=c, labels=c, boxes=b)
         for b, c in zip(boxes.to(device), classes.to(device), strict=True)
     ]
-    criterion.to(device)
     losses = dict(
         ours=lambda: sum(ours.loss(images, samples).values()),
         reference=lambda: sum(criterion(reference(images, targets), targets).values()),
@@ -94,18 +107,17 @@ def build(name: str, device: str, amp: bool) -> dict:
     )
     dtype = torch.float16 if device == 'cuda' else torch.bfloat16
     autocast = torch.autocast(device, dtype, enabled=amp)
-    return {key: autocast(loss) for key, loss in losses.items()}
+    return {key: autocast(losses[key]) for key in ('ours', *others)}
 
 
-def measure_memory(name: str, key: str, device: str, amp: bool) -> None:
-    """Print the MiB that two steps need at their peak, in this process."""
-    step = build(name, device, amp)[key]
+def memory(step: Callable[[], Tensor], device: str) -> int:
+    """MiB that two steps need at their peak."""
 
     def two_steps() -> None:
         for _ in range(2):
             step().backward()
 
-    print(round(peak_memory(two_steps, device)))
+    return round(peak_memory(two_steps, device))
 
 
 def main() -> None:
@@ -123,22 +135,27 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
     if args.memory_of:
-        measure_memory(args.models[0], args.memory_of, args.device, args.amp)
+        step = build(args.models[0], args.device, args.amp)[args.memory_of]
+        print(memory(step, args.device))
         return
     rows = []
     for name in args.models:
         # With one thread take the process's own time: other processes disturb it less.
         timer = make_timer(args.device, cpu_time=args.threads == 1)
         steps = build(name, args.device, args.amp)
-        row = dict(model=name) | figures(time_losses(steps, args.repeats, timer), args.device)
-        for key in ('ours', *OTHERS):
+        needed = {}
+        for key, step in steps.items():
+            if args.device == 'cuda':
+                needed[key] = memory(step, args.device)
+                continue
             command = [sys.executable, __file__, '--models', name, '--memory-of', key]
-            command += ['--threads', str(args.threads), '--device', args.device]
-            output = subprocess.check_output(command + ['--amp'] * args.amp, text=True)
-            row[f'memory_{key}_mib'] = int(output.split()[-1])
-        for key in OTHERS:
-            ratio = row['memory_ours_mib'] / row[f'memory_{key}_mib']
-            row[f'memory_ratio_to_{key}'] = round(ratio, 2)
+            command += ['--threads', str(args.threads), *['--amp'] * args.amp]
+            needed[key] = int(subprocess.check_output(command, text=True).split()[-1])
+        row = dict(model=name) | figures(time_losses(steps, args.repeats, timer), args.device)
+        for key, value in needed.items():
+            row[f'memory_{key}_mib'] = value
+            if key != 'ours':
+                row[f'memory_ratio_to_{key}'] = round(needed['ours'] / value, 2)
         rows.append(row)
         print(json.dumps(row), flush=True)
     if args.out:

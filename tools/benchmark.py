@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
@@ -180,12 +181,15 @@ def measure_latency(
             # TensorRT keeps the types of the file.
             half = 'tensorrt' in args.backends
             onnx_path = export_onnx(model, folder / 'model.onnx', results.size, half=half)
-        candidates = {
-            name: stack.enter_context(
-                Candidate(name, cfg.model, results.size, onnx_path, args.threads, args.device)
-            )
-            for name in BACKENDS[args.device] if name in args.backends
-        }  # fmt: skip
+        names = [name for name in BACKENDS[args.device] if name in args.backends]
+
+        def start(name: str) -> Candidate:
+            return Candidate(name, cfg.model, results.size, onnx_path, args.threads, args.device)
+
+        # All at once: each imports the package anew.
+        threads = stack.enter_context(ThreadPoolExecutor())
+        started = map(stack.enter_context, threads.map(start, names))
+        candidates = dict(zip(names, started, strict=True))
         for batch in args.batches:
             results.latency[batch] = alternate(
                 {

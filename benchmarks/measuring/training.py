@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deim_mmdet.deployment.cpu import optimize_for_cpu
+from deim_mmdet.engine.devices import optimizer_options
 from deim_mmdet.engine.fitting_batch_size import random_samples
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.models.layers.input_channels import input_channels
@@ -49,8 +50,9 @@ class TrainingStep:
     ) -> None:
         model = in_layout(model.train().to(device))
         if amp:
-            kind = 'CpuAmpOptimWrapper' if device == 'cpu' else 'AmpOptimWrapper'
-            optim_wrapper = ConfigDict(optim_wrapper, type=kind)
+            optim_wrapper = ConfigDict(optim_wrapper, type='AmpOptimWrapper')
+        # As the trainer makes it.
+        optim_wrapper = optimizer_options(optim_wrapper, device)
         self.model, self.optimizer = model, build_optim_wrapper(model, optim_wrapper)
         self.timer = make_timer(device)
         self.spans: list[Spans] = []

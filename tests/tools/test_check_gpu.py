@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def tool(load_tool):
+def tool(load_tool, repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(repo_root / 'tools/dev')
     return load_tool('dev/check_gpu.py')
 
 
@@ -19,13 +21,15 @@ def test_a_step_that_fails_crashes_or_hangs_ends_no_other(tool, tmp_path, monkey
     codes = dict(
         fails='print("this is why"); raise SystemExit(3)',
         crashes='import os; os.abort()',
-        hangs='import subprocess, time; subprocess.Popen(["sleep", "60"]); time.sleep(60)',
+        # As torchrun starts its processes.
+        hangs='import subprocess, time; other = subprocess.Popen(["sleep", "60"], '
+        'start_new_session=True); print(other.pid, flush=True); time.sleep(60)',
         works='print("{not JSON}"); print("""{"ms": 3}""")',
     )
 
     def broken(settings):
         for name, code in codes.items():
-            yield tool.Step(name, [sys.executable, '-c', code], 1.5 if name == 'hangs' else 60)
+            yield tool.Step(name, [sys.executable, '-c', code], 1 if name == 'hangs' else 60)
 
     monkeypatch.setitem(tool.PARTS, 'broken', broken)
     settings = tool.Settings('cpu', tmp_path)
@@ -33,14 +37,45 @@ def test_a_step_that_fails_crashes_or_hangs_ends_no_other(tool, tmp_path, monkey
     assert [row['result'] for row in rows] == ['failed', 'crashed', 'took too long', 'passed']
     assert rows[0]['message'] == 'this is why'
     assert 'SIGABRT' in rows[1]['message']
-    assert rows[2]['seconds'] < 10
+    assert rows[2]['seconds'] < 50
+    started = int(rows[2]['message'].split()[-1])
+    assert not running(started)
+    assert rows[0]['output'] == ['this is why']
     assert rows[3]['figures'] == [{'ms': 3}]
     assert json.loads((tmp_path / 'results.json').read_text()) == rows
-    lines = tool.table(rows).splitlines()
+    table = tool.table(rows)
+    lines = [line for line in table.splitlines() if line.startswith('|')]
     assert len(lines) == 2 + len(codes)
     assert len({line.count('|') for line in lines}) == 1
+    assert '`{"ms": 3}`' in table
     late = tool.check(['broken'], settings, minutes=0)
     assert {row['result'] for row in late} == {'left out'}
+
+
+def running(process):
+    """Whether a process is there, and not only its exit code."""
+    try:
+        return Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def test_a_step_takes_no_time_from_later_ones(tool, tmp_path, monkeypatch):
+    def two(settings):
+        for name, seconds in (('slow', 60), ('later', 0)):
+            command = [sys.executable, '-c', f'import time; time.sleep({seconds})']
+            yield tool.Step(name, command, share=30)
+
+    monkeypatch.setitem(tool.PARTS, 'two', two)
+    slow, later = tool.check(['two'], tool.Settings('cuda', tmp_path), minutes=0.1)
+    assert (slow['result'], later['result']) == ('took too long', 'passed')
+    assert slow['message'].startswith('ended after 3 s')
+
+
+def test_all_steps_fit_into_seven_minutes(tool, tmp_path):
+    settings = tool.Settings('cuda', tmp_path)
+    shares = [step.share for part in tool.PARTS.values() for step in part(settings)]
+    assert sum(shares) <= 7 * 60
 
 
 def test_every_step_names_a_file_of_the_checkout(tool, tmp_path, repo_root):

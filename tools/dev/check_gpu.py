@@ -1,7 +1,7 @@
 """What check_gpu.sh runs: the parts of the check, each step in a process of its own.
 
-So a step that fails, ends its interpreter or takes too long ends no other one. It needs nothing but
-Python itself.
+So a step that fails, ends its interpreter or takes too long ends no other one, and takes no time
+from a later one. It needs nothing but Python itself.
 """
 
 import argparse
@@ -12,135 +12,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import uuid
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = 'configs/demo/deim_dfine_demo.py'
+from gpu_steps import PARTS, ROOT, Settings, Step
 
-
-@dataclass(frozen=True)
-class Step:
-    """A command, run in the checkout, and the seconds that it may take."""
-
-    name: str
-    command: list[str]
-    limit: float
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the steps depend on: ``'cuda'`` or ``'cpu'``, and the folder of all that is written."""
-
-    device: str
-    out: Path
-
-    @property
-    def small(self) -> bool:
-        """Whether sizes have to be those of a CPU."""
-        return self.device == 'cpu'
-
-    def step(self, name: str, limit: float, *command: object) -> Step:
-        """Arguments for Python, and the seconds that they may take on a GPU."""
-        return Step(name, [sys.executable, *map(str, command)], limit * (8 if self.small else 1))
-
-    def part(self, name: str, limit: float, function: str, *options: str) -> Step:
-        """A step that is a function of gpu_parts.py."""
-        common = ('--device', self.device, '--out', self.out)
-        return self.step(name, limit, 'tools/dev/gpu_parts.py', function, *common, *options)
-
-    def tests(self, name: str, limit: float, *options: object) -> Step:
-        return self.step(name, limit, '-X', 'faulthandler', '-m', 'pytest', '-q', '-rs', *options)
-
-
-def operators(settings: Settings) -> Iterator[Step]:
-    """Compile them, run their tests on the device, time them."""
-    yield settings.step('compile', 120, 'setup.py', '--quiet', 'build_ext', '--inplace')
-    yield settings.part('versions', 60, 'machine')
-    # On their own: on one machine they ended the interpreter.
-    tests = 'tests/ops/test_deformable_attention.py'
-    yield settings.tests('refused arguments', 60, tests, '-k', 'operator_checks')
-    chosen = 'gradients or types' if settings.small else 'not operator_checks'
-    yield settings.tests('tests', 120, tests, '-k', chosen)
-    sizes = ('--repeats', '3', '--threads', '1') if settings.small else ()
-    yield settings.step('times', 60, 'benchmarks/operators.py', '--device', settings.device, *sizes)
-
-
-def precision(settings: Settings) -> Iterator[Step]:
-    """Losses and gradients in mixed precision against double precision."""
-    yield settings.part('losses and gradients', 90, 'precision')
-
-
-def reads(settings: Settings) -> Iterator[Step]:
-    """An iteration of the trainer in which only marked reads may wait for the GPU."""
-    yield settings.part('an iteration', 90, 'reads')
-
-
-def steps(settings: Settings) -> Iterator[Step]:
-    """Times of training steps: ours, compiled, captured; the reference; transformers."""
-    sizes = ('--models', 'dfine_n', '--repeats', '1') if settings.small else ()
-    device = ('--device', settings.device)
-    yield settings.step('side by side', 150, 'benchmarks/training_step.py', *device, *sizes)
-    forms = {'eager': (), 'compiled': ('--compile',), 'captured': ('--cuda-graph',)}
-    for name, options in forms.items():
-        if name == 'captured' and settings.small:
-            continue
-        chosen = [f'--train-option={option}' for option in options]
-        yield settings.part(f'trainer, {name}', 120, 'iterations', *chosen)
-
-
-def training(settings: Settings) -> Iterator[Step]:
-    """60 iterations through all stages, interrupted and resumed, with the restart from the best."""
-    yield settings.part('60 iterations', 180, 'training')
-
-
-def distributed(settings: Settings) -> Iterator[Step]:
-    """torchrun over NCCL, or over gloo without a GPU."""
-    yield settings.part('data', 60, 'data')
-    processes = 2 if settings.small else 1
-    yield settings.step(
-        'torchrun', 120, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-        processes, 'tools/train.py', DEMO, '--launcher', 'pytorch', '--amp', '--work-dir',
-        settings.out / 'distributed', '--epochs', 4, '--cfg-options',
-        f'data_root={settings.out / "data"}', 'train_cfg.val_interval=4',
-    )  # fmt: skip
-
-
-def inference(settings: Settings) -> Iterator[Step]:
-    """Latency of all forms of a model."""
-    configs = ['configs/dfine_n.py', *([] if settings.small else ['configs/dfine_l.py'])]
-    sizes = ('--size', 320, 320, '--rounds', 2) if settings.small else ('--batches', 1, 32)
-    yield settings.step(
-        'latency', 120, 'tools/benchmark.py', *configs, '--parts', 'latency', '--device',
-        settings.device, *sizes, '--out', settings.out / 'inference',
-    )  # fmt: skip
-
-
-def tests(settings: Settings) -> Iterator[Step]:
-    """The other tests that take a device: the files that speak of CUDA."""
-    chosen = [
-        path.relative_to(ROOT)
-        for path in sorted((ROOT / 'tests').glob('*/**/test_*.py'))
-        if 'cuda' in path.read_text() and path.parent.name not in ('ops', 'tools')
-    ]
-    yield settings.tests('tests', 120, '-m', 'not slow', *chosen)
-
-
-PARTS: dict[str, Callable[[Settings], Iterator[Step]]] = {
-    part.__name__: part
-    for part in (operators, precision, reads, training, steps, inference, distributed, tests)
-}
+# All processes of a step have its mark in this variable of their environment.
+MARK = 'DEIM_MMDET_CHECKED_STEP'
+# A step may take so many times its share, where others left the time.
+PATIENCE = 4
+# Lines of a step's output that are kept with its result where it didn't pass.
+TAIL = 40
 
 
 def run(step: Step, log: Path, limit: float) -> dict:
-    """Run a step; returns its seconds, its result, a message, and the figures that it printed.
+    """Run a step; returns its seconds, its result, a message, and its figures.
 
-    Figures are the lines of its output that are JSON objects. It is ended with all processes that
-    it started when ``limit`` seconds are over.
+    Figures are the lines of its output that are JSON objects, and its file. It is ended with all
+    processes that it started when ``limit`` seconds are over. Where it doesn't pass, the end of its
+    output is kept.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONWARNINGS='ignore')
+    if step.figures:
+        step.figures.unlink(missing_ok=True)
+    mark = uuid.uuid4().hex
+    environment = os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONWARNINGS': 'ignore', MARK: mark}
     started = time.monotonic()
     with log.open('w') as file:
         process = subprocess.Popen(
@@ -153,26 +49,35 @@ def run(step: Step, log: Path, limit: float) -> dict:
         except subprocess.TimeoutExpired:
             code, result = 0, 'took too long'
         finally:
-            end_group(process)
+            end(process, mark)
     lines = log.read_text(errors='replace').splitlines()
     figures = list(filter(None, map(parsed, lines)))
+    if step.figures and step.figures.exists():
+        figures.append(json.loads(step.figures.read_text()))
     message = next((line for line in reversed(lines) if line.strip()), '')
     if code < 0:
         message = f'{signal.Signals(-code).name}: {message}'
+    if result == 'took too long':
+        message = f'ended after {limit:.0f} s: {message}'
     return dict(
         step=step.name,
         seconds=round(time.monotonic() - started, 1),
         result=result,
         message=message,
         figures=figures,
+        output=[] if result == 'passed' else lines[-TAIL:],
     )
 
 
-def end_group(process: subprocess.Popen) -> None:
-    """End a process and all that it started."""
+def end(process: subprocess.Popen, mark: str) -> None:
+    """End a process and all that it started; those of torchrun are in sessions of their own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for environment in Path('/proc').glob('[0-9]*/environ'):
+        with contextlib.suppress(OSError):
+            if f'{MARK}={mark}'.encode() in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def parsed(line: str) -> dict | None:
@@ -184,41 +89,67 @@ def parsed(line: str) -> dict | None:
     return found
 
 
+def medians(figure: object) -> object:
+    """A figure with the medians in place of percentiles, and with four digits."""
+    if isinstance(figure, list):
+        return [medians(each) for each in figure]
+    if not isinstance(figure, dict):
+        return float(f'{figure:.4g}') if isinstance(figure, float) else figure
+    if 'median' in figure:
+        return medians(figure['median'])
+    return {key: medians(value) for key, value in figure.items()}
+
+
 def table(rows: list[dict]) -> str:
-    """The results as a table in Markdown."""
+    """The results as a table in Markdown, and all figures below it."""
     lines = ['| part | step | seconds | result | last line |', '|---|---|---|---|---|']
     for row in rows:
-        message = row['message'].strip().replace('|', '¦')
+        # Of a step that passed the figures say more.
+        message = '' if row['figures'] and row['result'] == 'passed' else row['message'].strip()
+        message = message.replace('|', '¦')
         lines.append(
             f'| {row["part"]} | {row["step"]} | {row["seconds"]:.1f} | {row["result"]} | '
             f'{message if len(message) <= 240 else message[:239] + "…"} |'
         )
+    for row in rows:
+        for figure in row['figures']:
+            lines.append(f'\n{row["part"]}, {row["step"]}: `{json.dumps(medians(figure))}`')
     return '\n'.join(lines)
 
 
 def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
-    """Run parts until their time is over, and write ``results.json`` after each step."""
-    end = time.monotonic() + 60 * minutes
+    """Run parts until their time is over; write ``results.json`` and ``table.md`` after each step.
+
+    What a step leaves of its share goes to later ones.
+    """
+    todo = [(part, step) for part in parts for step in PARTS[part](settings)]
+    # With less time than all shares together, all get less.
+    scale = min(1.0, 60 * minutes / sum(step.share for _, step in todo))
+    finish = time.monotonic() + 60 * minutes
     rows = []
-    for part in parts:
-        for step in PARTS[part](settings):
-            left = end - time.monotonic()
-            if left < 1:
-                row = dict(step=step.name, seconds=0.0, result='left out', message='', figures=[])
-            else:
-                log = settings.out / 'logs' / f'{part}_{step.name}.log'.replace(' ', '_')
-                row = run(step, log, min(step.limit, left))
-            rows.append(dict(part=part, **row))
-            print(f'{part}, {step.name}: {row["result"]}', file=sys.stderr, flush=True)
-            (settings.out / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
+    for index, (part, step) in enumerate(todo):
+        kept = scale * sum(later.share for _, later in todo[index + 1 :])
+        left = finish - time.monotonic() - kept
+        if left < 1:
+            row = dict(
+                step=step.name, seconds=0.0, result='left out', message='', figures=[], output=[]
+            )
+        else:
+            log = settings.out / 'logs' / f'{part}_{step.name}.log'.replace(' ', '_')
+            row = run(step, log, min(left, PATIENCE * step.share))
+        rows.append(dict(part=part, **row))
+        print(f'{part}, {step.name}: {row["result"]}', file=sys.stderr, flush=True)
+        (settings.out / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
+        (settings.out / 'table.md').write_text(table(rows) + '\n')
     return rows
 
 
 def unpack(wheels: Path, target: Path) -> None:
     """Install wheels into a folder that the steps import from, without network."""
     names = sorted(map(str, wheels.glob('*.whl')))
-    command = ('-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--upgrade')
-    subprocess.run([sys.executable, *command, '--target', str(target), *names], check=True)
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps']
+    command = [*pip, '--no-compile', '--upgrade', '--target', str(target), *names]
+    subprocess.run(command, check=True)
     added_to_path(target)
 
 
@@ -236,17 +167,22 @@ def main() -> None:
     parser.add_argument('parts', nargs='*', metavar='PART', help='default: all')
     parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/check_gpu')
-    parser.add_argument('--minutes', type=float, default=7.0, help='for all parts together')
+    parser.add_argument(
+        '--minutes', type=float, help='for all parts together; default 7, with --device cpu 60'
+    )
     parser.add_argument('--wheels', type=Path, metavar='FOLDER', help='wheels to import from')
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f'there is no part {", ".join(unknown)}; there are {", ".join(PARTS)}')
     settings = Settings(args.device, args.out.resolve())
     settings.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     if args.wheels:
         unpack(args.wheels, settings.out / 'packages')
     added_to_path(ROOT)
-    rows = check(args.parts or list(PARTS), settings, args.minutes)
+    minutes = args.minutes if args.minutes is not None else 60 if settings.small else 7
+    minutes -= (time.monotonic() - started) / 60
+    rows = check(args.parts or list(PARTS), settings, minutes)
     print(table(rows))
     sys.exit(any(row['result'] != 'passed' for row in rows))
 

@@ -1,40 +1,39 @@
 """Steps of check_gpu.sh that are no tool of their own: each prints its figures as a line of JSON.
 
-python tools/dev/gpu_parts.py machine|data|precision|reads|iterations|training --out OUT
+python tools/dev/gpu_parts.py FUNCTION --out OUT [--device cpu]
 """
 
 import argparse
-import contextlib
 import copy
-import json
 import math
-import os
 import platform
 import re
 import shutil
-import signal
-import statistics
 import subprocess
 import sys
-import time
-import warnings
-from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from gpu_trainings import (
+    ROOT,
+    data,
+    distributed,
+    iterations,
+    reads,
+    say,
+    training,
+    training_step,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = 'configs/demo/deim_dfine_demo.py'
-IMAGES, BATCH, EPOCHS = 40, 8, 12
-# The epoch after which the training is interrupted: within the dense stage.
-INTERRUPTED = 5
-STAGES = ('warm-up', 'dense', 'flat', 'no-augmentation')
-# Before these iterations of the demo everything is built and settled.
-SETTLED = 6
+if TYPE_CHECKING:
+    from measuring.training import TrainingStep
 
-
-def say(**figures: object) -> None:
-    print(json.dumps(figures), flush=True)
+# Calls of a step before those that are timed: algorithms are chosen, a graph is captured.
+WARM_UP, CALLS = 4, 10
+FORMS = ('eager', 'compiled', 'captured')
+# Batches of the models.
+STEPS, SMALL_STEPS = dict(dfine_n=32, dfine_l=16), dict(dfine_n=2)
 
 
 def machine(args: argparse.Namespace) -> None:
@@ -64,18 +63,6 @@ def machine(args: argparse.Namespace) -> None:
     )
     if args.device not in compiled.DEVICES:
         sys.exit(f'no operators were compiled for {args.device}: {compiled.MISSING}')
-
-
-def data(args: argparse.Namespace) -> Path:
-    """Make pictures with digits, if they aren't there; returns their folder."""
-    sys.path.insert(0, str(ROOT / 'tools/demo'))
-    from make_dataset import SceneSettings, make_dataset
-
-    settings = SceneSettings(
-        train=IMAGES, val=16, size=128, objects=(1, 3), scale=(0.3, 0.7), digits=(0, 2, 3, 4)
-    )
-    make_dataset(args.out / 'data', settings)
-    return args.out / 'data'
 
 
 def random_batch(batch: int, side: int, classes: int, objects: int = 20) -> tuple:
@@ -156,167 +143,68 @@ def precision(args: argparse.Namespace) -> None:
         sys.exit(f'too far from float64: {", ".join(failures)}')
 
 
-def reads(args: argparse.Namespace) -> None:
-    """Train the demo until all is settled; then look for reads that wait for the GPU.
-
-    One iteration lists them all, the next one stops at the first. Those within ``allowed_sync`` are
-    meant.
-    """
+def step(args: argparse.Namespace) -> None:
+    """Times of a training step of N and L, in one form."""
     from deim_mmdet.engine.config import load_config
+    from deim_mmdet.models.detectors.graphed import GraphedNetwork
 
-    from mmengine.hooks import Hook
-    from mmengine.registry import HOOKS, RUNNERS
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    from measuring.timing import peak_memory
 
-    seen, scope = Counter(), contextlib.ExitStack()
-    modes = {SETTLED: 'warn', SETTLED + 1: 'error'} if args.device == 'cuda' else {}
-
-    def set_mode(mode: str) -> None:
-        if args.device == 'cuda':
-            torch.cuda.set_sync_debug_mode(mode)
-
-    def note(
-        message: Warning | str, category: type, filename: str, lineno: int, *_: object
-    ) -> None:
-        if 'synchronizing' in str(message):
-            seen[f'{os.path.relpath(filename, ROOT)}:{lineno}'] += 1
-
-    @HOOKS.register_module()
-    class WatchReads(Hook):
-        priority = 'HIGHEST'
-
-        def before_train_iter(self, runner, batch_idx, data_batch=None):
-            set_mode(modes.get(runner.iter, 'default'))
-
-    @HOOKS.register_module()
-    class StopWatching(Hook):
-        priority = 'LOWEST'
-
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            set_mode('default')
-            if runner.iter == SETTLED + 1:
-                raise KeyboardInterrupt
-
-    cfg = load_config(DEMO, dict(data_root=str(data(args)), image_size=64))
-    cfg.work_dir, cfg.launcher = str(args.out / 'reads'), 'none'
-    cfg.custom_hooks += [dict(type='WatchReads'), dict(type='StopWatching')]
-    runner = RUNNERS.build(cfg)
-    with scope, contextlib.suppress(KeyboardInterrupt):
-        scope.enter_context(warnings.catch_warnings())
-        warnings.simplefilter('always')
-        warnings.showwarning = note
-        try:
-            runner.train()
-        finally:
-            set_mode('default')
-            say(unmarked_reads=dict(seen) if modes else 'not seen without a GPU')
-    if seen:
-        sys.exit(f'{seen.total()} unmarked reads in an iteration')
-
-
-def training_command(args: argparse.Namespace, work_dir: Path, *options: str) -> list[str]:
-    settings = {
-        'data_root': data(args),
-        'train_dataloader.batch_size': BATCH,
-        'default_hooks.checkpoint.interval': 1,
-        'default_hooks.logger.interval': 1,
-    }
-    if args.device == 'cpu':
-        settings['image_size'] = 64
-    return [
-        *(sys.executable, 'tools/train.py', DEMO, '--amp', '--work-dir', str(work_dir), *options),
-        *('--cfg-options', *(f'{key}={value}' for key, value in settings.items())),
-    ]
-
-
-def run(command: list[str]) -> str:
-    """Run a command in the checkout and give its output, or end as it does."""
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f'{done.stdout[-6000:]}\nexit code {done.returncode}: {" ".join(command)}')
-    return done.stdout
-
-
-def iterations(args: argparse.Namespace) -> None:
-    """Seconds of an iteration of the trainer in mixed precision, the demo's model."""
-    from deim_mmdet.engine.history import read_history
-
-    work_dir = args.out / f'iterations{"".join(args.train_option)}'
-    shutil.rmtree(work_dir, ignore_errors=True)
-    run(training_command(args, work_dir, '--epochs', '4', *args.train_option))
-    lines = list(read_history(work_dir).train.values())[SETTLED:]
-    say(
-        options=args.train_option,
-        iteration_ms=round(1e3 * statistics.median(line['time'] for line in lines), 2),
-        data_ms=round(1e3 * statistics.median(line['data_time'] for line in lines), 2),
-        loss=lines[-1]['loss'],
-    )
-
-
-def training(args: argparse.Namespace) -> None:
-    """The demo's training: killed within the dense stage, resumed, restarted from the best."""
-    from deim_mmdet.engine.history import read_history
-
-    work_dir = args.out / 'training'
-    shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True)
-    command = training_command(args, work_dir, '--epochs', str(EPOCHS), '--resume')
-    with (work_dir / 'output.log').open('w+') as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    small = args.device == 'cpu'
+    for name, batch in (SMALL_STEPS if small else STEPS).items():
+        cfg = load_config(f'configs/{name}.py', dict(image_size=64) if small else {})
+        timed = training_step(cfg, batch, args.device)
+        if args.form == 'compiled':
+            timed.model.compile_parts()
+        if args.form == 'captured':
+            timed.model.static_shapes()
+            timed.model.graphed = GraphedNetwork()
+        memory = peak_memory(timed, args.device)
+        for _ in range(WARM_UP):
+            timed()
+        timed.spans.clear()
+        # The first isn't counted.
+        for _ in range(1 + CALLS):
+            timed()
+        say(
+            model=name,
+            batch=batch,
+            form=args.form,
+            **{
+                f'{clock}_ms': {k: round(t.median, 2) for k, t in timed.timings(clock).items()}
+                for clock in ('device', 'host')
+            },
+            memory_mib=memory and round(memory),
         )
-        try:
-            while process.poll() is None and not latest(work_dir, INTERRUPTED):
-                time.sleep(0.05)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.seek(0)
-        before = log.read()
-    if not latest(work_dir, INTERRUPTED):
-        sys.exit(f'{before[-6000:]}\nthe training ended before it could be interrupted')
-    after = run(command)
-    history = read_history(work_dir)
-    losses = [line['loss'] for line in history.train.values()]
-    missing = [
-        what
-        for what, found in {
-            **{f'stage {stage}': f'stage {stage} begins' in before + after for stage in STAGES},
-            'resuming': f'within stage {STAGES[1]}' in after,
-            'the restart of the EMA': 'restart from the best checkpoint' in after,
-            f'{EPOCHS * IMAGES // BATCH} iterations': (
-                max(history.train) == EPOCHS * IMAGES // BATCH
-            ),
-            'finite losses': all(map(math.isfinite, losses)),
-            'a lower loss': statistics.mean(losses[-5:]) < statistics.mean(losses[:5]),
-        }.items()
-        if not found
+        if args.device == 'cuda':
+            # Last, as profilers don't work everywhere.
+            say(model=name, form=args.form, **kernels(timed))
+        if args.form == 'captured' and timed.model.graphed.failed:
+            sys.exit('no graph was captured')
+
+
+def kernels(timed: 'TrainingStep') -> dict[str, float]:
+    """Number of a step's kernels, and the milliseconds that the GPU works for them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        timed()
+    times = [
+        event.time_range.elapsed_us()
+        for event in record.events()
+        if event.device_type.name == 'CUDA' and not getattr(event, 'is_user_annotation', False)
     ]
-    say(
-        losses=[round(loss, 3) for loss in losses[:: len(losses) // 6]],
-        iteration_ms=round(1e3 * statistics.median(v['time'] for v in history.train.values()), 2),
-        ap={epoch: line.get('coco/bbox_mAP') for epoch, line in history.val.items()},
-    )
-    if missing:
-        sys.exit(f'{after[-3000:]}\nnot found in the log: {", ".join(missing)}')
-
-
-def latest(work_dir: Path, epoch: int) -> bool:
-    """Whether the training has saved a checkpoint of this epoch or a later one."""
-    pointer = work_dir / 'last_checkpoint'
-    number = re.search(r'epoch_(\d+)', pointer.read_text()) if pointer.exists() else None
-    return bool(number) and int(number[1]) >= epoch
+    return dict(kernels=len(times), kernels_ms=round(sum(times) / 1e3, 1))
 
 
 def main() -> None:
-    functions = (machine, data, precision, reads, iterations, training)
+    functions = (machine, data, precision, reads, step, iterations, training, distributed)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('function', choices=[function.__name__ for function in functions])
     parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--train-option', action='append', default=[], help='of tools/train.py')
+    parser.add_argument('--form', choices=FORMS, default='eager', help='of the training step')
     args = parser.parse_args()
     import deim_mmdet  # noqa: F401  (registers the components)
 

@@ -1,0 +1,138 @@
+"""The steps of check_gpu.sh: their commands, and how much of the time is theirs."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, run in the checkout.
+
+    Args:
+        name: Its name in the results.
+        command: Program and arguments.
+        share: Seconds that are kept for it, whatever the steps before take.
+        figures: A JSON file that it writes.
+    """
+
+    name: str
+    command: list[str]
+    share: float
+    figures: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the steps depend on: ``'cuda'`` or ``'cpu'``, and the folder of all that is written."""
+
+    device: str
+    out: Path
+
+    @property
+    def small(self) -> bool:
+        """Whether sizes have to be those of a CPU."""
+        return self.device == 'cpu'
+
+    def step(self, name: str, share: float, *command: object, figures: Path | None = None) -> Step:
+        """Arguments for Python, and the seconds that they may take on a GPU."""
+        words = [sys.executable, *map(str, command)]
+        return Step(name, words, share * (8 if self.small else 1), figures)
+
+    def part(self, name: str, share: float, function: str, *options: str) -> Step:
+        """A step that is a function of gpu_parts.py or gpu_trainings.py."""
+        common = ('--device', self.device, '--out', self.out)
+        return self.step(name, share, 'tools/dev/gpu_parts.py', function, *common, *options)
+
+    def tests(self, name: str, share: float, *options: object) -> Step:
+        return self.step(name, share, '-X', 'faulthandler', '-m', 'pytest', '-q', '-rs', *options)
+
+
+def operators(settings: Settings) -> Iterator[Step]:
+    """Compile them, run their tests on the device, time them."""
+    # Operators for CPUs alone, compiled before, would count as done.
+    force = () if settings.small else ('--force',)
+    yield settings.step('compile', 24, 'setup.py', '--quiet', 'build_ext', '--inplace', *force)
+    yield settings.part('versions', 12, 'machine')
+    # On their own: on one machine they ended the interpreter.
+    tests = 'tests/ops/test_deformable_attention.py'
+    yield settings.tests('refused arguments', 12, tests, '-k', 'operator_checks')
+    chosen = 'gradients or types' if settings.small else 'not operator_checks'
+    yield settings.tests('tests', 30, tests, '-k', chosen)
+    sizes = ('--repeats', '3', '--threads', '1') if settings.small else ()
+    yield settings.step('times', 16, 'benchmarks/operators.py', '--device', settings.device, *sizes)
+
+
+def precision(settings: Settings) -> Iterator[Step]:
+    """Losses and gradients in mixed precision against double precision."""
+    yield settings.part('losses and gradients', 20, 'precision')
+
+
+def reads(settings: Settings) -> Iterator[Step]:
+    """An iteration of the trainer in which only marked reads may wait for the GPU."""
+    yield settings.part('an iteration', 20, 'reads')
+
+
+def training(settings: Settings) -> Iterator[Step]:
+    """60 iterations through all stages, interrupted and resumed, with the restart from the best."""
+    yield settings.part('60 iterations', 56, 'training')
+
+
+def steps(settings: Settings) -> Iterator[Step]:
+    """Times of training steps, also captured as a graph; the reference; transformers."""
+    yield settings.part('ours, eager', 18, 'step')
+    if not settings.small:
+        yield settings.part('ours, captured', 20, 'step', '--form', 'captured')
+    yield settings.part('trainer', 20, 'iterations')
+    sizes = ('--models', 'dfine_n', '--repeats', 1)
+    if not settings.small:
+        sizes = ('--amp', '--repeats', 5)
+    yield settings.step(
+        'side by side', 40, 'benchmarks/training_step.py', '--device', settings.device, *sizes
+    )
+
+
+def inference(settings: Settings) -> Iterator[Step]:
+    """Latency of all forms of a model."""
+    configs = ['configs/dfine_n.py', *([] if settings.small else ['configs/dfine_l.py'])]
+    sizes = ('--size', 320, 320, '--rounds', 2)
+    if not settings.small:
+        sizes = ('--batches', 1, 32, '--rounds', 4, '--threads', 8)
+    out = settings.out / 'inference'
+    yield settings.step(
+        'latency', 40, 'tools/benchmark.py', *configs, '--parts', 'latency', '--device',
+        settings.device, *sizes, '--out', out, figures=out / 'results.json',
+    )  # fmt: skip
+
+
+def distributed(settings: Settings) -> Iterator[Step]:
+    """torchrun over NCCL, or over gloo without a GPU."""
+    yield settings.part('torchrun', 32, 'distributed')
+
+
+def tests(settings: Settings) -> Iterator[Step]:
+    """The other tests that run on a GPU where there is one."""
+    chosen = [
+        path.relative_to(ROOT)
+        for path in sorted((ROOT / 'tests').glob('*/**/test_*.py'))
+        if re.search(r'skipif\(not torch\.cuda|on_gpu', path.read_text())
+        and path.parent.name not in ('ops', 'tools')
+    ]
+    yield settings.tests('tests', 34, '-m', 'not slow', *chosen)
+
+
+def compiled(settings: Settings) -> Iterator[Step]:
+    """Times of training steps compiled by torch.compile, which takes what time is left."""
+    yield settings.part('ours, compiled', 24, 'step', '--form', 'compiled')
+
+
+PARTS: dict[str, Callable[[Settings], Iterator[Step]]] = {
+    part.__name__: part
+    for part in (
+        operators, precision, reads, training, steps, inference, distributed, tests, compiled,
+    )
+}  # fmt: skip
