@@ -68,7 +68,7 @@ class SceneSettings:
         if self.train < 1 or self.val < 1:
             raise ValueError(f'train and val must be at least 1, got {self.train} and {self.val}')
         if len(self.size) != 2 or min(self.size) < 32:
-            raise ValueError(f'size must be height and width of at least 32 pixels, got {self.size}')
+            raise ValueError(f'size must be two sides of at least 32 pixels, got {self.size}')
         if not 0 <= self.objects[0] <= self.objects[1]:
             raise ValueError(f'objects must be 0 <= least <= greatest, got {self.objects}')
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
