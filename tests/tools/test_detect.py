@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+from deim_mmdet.datasets import LoadImageChecked
 from deim_mmdet.deployment.inputs import read_image
 
 import cv2
@@ -16,9 +17,8 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
 
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-    """A graph with the exported models' inputs and outputs: one box around the red pixels' mean."""
+def write_model(path, channels=3, **metadata):
+    """A graph with the exported models' inputs and outputs, and a box on a quarter of an image."""
     from onnx import TensorProto, helper
 
     def tensor(name, kind, values):
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
         return helper.make_tensor(name, kind, values.shape, values.flatten().tolist())
 
     nodes = [
-        # A quarter of the picture, from its corner; the score is the mean of red, in [0, 1].
+        # The box begins at the corner; the score is the mean of the first channel.
         helper.make_node('Slice', ['images', 'zero', 'one', 'axis'], ['red']),
         helper.make_node('ReduceMean', ['red'], ['mean'], axes=[1, 2, 3], keepdims=0),
         helper.make_node('Unsqueeze', ['mean', 'axis'], ['scores']),
@@ -43,7 +43,7 @@ def model(tmp_path_factory):
         nodes,
         'detector',
         [
-            helper.make_tensor_value_info('images', TensorProto.FLOAT, ['batch', 3, 32, 64]),
+            helper.make_tensor_value_info('images', TensorProto.FLOAT, ['batch', channels, 32, 64]),
             helper.make_tensor_value_info('orig_target_sizes', TensorProto.INT64, ['batch', 2]),
         ],
         [
@@ -59,12 +59,16 @@ def model(tmp_path_factory):
             tensor('none', TensorProto.FLOAT, [0.0]),
         ],
     )
-    path = tmp_path_factory.mktemp('model') / 'model.onnx'
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
-    helper.set_model_props(made, dict(classes=json.dumps(['cat', 'dog'])))
+    helper.set_model_props(made, dict(classes=json.dumps(['cat', 'dog']), **metadata))
     onnx.checker.check_model(made)
     onnx.save(made, path)
     return path
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp('model') / 'model.onnx')
 
 
 @pytest.fixture
@@ -90,13 +94,41 @@ runpy.run_path(sys.argv[0], run_name='__main__')
     return run
 
 
-@pytest.mark.parametrize('letterbox', [False, True])
-def test_inputs_are_those_of_the_package(load_tool, tmp_path, letterbox):
-    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / 'a.png'), image)
-    expected, _ = read_image(tmp_path / 'a.png', (64, 128), letterbox)
-    found = load_tool('detect.py').to_input(image, (64, 128), letterbox)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+def write_image(path, channels, dtype):
+    """An image of random values; an array has its channels first."""
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, channels)).astype(dtype)
+    if path.suffix == '.npy':
+        np.save(path, image.transpose(2, 0, 1))
+    elif path.suffix == '.tif':
+        cv2.imwritemulti(str(path), [*image.transpose(2, 0, 1)])
+    else:
+        cv2.imwrite(str(path), image)
+
+
+@pytest.mark.parametrize(
+    ('file', 'channels', 'dtype', 'metadata', 'loader'),
+    [
+        ('a.png', 3, np.uint8, {}, None),
+        ('a.png', 3, np.uint8, dict(letterbox='true'), None),
+        ('a.png', 1, np.uint8, dict(values='file'), 'grayscale'),
+        ('a.png', 3, np.uint16, dict(values='file', letterbox='true'), 'unchanged'),
+        ('a.png', 4, np.uint8, dict(values='file'), 'unchanged'),
+        ('a.npy', 6, np.float64, dict(values='file', letterbox='true'), 'unchanged'),
+        ('a.tif', 5, np.uint16, dict(values='file'), 'unchanged'),
+    ],
+)
+def test_inputs_are_those_of_the_package(
+    load_tool, tmp_path, file, channels, dtype, metadata, loader
+):
+    path = tmp_path / file
+    write_image(path, channels, dtype)
+    loader = loader and LoadImageChecked(loader, channels=channels)
+    expected, _ = read_image(path, (64, 128), 'letterbox' in metadata, loader)
+    tool = load_tool('detect.py')
+    model = tool.Model(None, (channels, 64, 128), metadata)
+    image = tool.read(path, model)
+    np.testing.assert_allclose(tool.to_input(image, model), expected, atol=1e-6)
+    assert tool.to_picture(image).shape == (50, 70, 3)
 
 
 def picture(path, red):
@@ -125,6 +157,22 @@ def test_picture(run, model, tmp_path, suffix):
     out = tmp_path / 'other.png'
     assert '0 objects' in run(model, tmp_path / 'a.png', '--out', out, '--threshold', 0.61)
     np.testing.assert_array_equal(cv2.imread(str(out)), image)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_other_channels(run, tmp_path, suffix):
+    model = write_model(tmp_path / 'model.onnx', channels=4, values='file')
+    if suffix == '.xml':
+        openvino = pytest.importorskip('openvino')
+        model = tmp_path / 'model.xml'
+        openvino.save_model(openvino.Core().read_model(str(model.with_suffix('.onnx'))), model)
+    np.save(tmp_path / 'a.npy', np.full((80, 120, 4), 0.6, np.float32))
+    found = run(model, tmp_path / 'a.npy', '--out', tmp_path / 'out.png', '--threshold', 0.59)
+    assert '1 objects' in found
+    assert cv2.imread(str(tmp_path / 'out.png')).shape == (80, 120, 3)
+    picture(tmp_path / 'b.png', red=153)
+    message = run(model, tmp_path / 'b.png', '--out', tmp_path / 'out.png', code=1)
+    assert 'the images have 3 channels, and the model takes 4' in message
 
 
 def test_video(run, model, tmp_path):

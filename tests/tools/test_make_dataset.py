@@ -18,7 +18,7 @@ def tool(load_tool):
 
 @pytest.fixture(scope='module')
 def settings(tool):
-    return tool.SceneSettings(train=6, val=4, size=128, objects=(1, 3), digits=(0, 1, 7))
+    return tool.SceneSettings(train=6, val=4, size=(96, 160), objects=(1, 3), digits=(0, 1, 7))
 
 
 @pytest.fixture(scope='module')
@@ -43,15 +43,15 @@ def test_pycocotools_reads_it(folder, settings, split):
     assert [c['name'] for c in coco.cats.values()] == ['digit_0', 'digit_1', 'digit_7']
     for image_id, entry in coco.imgs.items():
         image = cv2.imread(str(folder / split / entry['file_name']))
-        assert image.shape == (entry['height'], entry['width'], 3) == (128, 128, 3)
+        assert image.shape == (entry['height'], entry['width'], 3) == (96, 160, 3)
         annotations = coco.imgToAnns[image_id]
         assert 1 <= len(annotations) <= 3
         for annotation in annotations:
             x, y, width, height = annotation['bbox']
             assert min(x, y) >= 0
             assert min(width, height) > 0
-            assert x + width <= 128
-            assert y + height <= 128
+            assert x + width <= 160
+            assert y + height <= 96
 
 
 def test_same_settings_give_the_same_bytes(tool, settings, folder, tmp_path):
@@ -117,7 +117,7 @@ def test_crowds_overlap_and_stay_visible(tool, settings):
         high = np.minimum(corners[:, None, 2:], corners[None, :, 2:])
         overlapping += np.triu((high > low).all(axis=-1), 1).sum()
         # Nothing was pasted over: half of the least height, thinned by the least stretch.
-        assert boxes[:, 2:].max(axis=1).min() >= 0.5 * 0.15 * 128
+        assert boxes[:, 2:].max(axis=1).min() >= 0.5 * 0.15 * 96
     assert overlapping > 0
 
 
@@ -148,7 +148,8 @@ def test_an_interrupted_run_leaves_nothing(tool, settings, tmp_path, monkeypatch
     ('option', 'value'),
     [
         ('train', 0),
-        ('size', 8),
+        ('size', (64, 8)),
+        ('size', (64, 64, 64)),
         ('objects', (3, 1)),
         ('scale', (0.0, 0.5)),
         ('scale', (0.5, 1.2)),

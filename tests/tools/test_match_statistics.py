@@ -29,7 +29,7 @@ def data(load_tool, tmp_path_factory) -> Path:
     pytest.importorskip('sklearn')
     maker = load_tool('demo/make_dataset.py')
     root = tmp_path_factory.mktemp('data') / 'digits'
-    settings = maker.SceneSettings(train=IMAGES, val=1, size=SIDE, digits=(0, 2, 3, 4))
+    settings = maker.SceneSettings(train=IMAGES, val=1, size=(SIDE, SIDE), digits=(0, 2, 3, 4))
     maker.make_dataset(root, settings)
     return root
 

@@ -19,7 +19,7 @@ def draw(load_tool, tmp_path_factory):
     tool = load_tool('analysis/show_samples.py')
     root = tmp_path_factory.mktemp('data') / 'digits'
     digits = (0, 2, 3, 4)
-    maker.make_dataset(root, maker.SceneSettings(train=12, val=1, size=128, digits=digits))
+    maker.make_dataset(root, maker.SceneSettings(train=12, val=1, size=(128, 128), digits=digits))
     path = ROOT / 'configs/demo/deim_dfine_demo.py'
 
     def draw_strips(seed: int) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ a digit, and each half of a photograph, belongs to one of them.
 
     python tools/demo/make_dataset.py data/digits --train 800 --val 150 --objects 1 4
     python tools/demo/make_dataset.py data/crowd --train 5000 --objects 8 20 --jobs 4
+    python tools/demo/make_dataset.py data/wide --size 128 256
 """
 
 import argparse
@@ -45,18 +46,19 @@ class SceneSettings:
     Args:
         train: Number of training images.
         val: Number of validation images.
-        size: Side of the square images, in pixels.
+        size: Height and width of the images, in pixels.
         objects: Least and greatest number of objects in an image: (1, 3) is sparse, (8, 20) a
             crowd.
-        scale: Least and greatest height of an object, as a share of the image's side. Its
-            logarithm is drawn uniformly, so that small ones are as frequent as large ones.
+        scale: Least and greatest height of an object, as a share of the image's
+            height. Its logarithm is drawn uniformly, so that small ones are as frequent as large
+            ones.
         digits: The digits in use, each a class.
         seed: Seed of everything random. Image i doesn't depend on how many images there are.
     """
 
     train: int = 800
     val: int = 150
-    size: int = 192
+    size: tuple[int, int] = (192, 192)
     objects: tuple[int, int] = (1, 4)
     scale: tuple[float, float] = (0.15, 0.6)
     digits: tuple[int, ...] = tuple(range(10))
@@ -65,8 +67,8 @@ class SceneSettings:
     def __post_init__(self) -> None:
         if self.train < 1 or self.val < 1:
             raise ValueError(f'train and val must be at least 1, got {self.train} and {self.val}')
-        if self.size < 32:
-            raise ValueError(f'size must be at least 32 pixels, got {self.size}')
+        if len(self.size) != 2 or min(self.size) < 32:
+            raise ValueError(f'size must be two sides of at least 32 pixels, got {self.size}')
         if not 0 <= self.objects[0] <= self.objects[1]:
             raise ValueError(f'objects must be 0 <= least <= greatest, got {self.objects}')
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -111,14 +113,18 @@ def load_material(settings: SceneSettings, split: str) -> Material:
     return Material(scans, photographs)
 
 
-def draw_background(photographs: Sequence[np.ndarray], size: int, rng: np.random.Generator):
-    """A (size, size, 3) float32 crop of one photograph, mirrored and dimmed at random."""
+def draw_background(
+    photographs: Sequence[np.ndarray], size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """A (height, width, 3) float32 crop of one photograph, mirrored and dimmed at random."""
     photograph = photographs[rng.integers(len(photographs))]
     height, width = photograph.shape[:2]
-    side = int(rng.uniform(0.4, 1.0) * min(height, width))
-    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    crop = photograph[top : top + side, left : left + side]
-    crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    # The largest crop of these proportions that the photograph has room for.
+    scale = min(height / size[0], width / size[1]) * rng.uniform(0.4, 1.0)
+    rows, columns = int(scale * size[0]), int(scale * size[1])
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    crop = photograph[top : top + rows, left : left + columns]
+    crop = cv2.resize(crop, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     return np.ascontiguousarray(crop * rng.uniform(0.5, 1.0))
@@ -154,12 +160,12 @@ def compose(material: Material, settings: SceneSettings, rng: np.random.Generato
     """Compose one scene.
 
     Returns:
-        The image, (size, size, 3) uint8 BGR; boxes of its N objects, (N, 4) x, y, w, h in pixels,
+        The image, (H, W, 3) uint8 BGR; boxes of its N objects, (N, 4) x, y, w, h in pixels,
         tight around the visible ink; and (N,) digits.
     """
     size = settings.size
     image = draw_background(material.photographs, size, rng)
-    inks: list[np.ndarray] = []  # (size, size) bool: visible ink of each object
+    inks: list[np.ndarray] = []  # (H, W) bool: visible ink of each object
     areas: list[int] = []  # ink before anything covered it
     digits: list[int] = []
     for _ in range(rng.integers(settings.objects[0], settings.objects[1] + 1)):
@@ -167,15 +173,15 @@ def compose(material: Material, settings: SceneSettings, rng: np.random.Generato
         scans = material.scans[digit]
         scan = scans[rng.integers(len(scans))]
         for _ in range(PLACEMENT_TRIALS):
-            height = size * np.exp(rng.uniform(*np.log(settings.scale)))
+            height = size[0] * np.exp(rng.uniform(*np.log(settings.scale)))
             opacity = draw_ink(scan, height, rng)
             rows, columns = opacity.shape
-            if rows > size or columns > size:
+            if rows > size[0] or columns > size[1]:
                 continue
-            top = rng.integers(size - rows + 1)
-            left = rng.integers(size - columns + 1)
+            top = rng.integers(size[0] - rows + 1)
+            left = rng.integers(size[1] - columns + 1)
             place = np.s_[top : top + rows, left : left + columns]
-            ink = np.zeros((size, size), bool)
+            ink = np.zeros(size, bool)
             ink[place] = opacity >= INK_OPACITY
             if all(
                 (old & ~ink).sum() >= MIN_VISIBLE * area
@@ -222,12 +228,12 @@ def write_split(folder: Path, settings: SceneSettings, split: str, jobs: int) ->
     }
     category_ids = {digit: i for i, digit in enumerate(settings.digits, 1)}
     write = partial(write_scene, folder, settings, split)
-    count, side = getattr(settings, split), settings.size
+    count, (height, width) = getattr(settings, split), settings.size
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         scenes = pool.map(write, range(count), chunksize=20) if pool else map(write, range(count))
         for index, (boxes, digits) in enumerate(scenes):
             coco['images'].append(
-                {'id': index, 'file_name': name_of(index), 'width': side, 'height': side}
+                {'id': index, 'file_name': name_of(index), 'width': width, 'height': height}
             )
             for box, digit in zip(boxes.tolist(), digits.tolist(), strict=True):
                 coco['annotations'].append(
@@ -305,7 +311,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('out', type=Path, help='folder to write to')
     parser.add_argument('--train', type=int, default=default.train, help='training images')
     parser.add_argument('--val', type=int, default=default.val, help='validation images')
-    parser.add_argument('--size', type=int, default=default.size, help='side of images, pixels')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs='+',
+        default=default.size,
+        metavar='PIXELS',
+        help='side of square images, or height and width',
+    )
     parser.add_argument(
         '--objects',
         type=int,
@@ -320,7 +333,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=2,
         default=default.scale,
         metavar=('LEAST', 'GREATEST'),
-        help="height of objects, as a share of the image's side",
+        help="height of objects, as a share of the image's height",
     )
     parser.add_argument(
         '--digits', type=int, nargs='+', default=default.digits, help='digits in use, each a class'
@@ -333,6 +346,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     out, jobs = args.pop('out'), args.pop('jobs')
+    if len(args['size']) == 1:
+        args['size'] *= 2
     try:
         if jobs < 1:
             raise ValueError(f'--jobs must be at least 1, got {jobs}')

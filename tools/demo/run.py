@@ -110,7 +110,7 @@ def run_demo(work_dir: Path, fraction: float) -> float:
     settings = SceneSettings(
         train=max(FEWEST_IMAGES, round(TRAIN_IMAGES * fraction)),
         val=max(FEWEST_IMAGES, round(VAL_IMAGES * fraction)),
-        size=128,
+        size=(128, 128),
         objects=(1, 3),
         scale=(0.3, 0.7),
         # No 1: in eight pixels it is a bar, like many things in the photographs.

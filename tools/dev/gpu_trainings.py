@@ -46,7 +46,7 @@ def data(args: argparse.Namespace) -> Path:
     from make_dataset import SceneSettings, make_dataset
 
     settings = SceneSettings(
-        train=IMAGES, val=16, size=128, objects=(1, 3), scale=(0.3, 0.7), digits=(0, 2, 3, 4)
+        train=IMAGES, val=16, size=(128, 128), objects=(1, 3), scale=(0.3, 0.7), digits=(0, 2, 3, 4)
     )
     make_dataset(args.out / 'data', settings)
     return args.out / 'data'
