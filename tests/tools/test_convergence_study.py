@@ -3,7 +3,6 @@ import json
 import sys
 import time
 
-from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.history import Evaluation, read_evaluations, write_evaluations
 
 import pytest
@@ -13,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def tool(load_tool, monkeypatch):
+    """The script; its ``study_runs`` has what it runs."""
     module = load_tool('analysis/convergence_study.py')
     monkeypatch.setattr(module, 'POLL_SECONDS', 0.02)
     return module
@@ -27,44 +27,6 @@ def write_scalars(work_dir, epochs, evaluated, per_epoch=10):
     ]
     lines += [{'coco/bbox_mAP': 0.1 * e, 'coco/bbox_mAP_50': 0.2 * e, 'step': e} for e in evaluated]
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-
-
-def test_configs_differ_in_their_parts_alone(tool, repo_root):
-    """What is on in each variant; everything else is word for word the same."""
-    losses = {'MatchabilityAwareLoss': True, 'VarifocalQualityLoss': False}
-    for data in tool.DATA:
-        rest = []
-        for variant in tool.VARIANTS:
-            path = repo_root / f'configs/convergence/study_{data}_{variant}.py'
-            cfg = load_config(str(path)).to_dict()
-            loss = cfg['model']['bbox_head']['criterion']['terms'].pop('loss_cls')['loss']
-            t1, t2, _ = cfg['recipe']['stages']
-            cfg['recipe']['stages'] = cfg['recipe']['stages'][2]
-            assert losses[loss['type']] == (variant in ('mal', 'deim'))
-            assert (t2 > t1) == (variant in ('dense_o2o', 'deim'))
-            cfg.pop('work_dir', None)
-            rest.append(cfg)
-        assert all(cfg == rest[0] for cfg in rest)
-
-
-def test_every_run_has_its_config_and_the_same_iterations(tool, repo_root):
-    runs = tool.plan([0, 1])
-    names = [run.name for run in runs]
-    assert len(names) == len(set(names)) == 2 * (2 + 2 * 3 * 4)
-    large = tool.plan([0, 1], large=True)
-    names += [run.name for run in large]
-    assert len(names) == len(set(names)) == len(runs) + 2 * (2 * 2 * 2)
-    assert {run.iterations for run in large} == {15000, 30000}
-    for run in [*runs, *large]:
-        assert (repo_root / 'configs/convergence' / run.config).is_file()
-        assert run.epochs % run.val_interval == 0
-        command = run.command(repo_root)
-        assert f'randomness.seed={run.seed}' in command
-        assert '--resume' in command
-    for budget, iterations in tool.BUDGETS.items():
-        for run in runs:
-            if f'_{budget}_' in run.name:
-                assert run.iterations == pytest.approx(iterations, rel=0.03)
 
 
 def test_commands_run_side_by_side_and_a_failure_stops_no_other(tool, tmp_path):
@@ -118,7 +80,7 @@ def test_two_studies_do_not_train_the_same_runs(tool, tmp_path):
 
 
 def test_progress_and_time_left(tool, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, 'DATA', {'some': tool.Data(10)})
+    monkeypatch.setattr(tool.study_runs, 'DATA', {'some': tool.study_runs.Data(10)})
     run = tool.Run('half', 'a.py', 4, 1, 0, 'some')
     other = tool.Run('not_begun', 'b.py', 2, 1, 0, 'some')
     assert tool.progress(run, tmp_path) == (0.0, 0.0)
@@ -169,10 +131,11 @@ def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
 def test_a_study_is_run_once_and_leaves_records_and_plot(tool, tmp_path, monkeypatch, capfd):
     pytest.importorskip('sklearn')
     digits = '--train 16 --val 4 --size 64 --digits 0 2 3 4 --objects 1 3'
-    monkeypatch.setattr(tool, 'DATA', {'sparse': tool.Data(2, digits)})
-    monkeypatch.setattr(tool, 'BUDGETS', {'short': 8})
-    monkeypatch.setattr(tool, 'VARIANTS', ('deim',))
-    monkeypatch.setattr(tool, 'REPRODUCED', ())
+    study = tool.study_runs
+    monkeypatch.setattr(study, 'DATA', {'sparse': study.Data(2, digits)})
+    monkeypatch.setattr(study, 'BUDGETS', {'short': 8})
+    monkeypatch.setattr(study, 'VARIANTS', ('deim',))
+    monkeypatch.setattr(study, 'REPRODUCED', ())
     root, records = tmp_path / 'study', tmp_path / 'records'
     arguments = ['--root', str(root), '--jobs', '1', '--records', str(records)]
     monkeypatch.setattr('sys.argv', ['convergence_study.py', *arguments])
