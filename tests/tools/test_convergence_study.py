@@ -79,6 +79,22 @@ def test_two_studies_do_not_train_the_same_runs(tool, tmp_path):
     tool.train([], tmp_path, 1)
 
 
+def test_weights_to_start_from_are_trained_first(tool, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tool, 'make_data', lambda runs, *_: calls.append([r.folder for r in runs]))
+    monkeypatch.setattr(tool, 'run_all', lambda commands, *_: calls.append(list(commands)) or [])
+    runs = tool.study_runs.plan_starts([0], 'digits1k')
+    chosen = [run for run in runs if run.name.startswith('bccd50_brief_deim')]
+    names = ['bccd50_brief_deim_seed0', 'bccd50_brief_deim_digits1k_seed0']
+    names += ['bccd50_brief_deim_digits1k_frozen_seed0']
+    tool.train(chosen, tmp_path, 1)
+    assert calls == [['crowded', *['bccd50'] * 3], ['crowded1k_deim_seed0'], names]
+    # Once they are there, they are kept.
+    write_scalars(tmp_path / 'crowded1k_deim_seed0', 4, [4], per_epoch=125)
+    tool.train(chosen, tmp_path, 1)
+    assert calls[-2:] == [[], names]
+
+
 def test_progress_and_time_left(tool, tmp_path, monkeypatch):
     monkeypatch.setattr(tool.study_runs, 'DATA', {'some': tool.study_runs.Data(10)})
     run = tool.Run('half', 'a.py', 4, 1, 0, 'some')
@@ -110,10 +126,27 @@ def test_records_hold_curve_and_settings(tool, tmp_path):
     assert settings['iterations an epoch'] == 10
 
 
+def test_records_say_where_a_run_started(tool, tmp_path):
+    runs = {run.name: run for run in tool.study_runs.plan_starts([0], 'digits1k')}
+    for name, expected in {
+        'bccd50_brief_mal_seed0': {'training images': 'the first 50'},
+        'bccd_brief_deim_digits1k_frozen_seed0': {
+            'weights to start from': 'crowded1k_deim_seed0',
+            'model.backbone.frozen_stages': 4,
+        },
+    }.items():
+        write_scalars(tmp_path / name, 2, [2])
+        assert tool.write_record(runs[name], tmp_path, tmp_path / 'records')
+        settings = json.loads((tmp_path / f'records/{name}.json').read_text())
+        further = dict(list(settings.items())[7:])
+        assert further == expected
+
+
 def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
     names = [
         *('sparse_short_baseline_seed0', 'sparse_short_deim_seed0', 'sparse_short_deim_seed1'),
         *('sparse_long_mal_seed0', 'reference_dfine_n', 'bccd_reproduction_dfine_n_seed2'),
+        *('bccd_short_mal_seed0', 'bccd50_brief_mal_seed0', 'bccd50_brief_mal_digits1k_seed0'),
     ]
     for name in names:
         write_evaluations([Evaluation(1, 10, 1.0, 0.5, 0.7)], tmp_path / f'{name}.csv')
@@ -124,7 +157,9 @@ def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
     assert grouped == {
         'sparse_short': {'baseline': names[:1], 'deim': names[1:3]},
         'sparse_long': {'mal': names[3:4]},
-        'bccd_reproduction': {'dfine_n, reference': names[4:5], 'dfine_n, ours': names[5:]},
+        'bccd_short': {'mal': names[6:7]},
+        'bccd_reproduction': {'dfine_n, reference': names[4:5], 'dfine_n, ours': names[5:6]},
+        'starts_bccd50_brief': {'mal': names[7:8], 'mal, digits1k': names[8:]},
     }
 
 

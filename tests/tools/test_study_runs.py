@@ -36,26 +36,28 @@ def test_every_run_has_its_config_and_the_same_iterations(study, repo_root):
     names += [run.name for run in large]
     assert len(names) == len(set(names)) == len(runs) + 2 * (2 * 2 * 2)
     assert {run.iterations for run in large} == {15000, 30000}
-    starts = study.plan_starts([0, 1], 'digits2k')
-    # 1 that makes the weights; 3 sizes, 2 lengths: 4 variants twice, 1 with a frozen backbone.
-    assert len({run.name for run in starts}) == len(starts) == 1 + 2 * (3 * 2 * (4 + 4 + 1))
+    starts = study.plan_starts([0, 1], 'digits1k')
+    # 1 that makes the weights; 3 sizes, 3 lengths: 4 variants twice, 1 with a frozen backbone.
+    assert len({run.name for run in starts}) == len(starts) == 1 + 2 * (3 * 3 * (4 + 4 + 1))
+    assert study.PRETRAINING['digits20k'] in large
     for run in [*runs, *large, *starts]:
         assert (repo_root / 'configs/convergence' / run.config).is_file()
         assert run.epochs % run.val_interval == 0
         command = run.command(repo_root)
         assert f'randomness.seed={run.seed}' in command
         assert '--resume' in command
-    for budget, iterations in study.BUDGETS.items():
+    evaluations = {'brief': 5, 'short': 20, 'long': 20}
+    for budget, iterations in study.FEW_BUDGETS.items():
         for run in [*runs, *starts]:
             if f'_{budget}_' in run.name:
                 assert run.iterations == pytest.approx(iterations, rel=0.03)
-                assert run.epochs / run.val_interval >= min(run.epochs, study.EVALUATIONS)
+                assert run.epochs / run.val_interval >= min(run.epochs, evaluations[budget])
 
 
 @pytest.mark.parametrize(
     ('weights', 'made_by'),
     [
-        ('digits2k', 'crowded_long_deim_seed0/epoch_12.pth'),
+        ('digits1k', 'crowded1k_deim_seed0/epoch_4.pth'),
         ('digits20k', 'crowded20k_short_deim_seed0/epoch_6.pth'),
     ],
 )
@@ -64,6 +66,7 @@ def test_starts_differ_in_weights_frozen_stages_and_images_alone(study, tmp_path
     start, *runs = study.plan_starts([0, 2], weights)
     assert made_by.startswith(f'{start.name}/')
     plain = {run.name: run for run in study.plan([0, 2])}
+    plain |= {run.name: run for run in runs if not run.start}
     load_from = {'load_from': tmp_path / made_by}
     for run in runs:
         data, budget, rest = run.name.split('_', 2)

@@ -4,6 +4,7 @@
     BCCD_ROOT=data/bccd python tools/analysis/convergence_study.py --jobs 2
     python tools/analysis/convergence_study.py --only 'sparse_short_*' --seeds 0 1 2
     python tools/analysis/convergence_study.py --large --jobs 4
+    python tools/analysis/convergence_study.py --starts digits20k
     python tools/analysis/convergence_study.py --list --records docs/convergence
 
 A run is a config of configs/convergence with a budget (number of iterations) and a seed. It trains
@@ -11,6 +12,8 @@ on the GPU, or on the CPU with one thread. Finished runs in the work directory a
 ones are resumed: the study may be stopped (Ctrl-C) and started again at any time. The scenes with
 digits are made first. A run's name is <data set>_<budget>_<variant>_seed<n>. --large has ten times
 as many digits and iterations, for the baseline and DEIM alone: tools/dev/gpu_study.sh runs it.
+--starts trains 205, 100 and 50 images of BCCD from nothing and from weights: those of a run on
+scenes with digits, which comes first. study_runs.py has all runs.
 
 --records writes a small record of each run that was begun (AP by epoch as .csv, settings as .json)
 to a folder. From all records there, also those of other machines, it draws the comparisons of
@@ -60,7 +63,7 @@ def progress(run: Run, root: Path) -> tuple[float, float]:
 
 def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
     """Make the data sets that the runs need and that don't exist."""
-    for name, facts in sorted({run.data: run.facts for run in runs}.items()):
+    for name, facts in sorted({run.folder: run.facts for run in runs}.items()):
         if options := facts.make:
             tool = ROOT / 'tools/demo/make_dataset.py'
             command = [sys.executable, tool, root / 'data' / name, *options.split()]
@@ -221,7 +224,7 @@ def comparisons(folder: Path) -> dict[str, dict[str, list[Path]]]:
     pairs += [
         (f'starts_{data}_{budget}', variant + label, f'{data}_{budget}_{variant}{suffix}_seed*.csv')
         for data in study_runs.FEW
-        for budget in study_runs.BUDGETS
+        for budget in study_runs.FEW_BUDGETS
         # Records from nothing are no comparison of starts until there are some from weights.
         if any(folder.glob(f'{data}_{budget}_*_digits*.csv'))
         for suffix, label in study_runs.ways_to_start().items()

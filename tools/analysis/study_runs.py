@@ -43,17 +43,13 @@ LARGE = {
     'crowded20k': Data(2500, f'--train 20000 --val 1000 {DIGITS} {CROWDED}', 'crowded', 10),
 }
 COMPARED = ('baseline', 'deim')
+# Scenes for weights that a CPU makes in some minutes: the first half of ``crowded``.
+SCENES = {'crowded1k': Data(125, DATA['crowded'].make, 'crowded', images=1000)}
 # Few images, each to be trained on from nothing and from weights.
 FEW = {
     'bccd': DATA['bccd'],
     'bccd100': Data(12, like='bccd', images=100),
     'bccd50': Data(6, like='bccd', images=50),
-}
-# Runs whose last weights others start from, as data set, budget and variant. The names say how many
-# scenes with digits they have seen.
-PRETRAINING = {
-    'digits2k': ('crowded', 'long', 'deim'),
-    'digits20k': ('crowded20k', 'short', 'deim'),
 }
 # Ways to train from them, by the end of a run's name: the variants, and further options.
 WITH_WEIGHTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -63,8 +59,10 @@ WITH_WEIGHTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 # Approximate iterations of a run, in whole epochs. A long run has twice as many as a short one: a
 # short run with DEIM beside a long one without shows whether DEIM halves a training.
 BUDGETS = {'short': 1500, 'long': 3000}
-# A run is evaluated at least so often, if it has as many epochs.
-EVALUATIONS = 20
+# From weights, one hopes to need less.
+FEW_BUDGETS = {'brief': 300} | BUDGETS
+# A run is evaluated about so often, but not sooner than after so many iterations again.
+EVALUATIONS, ITERS_BETWEEN = 20, 60
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Run:
         epochs: Number of epochs.
         val_interval: Epochs between evaluations.
         seed: Seed of weights, order and augmentation.
-        data: Key of its data set in ``DATA``, ``LARGE`` or ``FEW``.
+        data: Key of its data set in ``DATA``, ``LARGE``, ``FEW`` or ``SCENES``.
         start: The run whose last weights it starts from; None to start from nothing.
         further: Further options, a key of ``WITH_WEIGHTS``.
     """
@@ -94,7 +92,12 @@ class Run:
     @property
     def facts(self) -> Data:
         """Its data set."""
-        return (DATA | LARGE | FEW)[self.data]
+        return (DATA | LARGE | FEW | SCENES)[self.data]
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder of images, if they are made; a part of a set shares it."""
+        return self.facts.like if self.facts.like and self.facts.images else self.data
 
     @property
     def iterations(self) -> int:
@@ -109,7 +112,7 @@ class Run:
             'randomness.seed': self.seed,
         }
         if self.facts.make:
-            options['data_root'] = root / 'data' / self.data
+            options['data_root'] = root / 'data' / self.folder
         if self.facts.images:
             options['train_dataloader.dataset.dataset.indices'] = self.facts.images
         if self.start:
@@ -125,6 +128,13 @@ class Run:
             *('--work-dir', str(root / self.name), '--resume', '--cfg-options'),
             *(f'{key}={value}' for key, value in self.options(root).items()),
         ]
+
+
+# What others start from, by the number of scenes with digits that it has seen.
+PRETRAINING = {
+    'digits1k': Run('crowded1k_deim_seed0', 'study_crowded_deim.py', 4, 4, 0, 'crowded1k'),
+    'digits20k': Run('crowded20k_short_deim_seed0', 'study_crowded_deim.py', 6, 1, 0, 'crowded20k'),
+}
 
 
 def plan(seeds: Iterable[int]) -> list[Run]:
@@ -150,11 +160,10 @@ def plan_starts(seeds: Iterable[int], weights: str) -> list[Run]:
         seeds: Seeds. The weights have seed 0 always, as published ones are the same for all.
         weights: Key of ``PRETRAINING``.
     """
-    name = '_'.join(PRETRAINING[weights]) + '_seed0'
-    start = next(run for run in [*plan([0]), *plan_large([0])] if run.name == name)
+    start = PRETRAINING[weights]
     runs = [start]
     for seed in seeds:
-        runs += study(FEW, VARIANTS, seed)
+        runs += study(FEW, VARIANTS, seed, FEW_BUDGETS)
         for further, (variants, _) in WITH_WEIGHTS.items():
             suffix = f'_{weights}{further}'
             runs += [
@@ -164,18 +173,23 @@ def plan_starts(seeds: Iterable[int], weights: str) -> list[Run]:
                     start=start,
                     further=further,
                 )
-                for run in study(FEW, variants, seed)
+                for run in study(FEW, variants, seed, FEW_BUDGETS)
             ]
     return runs
 
 
-def study(data_sets: Mapping[str, Data], variants: Iterable[str], seed: int) -> list[Run]:
+def study(
+    data_sets: Mapping[str, Data],
+    variants: Iterable[str],
+    seed: int,
+    budgets: Mapping[str, int] = BUDGETS,
+) -> list[Run]:
     """The runs on some data sets, shorter ones first."""
     runs = []
-    for budget, iterations in BUDGETS.items():
+    for budget, iterations in budgets.items():
         for data, facts in data_sets.items():
             epochs = round(iterations * facts.scale / facts.iters_per_epoch)
-            most = max(1, epochs // EVALUATIONS)
+            most = max(1, epochs // min(EVALUATIONS, iterations // ITERS_BETWEEN))
             interval = max(n for n in range(1, most + 1) if epochs % n == 0)
             for variant in variants:
                 name = f'{data}_{budget}_{variant}_seed{seed}'
