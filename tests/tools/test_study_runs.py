@@ -46,7 +46,7 @@ def test_every_run_has_its_config_and_the_same_iterations(study, repo_root):
         command = run.command(repo_root)
         assert f'randomness.seed={run.seed}' in command
         assert '--resume' in command
-    evaluations = {'brief': 5, 'short': 20, 'long': 20}
+    evaluations = {'brief': 3, 'short': 20, 'long': 20}
     for budget, iterations in study.FEW_BUDGETS.items():
         for run in [*runs, *starts]:
             if f'_{budget}_' in run.name:

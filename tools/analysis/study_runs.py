@@ -60,7 +60,7 @@ WITH_WEIGHTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 # short run with DEIM beside a long one without shows whether DEIM halves a training.
 BUDGETS = {'short': 1500, 'long': 3000}
 # From weights, one hopes to need less.
-FEW_BUDGETS = {'brief': 300} | BUDGETS
+FEW_BUDGETS = {'brief': 200} | BUDGETS
 # A run is evaluated about so often, but not sooner than after so many iterations again.
 EVALUATIONS, ITERS_BETWEEN = 20, 60
 
@@ -154,7 +154,7 @@ def plan_large(seeds: Iterable[int]) -> list[Run]:
 
 
 def plan_starts(seeds: Iterable[int], weights: str) -> list[Run]:
-    """The runs on few images, from nothing and from weights; and first the run that makes these.
+    """The run that makes weights, then those on few images, from these weights and from nothing.
 
     Args:
         seeds: Seeds. The weights have seed 0 always, as published ones are the same for all.
@@ -163,7 +163,6 @@ def plan_starts(seeds: Iterable[int], weights: str) -> list[Run]:
     start = PRETRAINING[weights]
     runs = [start]
     for seed in seeds:
-        runs += study(FEW, VARIANTS, seed, FEW_BUDGETS)
         for further, (variants, _) in WITH_WEIGHTS.items():
             suffix = f'_{weights}{further}'
             runs += [
@@ -175,6 +174,7 @@ def plan_starts(seeds: Iterable[int], weights: str) -> list[Run]:
                 )
                 for run in study(FEW, variants, seed, FEW_BUDGETS)
             ]
+        runs += study(FEW, VARIANTS, seed, FEW_BUDGETS)
     return runs
 
 
