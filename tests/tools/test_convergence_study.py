@@ -85,10 +85,10 @@ def test_weights_to_start_from_are_trained_first(tool, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, 'run_all', lambda commands, *_: calls.append(list(commands)) or [])
     runs = tool.study_runs.plan_starts([0], 'digits1k')
     chosen = [run for run in runs if run.name.startswith('bccd50_brief_deim')]
-    names = ['bccd50_brief_deim_seed0', 'bccd50_brief_deim_digits1k_seed0']
-    names += ['bccd50_brief_deim_digits1k_frozen_seed0']
+    names = ['bccd50_brief_deim_digits1k_seed0', 'bccd50_brief_deim_digits1k_frozen_seed0']
+    names += ['bccd50_brief_deim_seed0']
     tool.train(chosen, tmp_path, 1)
-    assert calls == [['crowded', *['bccd50'] * 3], ['crowded1k_deim_seed0'], names]
+    assert calls == [['crowded', *['bccd'] * 3], ['crowded1k_deim_seed0'], names]
     # Once they are there, they are kept.
     write_scalars(tmp_path / 'crowded1k_deim_seed0', 4, [4], per_epoch=125)
     tool.train(chosen, tmp_path, 1)
