@@ -169,6 +169,7 @@ def test_a_study_is_run_once_and_leaves_records_and_plot(tool, tmp_path, monkeyp
     study = tool.study_runs
     monkeypatch.setattr(study, 'DATA', {'sparse': study.Data(2, digits)})
     monkeypatch.setattr(study, 'BUDGETS', {'short': 8})
+    monkeypatch.setattr(study, 'ITERS_BETWEEN', 2)
     monkeypatch.setattr(study, 'VARIANTS', ('deim',))
     monkeypatch.setattr(study, 'REPRODUCED', ())
     root, records = tmp_path / 'study', tmp_path / 'records'

@@ -144,13 +144,13 @@ def plan(seeds: Iterable[int]) -> list[Run]:
         for model in REPRODUCED:
             name = f'bccd_reproduction_{model}'
             runs.append(Run(f'{name}_seed{seed}', f'{name}.py', 30, 1, seed, 'bccd'))
-        runs += study(DATA, VARIANTS, seed)
+        runs += study(DATA, VARIANTS, seed, BUDGETS)
     return runs
 
 
 def plan_large(seeds: Iterable[int]) -> list[Run]:
     """The runs on large data sets."""
-    return [run for seed in seeds for run in study(LARGE, COMPARED, seed)]
+    return [run for seed in seeds for run in study(LARGE, COMPARED, seed, BUDGETS)]
 
 
 def plan_starts(seeds: Iterable[int], weights: str) -> list[Run]:
@@ -182,7 +182,7 @@ def study(
     data_sets: Mapping[str, Data],
     variants: Iterable[str],
     seed: int,
-    budgets: Mapping[str, int] = BUDGETS,
+    budgets: Mapping[str, int],
 ) -> list[Run]:
     """The runs on some data sets, shorter ones first."""
     runs = []
