@@ -34,7 +34,7 @@ load_from = None
 # The two parts of DEIM, and what docs/convergence.md found. MAL alone lowered AP nowhere. Dense O2O
 # raised AP with 2000 images from 1500 iterations (epochs times batches) on, and with 205 images
 # from 3000 on. With 205 images and 750 or 1500 iterations it lowered AP: leave it out there. In
-# between, try both ways.
+# between, try both ways. All this was from nothing: from weights, try both ways too.
 mal = True
 dense_o2o = True
 

@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,8 @@ def load_tool():
 
     def load(path: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / 'tools' / path)
+        if (folder := str(Path(spec.origin).parent)) not in sys.path:
+            sys.path.append(folder)  # as Python does for a script
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

@@ -3,7 +3,6 @@ import json
 import sys
 import time
 
-from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.history import Evaluation, read_evaluations, write_evaluations
 
 import pytest
@@ -13,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def tool(load_tool, monkeypatch):
+    """The script; its ``study_runs`` has what it runs."""
     module = load_tool('analysis/convergence_study.py')
     monkeypatch.setattr(module, 'POLL_SECONDS', 0.02)
     return module
@@ -27,44 +27,6 @@ def write_scalars(work_dir, epochs, evaluated, per_epoch=10):
     ]
     lines += [{'coco/bbox_mAP': 0.1 * e, 'coco/bbox_mAP_50': 0.2 * e, 'step': e} for e in evaluated]
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-
-
-def test_configs_differ_in_their_parts_alone(tool, repo_root):
-    """What is on in each variant; everything else is word for word the same."""
-    losses = {'MatchabilityAwareLoss': True, 'VarifocalQualityLoss': False}
-    for data in tool.DATA:
-        rest = []
-        for variant in tool.VARIANTS:
-            path = repo_root / f'configs/convergence/study_{data}_{variant}.py'
-            cfg = load_config(str(path)).to_dict()
-            loss = cfg['model']['bbox_head']['criterion']['terms'].pop('loss_cls')['loss']
-            t1, t2, _ = cfg['recipe']['stages']
-            cfg['recipe']['stages'] = cfg['recipe']['stages'][2]
-            assert losses[loss['type']] == (variant in ('mal', 'deim'))
-            assert (t2 > t1) == (variant in ('dense_o2o', 'deim'))
-            cfg.pop('work_dir', None)
-            rest.append(cfg)
-        assert all(cfg == rest[0] for cfg in rest)
-
-
-def test_every_run_has_its_config_and_the_same_iterations(tool, repo_root):
-    runs = tool.plan([0, 1])
-    names = [run.name for run in runs]
-    assert len(names) == len(set(names)) == 2 * (2 + 2 * 3 * 4)
-    large = tool.plan([0, 1], large=True)
-    names += [run.name for run in large]
-    assert len(names) == len(set(names)) == len(runs) + 2 * (2 * 2 * 2)
-    assert {run.iterations for run in large} == {15000, 30000}
-    for run in [*runs, *large]:
-        assert (repo_root / 'configs/convergence' / run.config).is_file()
-        assert run.epochs % run.val_interval == 0
-        command = run.command(repo_root)
-        assert f'randomness.seed={run.seed}' in command
-        assert '--resume' in command
-    for budget, iterations in tool.BUDGETS.items():
-        for run in runs:
-            if f'_{budget}_' in run.name:
-                assert run.iterations == pytest.approx(iterations, rel=0.03)
 
 
 def test_commands_run_side_by_side_and_a_failure_stops_no_other(tool, tmp_path):
@@ -117,8 +79,24 @@ def test_two_studies_do_not_train_the_same_runs(tool, tmp_path):
     tool.train([], tmp_path, 1)
 
 
+def test_weights_to_start_from_are_trained_first(tool, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tool, 'make_data', lambda runs, *_: calls.append([r.folder for r in runs]))
+    monkeypatch.setattr(tool, 'run_all', lambda commands, *_: calls.append(list(commands)) or [])
+    runs = tool.study_runs.plan_starts([0], 'digits1k')
+    chosen = [run for run in runs if run.name.startswith('bccd50_brief_deim')]
+    names = ['bccd50_brief_deim_digits1k_seed0', 'bccd50_brief_deim_digits1k_frozen_seed0']
+    names += ['bccd50_brief_deim_seed0']
+    tool.train(chosen, tmp_path, 1)
+    assert calls == [['crowded', *['bccd'] * 3], ['crowded1k_deim_seed0'], names]
+    # Once they are there, they are kept.
+    write_scalars(tmp_path / 'crowded1k_deim_seed0', 4, [4], per_epoch=125)
+    tool.train(chosen, tmp_path, 1)
+    assert calls[-2:] == [[], names]
+
+
 def test_progress_and_time_left(tool, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, 'DATA', {'some': tool.Data(10)})
+    monkeypatch.setattr(tool.study_runs, 'DATA', {'some': tool.study_runs.Data(10)})
     run = tool.Run('half', 'a.py', 4, 1, 0, 'some')
     other = tool.Run('not_begun', 'b.py', 2, 1, 0, 'some')
     assert tool.progress(run, tmp_path) == (0.0, 0.0)
@@ -148,10 +126,27 @@ def test_records_hold_curve_and_settings(tool, tmp_path):
     assert settings['iterations an epoch'] == 10
 
 
+def test_records_say_where_a_run_started(tool, tmp_path):
+    runs = {run.name: run for run in tool.study_runs.plan_starts([0], 'digits1k')}
+    for name, expected in {
+        'bccd50_brief_mal_seed0': {'training images': 'the first 50'},
+        'bccd_brief_deim_digits1k_frozen_seed0': {
+            'weights to start from': 'crowded1k_deim_seed0',
+            'model.backbone.frozen_stages': 4,
+        },
+    }.items():
+        write_scalars(tmp_path / name, 2, [2])
+        assert tool.write_record(runs[name], tmp_path, tmp_path / 'records')
+        settings = json.loads((tmp_path / f'records/{name}.json').read_text())
+        further = dict(list(settings.items())[7:])
+        assert further == expected
+
+
 def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
     names = [
         *('sparse_short_baseline_seed0', 'sparse_short_deim_seed0', 'sparse_short_deim_seed1'),
         *('sparse_long_mal_seed0', 'reference_dfine_n', 'bccd_reproduction_dfine_n_seed2'),
+        *('bccd_short_mal_seed0', 'bccd50_brief_mal_seed0', 'bccd50_brief_mal_digits1k_seed0'),
     ]
     for name in names:
         write_evaluations([Evaluation(1, 10, 1.0, 0.5, 0.7)], tmp_path / f'{name}.csv')
@@ -162,17 +157,21 @@ def test_records_are_grouped_by_data_and_budget(tool, tmp_path):
     assert grouped == {
         'sparse_short': {'baseline': names[:1], 'deim': names[1:3]},
         'sparse_long': {'mal': names[3:4]},
-        'bccd_reproduction': {'dfine_n, reference': names[4:5], 'dfine_n, ours': names[5:]},
+        'bccd_short': {'mal': names[6:7]},
+        'bccd_reproduction': {'dfine_n, reference': names[4:5], 'dfine_n, ours': names[5:6]},
+        'starts_bccd50_brief': {'mal': names[7:8], 'mal, digits1k': names[8:]},
     }
 
 
 def test_a_study_is_run_once_and_leaves_records_and_plot(tool, tmp_path, monkeypatch, capfd):
     pytest.importorskip('sklearn')
     digits = '--train 16 --val 4 --size 64 --digits 0 2 3 4 --objects 1 3'
-    monkeypatch.setattr(tool, 'DATA', {'sparse': tool.Data(2, digits)})
-    monkeypatch.setattr(tool, 'BUDGETS', {'short': 8})
-    monkeypatch.setattr(tool, 'VARIANTS', ('deim',))
-    monkeypatch.setattr(tool, 'REPRODUCED', ())
+    study = tool.study_runs
+    monkeypatch.setattr(study, 'DATA', {'sparse': study.Data(2, digits)})
+    monkeypatch.setattr(study, 'BUDGETS', {'short': 8})
+    monkeypatch.setattr(study, 'ITERS_BETWEEN', 2)
+    monkeypatch.setattr(study, 'VARIANTS', ('deim',))
+    monkeypatch.setattr(study, 'REPRODUCED', ())
     root, records = tmp_path / 'study', tmp_path / 'records'
     arguments = ['--root', str(root), '--jobs', '1', '--records', str(records)]
     monkeypatch.setattr('sys.argv', ['convergence_study.py', *arguments])

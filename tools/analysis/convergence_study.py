@@ -4,6 +4,7 @@
     BCCD_ROOT=data/bccd python tools/analysis/convergence_study.py --jobs 2
     python tools/analysis/convergence_study.py --only 'sparse_short_*' --seeds 0 1 2
     python tools/analysis/convergence_study.py --large --jobs 4
+    python tools/analysis/convergence_study.py --starts digits20k
     python tools/analysis/convergence_study.py --list --records docs/convergence
 
 A run is a config of configs/convergence with a budget (number of iterations) and a seed. It trains
@@ -11,6 +12,8 @@ on the GPU, or on the CPU with one thread. Finished runs in the work directory a
 ones are resumed: the study may be stopped (Ctrl-C) and started again at any time. The scenes with
 digits are made first. A run's name is <data set>_<budget>_<variant>_seed<n>. --large has ten times
 as many digits and iterations, for the baseline and DEIM alone: tools/dev/gpu_study.sh runs it.
+--starts trains 205, 100 and 50 images of BCCD from nothing and from weights: those of a run on
+scenes with digits, which comes first. study_runs.py has all runs.
 
 --records writes a small record of each run that was begun (AP by epoch as .csv, settings as .json)
 to a folder. From all records there, also those of other machines, it draws the comparisons of
@@ -25,7 +28,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
@@ -38,122 +40,11 @@ from deim_mmdet.engine.history import (
 )
 from deim_mmdet.utils.files import replaced_when_complete
 
-ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = ('baseline', 'mal', 'dense_o2o', 'deim')
-REPRODUCED = ('dfine_n', 'deim_dfine_n')
+import study_runs
+from study_runs import ROOT, Run
+
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set of the study.
-
-    Args:
-        iters_per_epoch: Iterations an epoch, in the study's batches of 8.
-        make: Options of tools/demo/make_dataset.py, or None for a data set that already exists.
-        like: The smaller data set of the same kind, in ``DATA``, whose configs it takes.
-        scale: Factor of the budgets.
-    """
-
-    iters_per_epoch: int
-    make: str | None = None
-    like: str | None = None
-    scale: int = 1
-
-
-DIGITS = '--size 224 --digits 0 2 3 4'
-SPARSE, CROWDED = '--objects 1 3', '--objects 8 16 --scale 0.12 0.3'
-DATA = {
-    'sparse': Data(250, f'--train 2000 --val 200 {DIGITS} {SPARSE}'),
-    'crowded': Data(250, f'--train 2000 --val 200 {DIGITS} {CROWDED}'),
-    'bccd': Data(25),
-}
-# Ten times as much of each, for a GPU; only the variants of ``COMPARED``.
-LARGE = {
-    'sparse20k': Data(2500, f'--train 20000 --val 1000 {DIGITS} {SPARSE}', 'sparse', 10),
-    'crowded20k': Data(2500, f'--train 20000 --val 1000 {DIGITS} {CROWDED}', 'crowded', 10),
-}
-COMPARED = ('baseline', 'deim')
-# Approximate iterations of a run, in whole epochs. A long run has twice as many as a short one: a
-# short run with DEIM beside a long one without shows whether DEIM halves a training.
-BUDGETS = {'short': 1500, 'long': 3000}
-EVALUATIONS = 20
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Args:
-        name: Name of its work directory and record.
-        config: File under configs/convergence.
-        epochs: Number of epochs.
-        val_interval: Epochs between evaluations.
-        seed: Seed of weights, order and augmentation.
-        data: Key of its data set in ``DATA`` or ``LARGE``.
-    """
-
-    name: str
-    config: str
-    epochs: int
-    val_interval: int
-    seed: int
-    data: str
-
-    @property
-    def facts(self) -> Data:
-        """Its data set."""
-        return (DATA | LARGE)[self.data]
-
-    @property
-    def iterations(self) -> int:
-        """Its length in iterations."""
-        return self.epochs * self.facts.iters_per_epoch
-
-    def command(self, root: Path) -> list[str]:
-        """Command that trains or resumes it under ``root``."""
-        options = {
-            'train_cfg.max_epochs': self.epochs,
-            'train_cfg.val_interval': self.val_interval,
-            'randomness.seed': self.seed,
-        }
-        if self.facts.make:
-            options['data_root'] = root / 'data' / self.data
-        return [
-            sys.executable,
-            str(ROOT / 'tools/train.py'),
-            str(ROOT / 'configs/convergence' / self.config),
-            *('--work-dir', str(root / self.name), '--resume', '--cfg-options'),
-            *(f'{key}={value}' for key, value in options.items()),
-        ]
-
-
-def plan(seeds: Iterable[int], large: bool = False) -> list[Run]:
-    """All runs of the study, the most important ones first; or those of its large data sets."""
-    if large:
-        return [run for seed in seeds for run in study(LARGE, COMPARED, seed)]
-    runs = []
-    for seed in seeds:
-        for model in REPRODUCED:
-            name = f'bccd_reproduction_{model}'
-            runs.append(Run(f'{name}_seed{seed}', f'{name}.py', 30, 1, seed, 'bccd'))
-        runs += study(DATA, VARIANTS, seed)
-    return runs
-
-
-def study(data_sets: dict[str, Data], variants: Iterable[str], seed: int) -> list[Run]:
-    """The runs on some data sets, shorter ones first."""
-    runs = []
-    for budget, iterations in BUDGETS.items():
-        for data, facts in data_sets.items():
-            epochs = round(iterations * facts.scale / facts.iters_per_epoch)
-            interval = max(1, epochs // EVALUATIONS)
-            for variant in variants:
-                name = f'{data}_{budget}_{variant}_seed{seed}'
-                config = f'study_{facts.like or data}_{variant}.py'
-                runs.append(Run(name, config, epochs, interval, seed, data))
-    return runs
 
 
 def progress(run: Run, root: Path) -> tuple[float, float]:
@@ -172,7 +63,7 @@ def progress(run: Run, root: Path) -> tuple[float, float]:
 
 def make_data(runs: Iterable[Run], root: Path, jobs: int) -> None:
     """Make the data sets that the runs need and that don't exist."""
-    for name, facts in sorted({run.data: run.facts for run in runs}.items()):
+    for name, facts in sorted({run.folder: run.facts for run in runs}.items()):
         if options := facts.make:
             tool = ROOT / 'tools/demo/make_dataset.py'
             command = [sys.executable, tool, root / 'data' / name, *options.split()]
@@ -244,6 +135,9 @@ def train(runs: list[Run], root: Path, jobs: int) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f'another study is at work in {root}: wait for it, or give another --root')
+    # What others start from comes first.
+    starts = list(dict.fromkeys(run.start for run in runs if run.start))
+    runs = starts + [run for run in runs if run not in starts]
     make_data(runs, root, jobs)
 
     def report(running: list[str], waiting: list[str]) -> None:
@@ -257,10 +151,11 @@ def train(runs: list[Run], root: Path, jobs: int) -> None:
             flush=True,
         )
 
-    open_runs = {run.name: run.command(root) for run in runs if progress(run, root)[0] < 1}
-    failed = run_all(open_runs, lambda name: root / name / 'output.log', jobs, report)
-    if failed:
-        sys.exit(f'{len(failed)} runs failed: {", ".join(failed)}')
+    for part in starts, runs[len(starts) :]:
+        commands = {run.name: run.command(root) for run in part if progress(run, root)[0] < 1}
+        failed = run_all(commands, lambda name: root / name / 'output.log', jobs, report)
+        if failed:
+            sys.exit(f'{len(failed)} runs failed: {", ".join(failed)}')
 
 
 def seconds_left(runs: Iterable[Run], done: dict[str, tuple[float, float]]) -> float:
@@ -301,6 +196,11 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
         'stages': read_boundaries(root / run.name),
         'data': run.facts.make or 'BCCD, train.json and test.json',
     }
+    if run.facts.images:
+        settings['training images'] = f'the first {run.facts.images}'
+    if run.start:
+        settings['weights to start from'] = run.start.name
+        settings |= study_runs.WITH_WEIGHTS[run.further][1]
     with replaced_when_complete(folder / f'{run.name}.json') as path:
         path.write_text(json.dumps(settings, indent=2) + '\n')
     return True
@@ -309,17 +209,27 @@ def write_record(run: Run, root: Path, folder: Path) -> bool:
 def comparisons(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """Records in a folder, grouped by plot: ``{comparison: {variant: records}}``."""
     groups: dict[str, dict[str, list[Path]]] = {}
+    variants = study_runs.VARIANTS
     pairs = [
         (f'{data}_{budget}', variant, f'{data}_{budget}_{variant}_seed*.csv')
-        for data in DATA | LARGE
-        for budget in BUDGETS
-        for variant in VARIANTS
+        for data in study_runs.DATA | study_runs.LARGE
+        for budget in study_runs.BUDGETS
+        for variant in variants
     ]
-    for model in REPRODUCED:
+    for model in study_runs.REPRODUCED:
         pairs += [
             ('bccd_reproduction', f'{model}, reference', f'reference_{model}.csv'),
             ('bccd_reproduction', f'{model}, ours', f'bccd_reproduction_{model}_seed*.csv'),
         ]
+    pairs += [
+        (f'starts_{data}_{budget}', variant + label, f'{data}_{budget}_{variant}{suffix}_seed*.csv')
+        for data in study_runs.FEW
+        for budget in study_runs.FEW_BUDGETS
+        # Records from nothing are no comparison of starts until there are some from weights.
+        if any(folder.glob(f'{data}_{budget}_*_digits*.csv'))
+        for suffix, label in study_runs.ways_to_start().items()
+        for variant in variants
+    ]
     for comparison, variant, pattern in pairs:
         if records := sorted(folder.glob(pattern)):
             groups.setdefault(comparison, {})[variant] = records
@@ -348,7 +258,11 @@ def main() -> None:
     )
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs side by side')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds; default 0')
-    parser.add_argument('--large', action='store_true', help='the large data sets, for a GPU')
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument('--large', action='store_true', help='the large data sets, for a GPU')
+    other.add_argument(
+        '--starts', choices=study_runs.PRETRAINING, help='BCCD from nothing and from these weights'
+    )
     parser.add_argument(
         '--only', nargs='+', default=['*'], metavar='PATTERN', help="names, e.g. 'sparse_*_deim_*'"
     )
@@ -360,7 +274,12 @@ def main() -> None:
     if args.jobs < 1:
         parser.error(f'--jobs must be at least 1, got {args.jobs}')
     root = args.root.resolve()
-    everything = plan(args.seeds, args.large)
+    if args.starts:
+        everything = study_runs.plan_starts(args.seeds, args.starts)
+    elif args.large:
+        everything = study_runs.plan_large(args.seeds)
+    else:
+        everything = study_runs.plan(args.seeds)
     runs = [run for run in everything if any(fnmatch(run.name, p) for p in args.only)]
     if not runs:
         sys.exit(f'--only: no run is named {" or ".join(args.only)}; --list shows all names')
