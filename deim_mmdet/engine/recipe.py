@@ -243,7 +243,8 @@ def regime_note(recipe: Recipe, images: int) -> str | None:
     seen = ', or '.join(f'{iters} iterations on {least} images' for iters, least in SEEN_AHEAD)
     return (
         f'This run has {total} iterations and {images} images. Dense O2O was seen to pay from '
-        f'{seen} on, and to cost AP in shorter runs, all from nothing. From weights it paid in '
-        f'198 iterations on 50 images. If in doubt, compare with a run with MAL alone '
-        f'(recipe=dict(stages=(0, 0, t3)) instead of stages=(t1, t2, t3)). See docs/convergence.md'
+        f'{seen} on, and to cost AP in shorter runs, all from nothing. From weights it paid, '
+        'together with MAL, in 198 iterations on 50 images. If in doubt, compare with a run with '
+        'MAL alone (recipe=dict(stages=(0, 0, t3)) instead of stages=(t1, t2, t3)). See '
+        'docs/convergence.md'
     )
