@@ -137,9 +137,7 @@ def scalars(value) -> list[float]:
 
 
 @pytest.mark.parametrize('name', PLUGINS)
-def test_ten_iterations_with_the_plain_runner(name, data, tmp_path, monkeypatch):
-    # Nobody reads the text of the config, and laying it out takes longer than training.
-    monkeypatch.setattr(Config, 'pretty_text', '')
+def test_ten_iterations_with_the_plain_runner(name, data, tmp_path):
     cfg = small_config(plugin(name), data, tmp_path)
     assert 'runner_type' not in cfg
     runner = Runner.from_cfg(cfg)

@@ -9,7 +9,6 @@ import cv2
 import mmdet
 import numpy as np
 import pytest
-from mmengine.config import Config
 from typed_configs import SPELLINGS, spelled
 
 pytestmark = pytest.mark.slow
@@ -21,12 +20,6 @@ MMDET = Path(mmdet.__file__).parent / '.mim' / 'configs'
 @pytest.fixture(scope='module')
 def tool(load_tool):
     return load_tool('analysis/training_scheme.py')
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    # The runner writes the config's text to its temporary folder; laying it out takes seconds.
-    monkeypatch.setattr(Config, 'pretty_text', '')
 
 
 def rates(scheme) -> dict[str, np.ndarray]:

@@ -63,7 +63,7 @@ def reads(args: argparse.Namespace) -> None:
     from mmengine.hooks import Hook
     from mmengine.registry import HOOKS, RUNNERS
 
-    seen, scope = Counter(), contextlib.ExitStack()
+    seen = Counter()
     modes = {SETTLED: 'warn', SETTLED + 1: 'error'} if args.device == 'cuda' else {}
 
     def set_mode(mode: str) -> None:
@@ -97,8 +97,7 @@ def reads(args: argparse.Namespace) -> None:
     set_mixed_precision(cfg, 'fp16')
     cfg.custom_hooks += [dict(type='WatchReads'), dict(type='StopWatching')]
     runner = RUNNERS.build(cfg)
-    with scope, contextlib.suppress(KeyboardInterrupt):
-        scope.enter_context(warnings.catch_warnings())
+    with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings():
         warnings.simplefilter('always')
         warnings.showwarning = note
         try:
