@@ -4,15 +4,14 @@
 # docs/starting_weights.md for what of its recipe is ours.
 _base_ = './deim_dfine_s.py'
 
-model = dict(
-    distillation=dict(
-        type='TeacherDistillation',
-        teacher=dict(type='TimmTeacher', name='vit_base_patch16_dinov3.lvd1689m'),
-        in_channels=256,
-        teacher_channels=768,
-        weight=5.0,
-        target_share=0.11,
-        tolerance=0.01,
-    )
+distillation = dict(
+    type='TeacherDistillation',
+    teacher=dict(type='TimmTeacher', name='vit_base_patch16_dinov3.lvd1689m'),
+    in_channels=256,
+    teacher_channels=768,
+    weight=5.0,
+    target_share=0.11,
+    tolerance=0.01,
 )
+model = dict(bbox_head=dict(criterion=dict(terms=dict(loss_distill=distillation))))
 custom_hooks = [*_base_.custom_hooks, dict(type='DistillationWeightHook')]

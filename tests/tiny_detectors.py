@@ -40,10 +40,10 @@ class TinyBackbone(BaseModule):
         return finer, self.levels[1](finer)
 
 
-def tiny_detector(head='DFINEHead', denoising=10, neck=False, **options):
+def tiny_detector(head='DFINEHead', denoising=10, neck=False, **parts):
     """A detector in training mode, with random parameters: none is zero, so that all matter.
 
-    Further options are the detector's own.
+    Further options are parts of the head.
     """
     torch.manual_seed(0)
     model = MODELS.build(
@@ -60,8 +60,8 @@ def tiny_detector(head='DFINEHead', denoising=10, neck=False, **options):
                 query_selection=dict(num_queries=9),
                 denoising=denoising and dict(num_queries=denoising),
                 **HEADS[head],
+                **parts,
             ),
-            **options,
         )
     )
     for parameter in model.parameters():

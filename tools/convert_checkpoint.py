@@ -119,12 +119,13 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
         )
     # If DEIM and its baseline have the same parameters, the names are the same too: either will do.
     name = (source.get('meta') or {}).get('experiment_name') or 'deim'
-    model = identify(weights.state_dict, config=args.config, file_name=name)
+    ours = to_our_names(weights) if weights.naming == OURS else weights.state_dict
+    model = identify(ours, config=args.config, file_name=name)
     if model.config is None:
-        state_dict = to_reference_backbone(weights.state_dict)
+        state_dict = to_reference_backbone(ours)
     else:
         state_dict = to_reference_state_dict(
-            weights.state_dict,
+            ours,
             strides=model.config.model.neck.feat_strides,
             num_points=model.config.model.bbox_head.decoder.num_points,
             image_size=model.config.get('image_size', 640),

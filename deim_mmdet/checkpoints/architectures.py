@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import Size, Tensor
 
 from ..models.backbones.hgnetv2 import ARCHS
-from .convert import count_classes
+from .convert import CRITERION, count_classes
 from .published import config_path, published_file, published_models
 
 # DEIMv2's small sizes start from weights of B0.
@@ -111,10 +111,14 @@ def backbone(name: str) -> Architecture:
 
 @cache
 def _shapes(model: str) -> dict[str, Size]:
-    """Shapes of a model by its config, as text: configs of several recipes may share it."""
+    """Shapes of a model by its config, as text: configs of several recipes may share it.
+
+    Those that only training uses are left out.
+    """
     config = ConfigDict(ast.literal_eval(model))
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmdet'):
-        return {name: value.shape for name, value in MODELS.build(config).state_dict().items()}
+        parameters = MODELS.build(config).state_dict()
+    return {k: value.shape for k, value in parameters.items() if not k.startswith(CRITERION)}
 
 
 def compare(state_dict: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> Comparison:

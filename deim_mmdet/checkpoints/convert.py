@@ -16,6 +16,10 @@ from .reference import convert_reference_state_dict
 #: otherwise. It marks the files of RT-DETRv4, whose networks are DEIM-D-FINE's.
 PROJECTOR = 'encoder.feature_projector.'
 
+#: Begins the names of what the losses train and nothing else uses, such as a distillation's
+#: projector.
+CRITERION = 'bbox_head.criterion.'
+
 #: The known namings of a state dict.
 OURS, REFERENCE, HUGGING_FACE, BACKBONE = 'deim_mmdet', 'reference', 'transformers', 'backbone'
 
@@ -82,13 +86,13 @@ def _naming(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def to_our_names(weights: Weights) -> dict[str, Tensor]:
-    """The parameters by the names of this package, without those of :data:`PROJECTOR`.
+    """The parameters by the names of this package, without those that only training uses.
 
     Raises:
         ValueError: Names are unknown; the message lists them.
     """
     if weights.naming == OURS:
-        return weights.state_dict
+        return {k: v for k, v in weights.state_dict.items() if not k.startswith(CRITERION)}
     if weights.naming == HUGGING_FACE:
         return convert_reference_state_dict(to_reference_names(weights.state_dict))
     if weights.naming == REFERENCE:

@@ -3,7 +3,7 @@
 import warnings
 
 from deim_mmdet.models.layers import DFINEDecoder
-from deim_mmdet.models.losses import LossTerm
+from deim_mmdet.models.losses import AuxiliaryTerm, LossTerm
 from deim_mmdet.models.task_modules import HungarianMatcher, Pairs
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
+from tiny_detectors import tiny_batch, tiny_detector
 from torch import nn
 
 # Heads as version 0.1 wrote them, and the same today.
@@ -280,6 +281,27 @@ def test_a_loss_term_is_a_class_and_a_line():
     assert [name for name in losses if 'aspect' in name] == ['loss_aspect', 'dn.loss_aspect']
     losses['loss_aspect'].backward()
     assert head.decoder.distribution_heads[-1].layers[-1].weight.grad.any()
+
+
+@MODELS.register_module()
+class SmallTokens(AuxiliaryTerm):
+    """Mean square of the encoder's tokens."""
+
+    def forward(self, view):
+        return view.tokens.pow(2).mean()
+
+
+def test_a_term_on_the_encoders_tokens_is_a_class_and_a_line():
+    model = tiny_detector(
+        neck=True, criterion=dict(terms=dict(loss_small=dict(type='SmallTokens')))
+    )
+    seen = []
+    model.neck.encoder.register_forward_hook(lambda module, inputs, tokens: seen.append(tokens))
+    losses = model.loss(*tiny_batch((2, 1)))
+    assert losses['loss_small'].item() == pytest.approx(
+        seen[0].square().sum().item() / seen[0].numel()
+    )
+    assert 'loss_small' in model.parse_losses(losses)[1]
 
 
 @MODELS.register_module()

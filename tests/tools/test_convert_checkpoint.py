@@ -84,6 +84,25 @@ def test_weights_of_rtdetrv4_and_classes_of_objects365_there_and_back(convert):
     assert 'warning: no weights tell the activations: taken for deim_dfine_n' in doubtful.printed
 
 
+@pytest.mark.parametrize('config', [(), ('--config', 'deim_dfine_s_distilled')])
+def test_what_only_losses_train_is_left_out(convert, config):
+    """A distilled training's checkpoint is one of the network that was trained."""
+    reference = reference_state_dict('deim_dfine_s')
+    ours = convert_reference_state_dict(reference)
+    term = 'bbox_head.criterion.auxiliary_terms.loss_distill'
+    projector = {
+        f'{term}.weight': torch.tensor(5.0),
+        f'{term}.projector.weight': torch.ones(768, 256),
+        f'{term}.projector.bias': torch.ones(768),
+    }
+    content = dict(state_dict=ours | projector, meta=dict(experiment_name='deim_dfine_s'))
+    back = convert(content, '--reverse', *config, out='back.pth')
+    assert f'   3 joined, derived or left out: {term}.weight' in back.printed
+    state_dict = torch.load(back.path)['model']
+    assert state_dict.keys() == reference.keys()
+    assert all(torch.equal(state_dict[key], value) for key, value in reference.items())
+
+
 def test_written_checkpoint_states_config_and_classes(convert):
     written = convert(dict(model=reference_state_dict('dfine_n')))
     meta = torch.load(written.path)['meta']

@@ -6,24 +6,26 @@ from mmengine.hooks import Hook
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from ...models.losses import TeacherDistillation
 from ...utils.host_reads import allowed_sync
 from ..checks import bare_detector, check_counts_epochs
 
 
 @HOOKS.register_module()
 class DistillationWeightHook(Hook):
-    """Hands the encoder's share of the gradient to the detector's ``distillation``, epoch by epoch.
+    """Hands the encoder's share of the gradient to the criterion's distillation, epoch by epoch.
 
     The share is the norm of the gradient of the transformer layer in the neck by the norm of the
     gradient of all parameters, averaged over the steps of an epoch; see
     :class:`~deim_mmdet.models.losses.TeacherDistillation`. It is computed on the device, and read
     once an epoch. A gradient's scale and clipping don't change it. All processes have the same
-    gradients, and so the same weight. A resumed run goes on with the weight of its checkpoint.
+    gradients, and so the same weight. The log shows it as ``distill_weight``. A resumed run goes on
+    with the weight of its checkpoint.
 
     Raises:
         TypeError: The model is no :class:`~deim_mmdet.models.detectors.DEIMDetector`, or the loop
             doesn't count epochs.
-        ValueError: The detector has no distillation.
+        ValueError: No term of the criterion is a distillation.
     """
 
     # Before the checkpoint of the epoch is written.
@@ -32,11 +34,15 @@ class DistillationWeightHook(Hook):
     def before_train(self, runner) -> None:
         check_counts_epochs(self, runner.train_loop)
         self._detector = bare_detector(self, runner.model)
-        if self._detector.distillation is None:
+        terms = self._detector.bbox_head.criterion.auxiliary_terms.values()
+        found = [term for term in terms if isinstance(term, TeacherDistillation)]
+        if len(found) != 1:
             raise ValueError(
-                'DistillationWeightHook needs model.distillation: give it, or take the hook out of '
-                'custom_hooks'
+                'DistillationWeightHook needs one TeacherDistillation among criterion.terms, found '
+                f'{len(found)}: give it, or take the hook out of custom_hooks'
             )
+        [self._distillation] = found
+        self._log_weight(runner)
         self._shares: list[Tensor] = []
         self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure)
 
@@ -59,9 +65,15 @@ class DistillationWeightHook(Hook):
             return
         with allowed_sync():
             share = torch.stack(shares).mean().item()
-        distillation = self._detector.distillation
-        distillation.follow(share)
+        self._distillation.follow(share)
+        weight = self._log_weight(runner)
         runner.logger.info(
             f"The encoder's share of the gradient was {share:.3g}, to be "
-            f'{distillation.target_share:g}: distill_weight is {distillation.weight.item():.4g} now'
+            f'{self._distillation.target_share:g}: distill_weight is {weight:.4g} now'
         )
+
+    def _log_weight(self, runner) -> float:
+        """Hand the weight to the log, and return it."""
+        weight = self._distillation.weight.item()
+        runner.message_hub.update_scalar('train/distill_weight', weight)
+        return weight

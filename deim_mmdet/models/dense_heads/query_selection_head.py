@@ -16,6 +16,7 @@ from ..layers.basic import ConvNorm, to_tokens
 from ..layers.denoising import DenoisingQueries
 from ..layers.predictions import Predictions, full_precision
 from ..layers.query_selection import SelectedQueries
+from ..losses import EncoderView
 from ..task_modules import Targets, input_shape
 from .flat_config import composed
 
@@ -176,11 +177,21 @@ class QuerySelectionHead(BaseModule):
         predictions = self.decode(feats)[1]
         return predictions.scores[-1], predictions.boxes[-1]
 
-    def loss(self, feats: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms of a batch, of levels (B, C_l, H_l, W_l); see :class:`SetCriterion`."""
+    def loss(
+        self,
+        feats: Sequence[Tensor],
+        batch_data_samples: SampleList,
+        view: EncoderView | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss terms of a batch, of levels (B, C_l, H_l, W_l); see :class:`SetCriterion`.
+
+        Auxiliary terms need the view of the encoder.
+        """
         targets, queries = self.prepare(batch_data_samples, feats[0].device)
         selected, predictions = self.decode(feats, queries, all_layers=True)
-        return self.losses(selected.scores, selected.box_logits, predictions, queries, targets)
+        return self.losses(
+            selected.scores, selected.box_logits, predictions, queries, targets, view
+        )
 
     def prepare(
         self, batch_data_samples: SampleList, device: torch.device
@@ -196,6 +207,7 @@ class QuerySelectionHead(BaseModule):
         predictions: Predictions,
         queries: DenoisingQueries | None,
         targets: Targets,
+        view: EncoderView | None = None,
     ) -> dict[str, Tensor]:
         """Loss terms of what :meth:`decode` and :meth:`prepare` have given for a batch.
 
@@ -205,6 +217,7 @@ class QuerySelectionHead(BaseModule):
             predictions: Predictions of all layers for denoising and matching queries.
             queries: The denoising queries.
             targets: The objects.
+            view: What auxiliary terms see.
         """
         matching, denoising, num_groups = predictions.in_full_precision(), None, 0
         if queries is not None:
@@ -226,7 +239,8 @@ class QuerySelectionHead(BaseModule):
             # The gradient exchange between ranks needs every parameter, objects or not.
             name = next(iter(losses))
             losses[name] = losses[name] + self.denoising.embedding.weight.sum() * 0
-        return losses
+        # In the precision of the network, as the encoder's tokens are.
+        return {**losses, **self.criterion.auxiliary(view)}
 
     def detect(self, feats: Sequence[Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best detections of a batch, without a read by the host.

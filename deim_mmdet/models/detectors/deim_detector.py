@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...utils.host_reads import allowed_sync
 from ..layers.basic import BatchNorm2d, count_batches
-from ..losses.teacher_distillation import outputs_of
+from ..losses import EncoderView
 from .graphed import GraphedNetwork
 
 
@@ -64,13 +64,11 @@ class DEIMDetector(SingleStageDetector):
 
     Args:
         args: Arguments of mmdet's ``SingleStageDetector``.
-        distillation: Config of a loss on the tokens of the neck's transformer layer, such as
-            :class:`~deim_mmdet.models.losses.TeacherDistillation`; None for none.
-        kwargs: Further arguments of mmdet's.
+        kwargs: Further ones.
 
     Raises:
-        ValueError: There is a distillation, and the neck has no transformer layer. Or backbone and
-            data preprocessor are for different numbers of channels.
+        ValueError: The criterion has an auxiliary term, and the neck has no transformer layer. Or
+            backbone and data preprocessor are for different numbers of channels.
 
     Attributes:
         graphed: What runs training from images to predictions by CUDA graphs; None where they
@@ -79,7 +77,7 @@ class DEIMDetector(SingleStageDetector):
 
     graphed: GraphedNetwork | None = None
 
-    def __init__(self, *args, distillation: dict | None = None, **kwargs) -> None:
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         taken = getattr(self.backbone, 'in_channels', None)
         given = getattr(self.data_preprocessor, 'channels', None)
@@ -91,9 +89,12 @@ class DEIMDetector(SingleStageDetector):
                 f'model.backbone.in_channels is {taken}, and mean and std of '
                 f'model.data_preprocessor, or its bgr_to_rgb, are for {given} channels'
             )
-        self.distillation = None if distillation is None else MODELS.build(distillation)
-        if distillation is not None and not hasattr(getattr(self, 'neck', None), 'encoder'):
-            raise ValueError('model.distillation needs a neck with a transformer layer, `encoder`')
+        auxiliary = self.bbox_head.criterion.auxiliary_terms
+        if auxiliary and not hasattr(getattr(self, 'neck', None), 'encoder'):
+            raise ValueError(
+                f'{", ".join(auxiliary)} of criterion.terms needs a neck with a transformer layer, '
+                '`encoder`'
+            )
 
     @cached_property
     def _norms(self) -> list[BatchNorm2d]:
@@ -122,32 +123,21 @@ class DEIMDetector(SingleStageDetector):
             part.compile(dynamic=False, **options)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms () of images (B, 3, H, W) by name; see the head.
-
-        Raises:
-            ValueError: There is a distillation, and the neck gives it no tokens.
-        """
+        """Loss terms () of images (B, 3, H, W) by name; see the head."""
         count_batches(self._norms)
-        if self.distillation is None:
-            return self._detection_losses(batch_inputs, batch_data_samples)
-        with outputs_of(self.neck.encoder) as tokens:
-            losses = self._detection_losses(batch_inputs, batch_data_samples)
-        if len(tokens) != 1:
-            raise ValueError(
-                'the distillation needs the tokens of neck.encoder, and compiled parts and CUDA '
-                'graphs hide them: train without --compile and --cuda-graph'
-            )
-        stride = self.neck.feat_strides[-1]
-        return {**losses, **self.distillation(tokens[0], batch_inputs, stride)}
+        if not self.bbox_head.criterion.auxiliary_terms:
+            return self._losses(batch_inputs, batch_data_samples)
+        with EncoderView.watch(self.neck, batch_inputs) as view:
+            return self._losses(batch_inputs, batch_data_samples, view)
 
-    def _detection_losses(
-        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    def _losses(
+        self, images: Tensor, samples: SampleList, view: EncoderView | None = None
     ) -> dict[str, Tensor]:
         if self.graphed is None:
-            return super().loss(batch_inputs, batch_data_samples)
-        targets, queries = self.bbox_head.prepare(batch_data_samples, batch_inputs.device)
-        outputs = self.graphed(self, batch_inputs, queries)
-        return self.bbox_head.losses(*outputs, queries, targets)
+            return self.bbox_head.loss(self.extract_feat(images), samples, view)
+        targets, queries = self.bbox_head.prepare(samples, images.device)
+        outputs = self.graphed(self, images, queries)
+        return self.bbox_head.losses(*outputs, queries, targets, view)
 
     def parse_losses(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, LossLog]:
         """Sum of the loss terms, and all of them for the log.

@@ -1,3 +1,4 @@
+from .auxiliary_term import AuxiliaryTerm, EncoderView
 from .decoupled_distillation_focal_loss import DecoupledDistillationFocalLoss
 from .distribution_terms import DistillationTerm, DistributionTerm
 from .fine_grained_localization_loss import (
@@ -16,12 +17,14 @@ from .teacher_distillation import TeacherDistillation, TimmTeacher
 from .terms import ClassificationTerm, DistanceTerm, LossTerm, OverlapTerm
 
 __all__ = [
+    'AuxiliaryTerm',
     'ClassificationTerm',
     'DFINECriterion',
     'DecoupledDistillationFocalLoss',
     'DistanceTerm',
     'DistillationTerm',
     'DistributionTerm',
+    'EncoderView',
     'FineGrainedLocalizationLoss',
     'LossTerm',
     'MatchabilityAwareLoss',

@@ -11,6 +11,7 @@ from ...utils.components import merged
 from ..layers.predictions import Predictions
 from ..task_modules import Pairs, Targets, denoising_pairs, union_set
 from ..task_modules.pairs import to_device
+from .auxiliary_term import AuxiliaryTerm, EncoderView
 from .matched_sets import MatchedSets, PredictionSets
 
 
@@ -23,8 +24,8 @@ class SetCriterion(nn.Module):
     Args:
         matcher: Config of the matcher, which pairs each set with the objects. Its ``match`` is
             called as that of :class:`HungarianMatcher`; it returns pairs, or a function for them.
-        terms: Config of each :class:`LossTerm` by name, merged into :attr:`default_terms`. None
-            removes a term.
+        terms: Config of each :class:`LossTerm` or :class:`AuxiliaryTerm` by name, merged into
+            :attr:`default_terms`. None removes a term.
         late_matcher: Config of the matcher that takes over where :attr:`late` is set, in the last
             epochs. None for no change.
 
@@ -58,9 +59,12 @@ class SetCriterion(nn.Module):
         self.late_matcher = None if late_matcher is None else TASK_UTILS.build(late_matcher)
         self.late = False
         terms = merged(self.default_terms, terms or {})
-        self.terms = nn.ModuleDict(
-            {name: MODELS.build(term) for name, term in terms.items() if term is not None}
-        )
+        self.terms, self.auxiliary_terms = nn.ModuleDict(), nn.ModuleDict()
+        for name, config in terms.items():
+            if config is not None:
+                term = MODELS.build(config)
+                auxiliary = isinstance(term, AuxiliaryTerm)
+                (self.auxiliary_terms if auxiliary else self.terms)[name] = term
 
     def forward(
         self,
@@ -131,6 +135,19 @@ class SetCriterion(nn.Module):
             ),
             **of_denoising,
         }
+
+    def auxiliary(self, view: EncoderView | None) -> dict[str, Tensor]:
+        """Values () of the auxiliary terms by name; none without such terms.
+
+        Raises:
+            ValueError: There are such terms, and the model shows nothing to them.
+        """
+        if self.auxiliary_terms and view is None:
+            raise ValueError(
+                f'criterion.terms has {", ".join(self.auxiliary_terms)}, which needs the '
+                "encoder's tokens: only a model of type DEIMDetector gives them"
+            )
+        return {name: term(view) for name, term in self.auxiliary_terms.items()}
 
     def _terms(self, **matched: MatchedSets) -> dict[str, Tensor]:
         """Values of all terms by name, for sets with each kind of pairs.

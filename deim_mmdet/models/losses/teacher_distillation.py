@@ -1,7 +1,6 @@
 """Distillation from a frozen image model, as in RT-DETRv4 (arXiv 2510.25257)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,21 +9,11 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.basic import to_tokens
-
-
-@contextmanager
-def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
-    """A list that fills with what ``module`` returns, call by call, within the context."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
+from .auxiliary_term import AuxiliaryTerm, EncoderView
 
 
 @MODELS.register_module()
-class TeacherDistillation(nn.Module):
+class TeacherDistillation(AuxiliaryTerm):
     r"""Pulls the encoder's tokens of the coarsest level to those of a frozen image model.
 
     As in the paper, a linear layer, the projector, maps the tokens that the encoder's transformer
@@ -92,20 +81,13 @@ class TeacherDistillation(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_teacher': ()}
 
-    def forward(self, tokens: Tensor, images: Tensor, stride: int) -> dict[str, Tensor]:
-        """Loss, times its weight, and the weight for the log.
-
-        Args:
-            tokens: (B, N, ``in_channels``) tokens of the encoder, row by row.
-            images: (B, 3, H, W) the detector's images.
-            stride: Side of a token's cell in pixels, so that N = H / stride · W / stride.
-        """
-        height, width = (side // stride for side in images.shape[-2:])
-        wanted = to_tokens(F.adaptive_avg_pool2d(self._see(images), (height, width)))
-        similarity = F.cosine_similarity(self.projector(tokens).float(), wanted.float(), dim=-1)
-        return dict(
-            loss_distill=self.weight * (1 - similarity.mean()), distill_weight=self.weight.clone()
-        )
+    def forward(self, view: EncoderView) -> Tensor:
+        """The loss (), times its weight."""
+        height, width = (side // view.stride for side in view.images.shape[-2:])
+        wanted = to_tokens(F.adaptive_avg_pool2d(self._see(view.images), (height, width)))
+        ours = self.projector(view.tokens)
+        similarity = F.cosine_similarity(ours.float(), wanted.float(), dim=-1)
+        return self.weight * (1 - similarity.mean())
 
     @torch.no_grad()
     def _see(self, images: Tensor) -> Tensor:

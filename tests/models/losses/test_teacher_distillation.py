@@ -6,12 +6,12 @@ import sys
 from types import SimpleNamespace
 
 from deim_mmdet.engine.hooks import DistillationWeightHook
-from deim_mmdet.models.losses.teacher_distillation import outputs_of
+from deim_mmdet.models.losses import EncoderView
 
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 from tiny_detectors import tiny_batch, tiny_detector
@@ -37,18 +37,24 @@ class TinyTeacher(nn.Module):
         return self.patches(images)
 
 
-def distilled(**options):
+def criterion(**options):
     settings = dict(weight=3.0, mean=MEAN, std=STD, **options)
-    return tiny_detector(
-        neck=True,
-        distillation=dict(
-            type='TeacherDistillation',
-            teacher=dict(type='TinyTeacher'),
-            in_channels=16,
-            teacher_channels=WIDTH,
-            **settings,
-        ),
+    distillation = dict(
+        type='TeacherDistillation',
+        teacher=dict(type='TinyTeacher'),
+        in_channels=16,
+        teacher_channels=WIDTH,
+        **settings,
     )
+    return dict(terms=dict(loss_distill=distillation))
+
+
+def distilled(**options):
+    return tiny_detector(neck=True, criterion=criterion(**options))
+
+
+def term_of(model):
+    return model.bbox_head.criterion.auxiliary_terms['loss_distill']
 
 
 @pytest.fixture
@@ -61,9 +67,9 @@ def test_loss_is_the_weighted_mean_of_one_minus_the_cosine(model):
     images = images[..., :32]  # 2 x 1 tokens, not square
     for sample in samples:
         sample.set_metainfo(dict(img_shape=(64, 32)))
-    with outputs_of(model.neck.encoder) as seen:
+    with EncoderView.watch(model.neck, images) as view:
         losses = model.loss(images, samples)
-    [tokens], [teacher], projector = seen, model.distillation._teacher, model.distillation.projector
+    tokens, [teacher], projector = view.tokens, term_of(model)._teacher, term_of(model).projector
     normalised = torch.stack([(images[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
     total = 0.0
     for image in range(2):
@@ -80,12 +86,9 @@ def test_loss_is_the_weighted_mean_of_one_minus_the_cosine(model):
                 float(ours @ ours) * float(wanted @ wanted)
             )
     assert losses['loss_distill'].item() == pytest.approx(3 * total / 4, rel=1e-5)
-    assert losses['distill_weight'] == 3
-    # The weight is for the log alone.
-    loss, _ = model.parse_losses(losses)
-    assert loss.item() == pytest.approx(
-        sum(v.item() for name, v in losses.items() if name != 'distill_weight'), rel=1e-5
-    )
+    # Nothing else changes.
+    plain = tiny_detector(neck=True).loss(images, samples)
+    assert losses.keys() == plain.keys() | {'loss_distill'}
 
 
 def test_training_turns_the_encoder_to_the_teacher(model):
@@ -98,7 +101,7 @@ def test_training_turns_the_encoder_to_the_teacher(model):
         loss, log = model.parse_losses(model.loss(*batch))
         history.append(dict(log))
         wrapper.update_params(loss)
-    [teacher] = model.distillation._teacher
+    [teacher] = term_of(model)._teacher
     first, last = history[0], history[-1]
     assert last['loss_distill'] < 0.3 * first['loss_distill']
     assert last['loss'] - last['loss_distill'] < first['loss'] - first['loss_distill']
@@ -107,12 +110,13 @@ def test_training_turns_the_encoder_to_the_teacher(model):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert len(model.state_dict()) == before
     added = model.state_dict().keys() - tiny_detector(neck=True).state_dict().keys()
-    assert added == {f'distillation.{n}' for n in ('projector.weight', 'projector.bias', 'weight')}
-    assert copy.deepcopy(model).distillation._teacher == ()
+    place = 'bbox_head.criterion.auxiliary_terms.loss_distill'
+    assert added == {f'{place}.{n}' for n in ('projector.weight', 'projector.bias', 'weight')}
+    assert term_of(copy.deepcopy(model))._teacher == ()
 
 
 def test_evaluation_needs_no_teacher(model):
-    model.distillation.teacher_config = dict(type='NoSuchTeacher')
+    term_of(model).teacher_config = dict(type='NoSuchTeacher')
     images, samples = tiny_batch((2,))
     for sample in samples:
         sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
@@ -141,12 +145,12 @@ def test_hidden_tokens_are_refused(model):
     [(0.21, 3.0), (0.19, 3.0), (0.25, 2.4), (0.16, 3.75), (0.01, 6.0), (0.9, 1.5), (0.0, 6.0)],
 )
 def test_weight_follows_the_share(model, share, weight):
-    distillation = distilled(target_share=0.2, tolerance=0.015).distillation
+    distillation = term_of(distilled(target_share=0.2, tolerance=0.015))
     distillation.follow(share)
     assert distillation.weight.item() == pytest.approx(weight)
     # A resumed run goes on with it.
-    model.distillation.load_state_dict(distillation.state_dict())
-    assert model.distillation.weight.item() == pytest.approx(weight)
+    term_of(model).load_state_dict(distillation.state_dict())
+    assert term_of(model).weight.item() == pytest.approx(weight)
 
 
 @pytest.mark.parametrize('numbers', [dict(target_share=1.0), dict(tolerance=-0.1)])
@@ -157,7 +161,14 @@ def test_bad_numbers(numbers):
 
 def test_a_neck_without_tokens_is_refused():
     with pytest.raises(ValueError, match='needs a neck with a transformer layer'):
-        tiny_detector(distillation=dict(type='TeacherDistillation', teacher={}))
+        tiny_detector(criterion=criterion())
+
+
+def test_another_detector_is_refused(model):
+    """It shows no tokens to the criterion: the term must not be left out in silence."""
+    images, samples = tiny_batch((2,))
+    with pytest.raises(ValueError, match=r'loss_distill, which needs .* type DEIMDetector'):
+        model.bbox_head.loss(model.extract_feat(images), samples)
 
 
 def runner_of(model):
@@ -166,7 +177,11 @@ def runner_of(model):
     )
     loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
     return SimpleNamespace(
-        model=model, optim_wrapper=wrapper, train_loop=loop, logger=MMLogger.get_current_instance()
+        model=model,
+        optim_wrapper=wrapper,
+        train_loop=loop,
+        logger=MMLogger.get_current_instance(),
+        message_hub=MessageHub('distillation'),
     )
 
 
@@ -190,13 +205,17 @@ def test_hook_measures_the_encoders_share_of_the_gradient():
     runner.optim_wrapper.step()
     hook.after_train_epoch(runner)
     factor = min(max(0.5 / (sum(shares) / 2), 0.5), 2.0)
-    assert model.distillation.weight.item() == pytest.approx(3 * factor, rel=1e-4)
+    assert term_of(model).weight.item() == pytest.approx(3 * factor, rel=1e-4)
+    logged = runner.message_hub.get_scalar('train/distill_weight').data[0]
+    assert logged.tolist() == pytest.approx([3, 3 * factor], rel=1e-4)
     hook.after_train(runner)
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
 
 
 def test_hook_needs_a_distillation():
-    with pytest.raises(ValueError, match=r'needs model\.distillation'):
+    with pytest.raises(
+        ValueError, match=r'one TeacherDistillation among criterion\.terms, found 0'
+    ):
         DistillationWeightHook().before_train(runner_of(tiny_detector(neck=True)))
 
 
