@@ -80,14 +80,12 @@ def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, in
             f'max_epochs={epochs} is too short for the {fewest} stages of the recipe: '
             f'set train_cfg.max_epochs to at least {fewest}'
         )
-    if published.kind == 'edgecrafter':
-        no_aug = min(no_aug, epochs - fewest + 1)
-    else:
+    if published.kind == 'deim':
         no_aug = _share(no_aug, published, epochs)
-    end = epochs - no_aug
+    end = epochs - min(no_aug, epochs - fewest + 1)
     if not published.dense:
         return 0, 0, end
-    warm_up = min(t1, _share(t1, published, epochs))
+    warm_up = min(t1, _share(t1, published, epochs), end - 2)
     dense = max(1, end * (t2 - t1) // t3)
     return warm_up, min(warm_up + dense, end - 1), end
 

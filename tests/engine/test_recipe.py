@@ -144,6 +144,15 @@ def test_every_stage_has_an_epoch(model, epochs):
     assert t1 <= 4
 
 
+@pytest.mark.parametrize('stages', [(0, 1, 2), (1, 2, 3), (100, 101, 119), (0, 118, 119)])
+@pytest.mark.parametrize('epochs', [4, 5, 7, 40, 300])
+def test_every_stage_of_a_recipe_of_ones_own_has_an_epoch(stages, epochs):
+    """Also where one stage takes nearly all of its epochs."""
+    t1, t2, t3 = derive_stages(dataclasses.replace(BASELINE, epochs=120, stages=stages), epochs)
+    assert 0 <= t1 < t2 < t3 < epochs
+    assert (t1 > 0) == (stages[0] > 0)
+
+
 def test_baseline_has_two_stages():
     assert derive_stages(BASELINE, 20) == (0, 0, 18)
     assert derive_stages(BASELINE, 2) == (0, 0, 1)
