@@ -157,6 +157,12 @@ class DEIMRunner(Runner):
         return super().build_optim_wrapper(optimizer_options(optim_wrapper, get_device()))
 
     def build_train_loop(self, loop) -> BaseLoop:
+        """Build the loop as mmengine does, and check the training set.
+
+        Raises:
+            ValueError: The set has fewer images than a batch, or an image with more objects than
+                the head has queries.
+        """
         built = super().build_train_loop(loop)
         dataset = built.dataloader.dataset
         check_object_counts(bare_model(self.model), dataset)

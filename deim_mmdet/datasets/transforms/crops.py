@@ -23,6 +23,9 @@ class DenseO2OZoomOut(BaseTransform):
         prob: Probability of the transform. Default 0.5.
         ratio_range: Range of the factor, at least 1, drawn uniformly. Default (1, 4).
 
+    Raises:
+        ValueError: An argument is out of range.
+
     Example:
         >>> pipeline = [
         ...     dict(type='LoadImageFromFile'),
@@ -76,6 +79,9 @@ class DenseO2OIoUCrop(BaseTransform):
             own. Default (0.3, 1).
         aspect_range: Allowed width / height of the window. Default (0.5, 2).
         trials: Windows per option. Default 40.
+
+    Raises:
+        ValueError: An argument is out of range.
 
     Example:
         >>> pipeline = [

@@ -54,6 +54,10 @@ class DenseO2OMosaic(BaseTransform):
             from. With a cache a mosaic loads one new partner instead of three, but samples depend
             on each other. Default None, as in the published recipes: no cache.
 
+    Raises:
+        ValueError: An argument is out of range. Or ``mix_results`` doesn't hold three
+            samples, as where no wrapper draws the partners.
+
     Example:
         >>> train_dataset = dict(
         ...     type='MultiImageMixDataset',

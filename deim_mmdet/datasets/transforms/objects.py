@@ -87,7 +87,10 @@ class DropTinyBoxes(BaseTransform):
     ``gt_ignore_flags`` where present.
 
     Args:
-        min_size: Least width and height in pixels. Default 1.
+        min_size: Least width and height in pixels, not negative. Default 1.
+
+    Raises:
+        ValueError: ``min_size`` is no such number.
 
     Example:
         >>> pipeline = [..., dict(type='Resize', scale=(640, 640)), dict(type='DropTinyBoxes')]

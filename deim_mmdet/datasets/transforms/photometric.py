@@ -34,7 +34,12 @@ class DenseO2OPhotometricDistort(BaseTransform):
         brightness: Range of the factor on the pixels. Default (0.875, 1.125).
         contrast: Range of the factor on the distance from the mean grey. Default (0.5, 1.5).
         saturation: Range of the factor on the distance from the pixel's grey. Default (0.5, 1.5).
-        hue: Range of the turn of the hue, as a fraction of the circle. Default (-0.05, 0.05).
+        hue: Range of the turn of the hue, as a fraction of the circle, in [-0.5, 0.5]. Default
+            (-0.05, 0.05).
+
+    Raises:
+        ValueError: An argument is out of range.
+        TypeError: The image has another type or number of axes.
 
     Example:
         >>> pipeline = [

@@ -46,6 +46,7 @@ class NonFiniteLossHook(Hook):
         NonFiniteGradientError: A gradient isn't finite; it names the parameters and the images.
         NonFiniteWeightError: A weight isn't finite; it names the weights.
         ValueError: ``skip_non_finite`` is negative or no integer.
+        TypeError: The training has several optimisers (an ``OptimWrapperDict``).
     """
 
     # Before the hooks that log losses and average weights.

@@ -80,7 +80,7 @@ class DenseO2OCopyBlend(StagedBatchAugment):
         """Blend objects into images.
 
         Args:
-            inputs: Images (B, 3, H, W), float.
+            inputs: Images (B, C, H, W) of any number of channels, float.
             data_samples: B samples with boxes in pixels of the images.
             overwrite: Whether the new images may take the place of ``inputs`` in memory.
 

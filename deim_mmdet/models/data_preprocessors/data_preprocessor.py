@@ -52,6 +52,10 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             mean and std are then meant. Default False.
         kwargs: Further arguments of ``DetDataPreprocessor``.
 
+    Raises:
+        ValueError: ``mean`` and ``std`` are for different numbers of channels. Or ``bgr_to_rgb`` is
+            set, and there aren't three channels.
+
     Example:
         >>> data_preprocessor = dict(
         ...     type='DenseO2ODataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255],

@@ -25,10 +25,11 @@ class DenseO2OMixUp(StagedBatchAugment):
 
     Args:
         prob: Probability for a batch. Default 0.5.
-        ratio: Range of the image's own share, drawn uniformly. Default (0.45, 0.55).
+        ratio: Range of the image's own share in [0, 1], drawn uniformly. Default (0.45, 0.55).
 
     Raises:
-        ValueError: Samples have what two images cannot share, such as a semantic map.
+        ValueError: An argument is out of range. Or samples have what two images cannot share, such
+            as a semantic map.
 
     Example:
         >>> data_preprocessor = dict(
@@ -47,7 +48,7 @@ class DenseO2OMixUp(StagedBatchAugment):
         """Mix images and objects.
 
         Args:
-            inputs: Images (B, 3, H, W), float.
+            inputs: Images (B, C, H, W) of any number of channels, float.
             data_samples: B samples with boxes in pixels of the images.
             overwrite: Whether the new images may take the place of ``inputs`` in memory.
 

@@ -41,7 +41,8 @@ class DenseO2OMultiScale(StagedBatchAugment):
         base_size_repeat: Weight of the base size in the draw; None for a fixed size. Default 4.
 
     Raises:
-        ValueError: Samples have another field that may depend on the size.
+        ValueError: ``base_size`` is not a positive multiple of 32, or ``base_size_repeat`` not a
+            positive integer. Or samples have another field that may depend on the size.
 
     Example:
         >>> data_preprocessor = dict(
@@ -82,11 +83,11 @@ class DenseO2OMultiScale(StagedBatchAugment):
         """Resize images and objects.
 
         Args:
-            inputs: Images (B, 3, H, W), float or uint8.
+            inputs: Images (B, C, H, W) of any number of channels, float or uint8.
             data_samples: B samples with boxes in pixels of the images.
 
         Returns:
-            Images (B, 3, H', W') and the samples, changed in place: objects, semantic maps,
+            Images (B, C, H', W') and the samples, changed in place: objects, semantic maps,
             ``img_shape``, ``pad_shape`` and ``batch_input_shape``.
         """
         if self.stage is Stage.NO_AUG:

@@ -110,6 +110,7 @@ class Gateway(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, query: Tensor, update: Tensor) -> Tensor:
+        """Queries and what cross-attention adds, (B, Q, D) each, to (B, Q, D)."""
         gates = self.gate(torch.cat([query, update], dim=-1)).sigmoid()
         keep, take = gates.chunk(2, dim=-1)
         return self.norm(keep * query + take * update)
@@ -171,6 +172,19 @@ class DecoderLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         attn_mask: Tensor | None,
     ) -> Tensor:
+        """Refine queries, given their positions.
+
+        Args:
+            query: (B, Q, D) Q queries of width D for each of B images.
+            position: (B, Q, D) positions of the queries, made of their reference boxes.
+            references: (B, Q, 4) reference boxes (cx, cy, w, h) in [0, 1].
+            memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
+            spatial_shapes: (H_l, W_l) of each level l.
+            attn_mask: (Q, Q) that self-attention adds to its logits; None for no mask.
+
+        Returns:
+            (B, Q, D).
+        """
         query = self.norm1(query + self.self_attn(query + position, query, attn_mask))
         update = self.cross_attn(query + position, references, memory, spatial_shapes)
         query = self._joined(query, update)

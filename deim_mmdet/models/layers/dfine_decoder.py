@@ -206,14 +206,20 @@ class DFINEDecoder(nn.Module):
 
 @MODELS.register_module()
 class ECDetDecoder(DFINEDecoder):
-    """Decoder of ECDet, which gives a query one position for all layers; arguments as above."""
+    """Decoder of ECDet (arXiv 2603.18739): a query has one position for all layers.
+
+    Arguments are those of :class:`DFINEDecoder`.
+    """
 
     initial_position = True
 
 
 @MODELS.register_module()
 class DEIMv2Decoder(ECDetDecoder):
-    """Decoder of DEIMv2 N to X, whose layers have RMSNorm and SwiGLU, too."""
+    """Decoder of DEIMv2 N to X (arXiv 2509.20787): ECDet's with RMSNorm and SwiGLU.
+
+    Arguments are those of :class:`DFINEDecoder`.
+    """
 
     ffn_act = 'SwiGLU'
     norm = RMSNorm

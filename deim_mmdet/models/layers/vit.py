@@ -28,6 +28,9 @@ class RotaryPositions(nn.Module):
         rescale: In training, each call measures the axes in another unit: places are multiplied by
             a factor drawn log-uniformly from 1 / ``rescale`` to this. 1 for no change.
 
+    Raises:
+        ValueError: ``head_dims`` is not a multiple of 4.
+
     Attributes:
         periods: (``head_dims`` / 4,) buffer; checkpoints hold it.
     """
