@@ -14,6 +14,8 @@ from pathlib import Path
 from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.config import (
+    NO_SCALE,
+    PRECISIONS,
     check_no_conflict,
     load_config,
     override_length,
@@ -42,14 +44,15 @@ def batch_size(text: str) -> int | str:
 
 
 AUTO = 'auto'
-PRECISIONS = ('fp16', 'bf16')
+#: What ``--amp`` alone stands for: the published models were trained so.
+PUBLISHED = 'fp16'
 
 
 def with_value_of_amp(arguments: list[str]) -> list[str]:
     """Give ``--amp`` its value where it has none; argparse would take a config after it for one."""
     following = [*arguments[1:], '']
     return [
-        f'--amp={PRECISIONS[0]}' if each == '--amp' and after not in PRECISIONS else each
+        f'--amp={PUBLISHED}' if each == '--amp' and after not in PRECISIONS else each
         for each, after in zip(arguments, following, strict=False)
     ]
 
@@ -63,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         nargs='?',
-        const=PRECISIONS[0],
+        const=PUBLISHED,
         choices=PRECISIONS,
         help='mixed precision: fp16 with a dynamic loss scale, as the published models were '
         'trained, or --amp bf16; on the CPU always bf16',
@@ -145,7 +148,11 @@ def prepare(args: argparse.Namespace) -> Config:
             'batch_size': ('--batch-size', args.batch_size),
             'train_cfg.val_interval': ('--val-interval', args.val_interval),
             'optim_wrapper.type': ('--amp', 'AmpOptimWrapper' if args.amp else None),
-            'optim_wrapper.dtype': ('--amp', args.amp),
+            'optim_wrapper.dtype': (f'--amp {args.amp}, that is,', PRECISIONS.get(args.amp)),
+            'optim_wrapper.loss_scale': (
+                '--amp bf16, which has a loss_scale of',
+                NO_SCALE if args.amp == 'bf16' else None,
+            ),
             'auto_scale_lr.enable': ('--auto-scale-lr', args.auto_scale_lr or None),
             'load_from': ('--resume', None if args.resume == 'auto' else args.resume),
         },

@@ -93,7 +93,7 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
     parameters and names stay the same. Weights of convolutions are laid out channels-last, and
     features follow them. With any other layout the kernels convert features before and after each
     convolution. Training computes concatenated features again in the backward pass instead of
-    keeping them. Results change by rounding only.
+    keeping them, unless ``with_cp`` says otherwise. Results change by rounding only.
 
     Args:
         model: Any model, also in training.

@@ -31,7 +31,8 @@ def bare_detector(hook: Hook, model: nn.Module) -> DEIMDetector:
     if not isinstance(detector, DEIMDetector):
         raise TypeError(
             f'{type(hook).__name__} works on a DEIMDetector, but the model is a '
-            f'{type(detector).__name__}: take the hook out of custom_hooks'
+            f"{type(detector).__name__}: set model.type='DEIMDetector', if its head is one of this "
+            "package's; otherwise leave the hook, or the option that adds it, out"
         )
     return detector
 

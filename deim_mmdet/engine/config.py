@@ -28,6 +28,11 @@ KNOWN_KEYS = {
     },
 }
 
+#: Types of mixed precision by the names of ``--amp``.
+PRECISIONS = {'fp16': 'float16', 'bf16': 'bfloat16'}
+#: The ``loss_scale`` of a training that scales no loss.
+NO_SCALE = {'enabled': False}
+
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config and merge ``--cfg-options`` into it.
@@ -230,13 +235,9 @@ def set_mixed_precision(cfg: Config, precision: str) -> None:
 
     Args:
         cfg: Config of a training, changed in place.
-        precision: ``'fp16'`` is float16 with a scaled loss, since its smallest numbers are 6e-8.
-            The scale follows the gradients, unless the config has a ``loss_scale``. ``'bf16'``,
-            bfloat16, has the range of float32 and needs no scale.
+        precision: Key of :data:`PRECISIONS`. ``'fp16'`` is float16 with a scaled loss, since its
+            smallest numbers are 6e-8. The scale follows the gradients, unless the config has a
+            ``loss_scale``. ``'bf16'``, bfloat16, has the range of float32 and needs no scale.
     """
-    scaled = precision == 'fp16'
-    cfg.optim_wrapper.update(
-        type='AmpOptimWrapper',
-        dtype='float16' if scaled else 'bfloat16',
-        loss_scale=cfg.optim_wrapper.get('loss_scale', 'dynamic') if scaled else {'enabled': False},
-    )
+    scale = NO_SCALE if precision == 'bf16' else cfg.optim_wrapper.get('loss_scale', 'dynamic')
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=PRECISIONS[precision], loss_scale=scale)

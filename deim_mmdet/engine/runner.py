@@ -21,12 +21,7 @@ from ..datasets.collate import stacking
 from ..utils.files import replaced_when_complete, write_text
 from .apply_recipe import apply_recipe
 from .checks import bare_model, check_object_counts
-from .devices import (
-    laid_out,
-    optimizer_options,
-    set_precision,
-    wrapper_options,
-)
+from .devices import laid_out, optimizer_options, set_precision, wrapper_options
 from .faults import (
     check_work_dir,
     checkpoint_size,

@@ -162,6 +162,47 @@ def test_a_term_that_is_not_wanted_goes():
     assert {'loss_fgl', 'dn.d0.loss_bbox', 'pre.loss_cls'} <= losses.keys()
 
 
+@pytest.mark.parametrize(
+    ('head', 'change', 'message'),
+    [
+        ('dfine', dict(query_selection=dict(num_queries=0)), 'num_queries must be an integer'),
+        ('dfine', dict(denoising=dict(num_queries=-5)), 'num_queries must be an integer'),
+        ('dfine', dict(denoising=dict(label_noise=3)), r'label_noise must be a probability'),
+        ('dfine', dict(denoising=dict(box_noise=-1)), r'box_noise must be a number in \[0, inf\]'),
+        ('dfine', dict(decoder=dict(num_points=[3, 6], reg_max=2)), 'even reg_max of at least 4'),
+        ('dfine', dict(decoder=dict(num_points=[3, 6], num_layers=0)), 'num_layers must be'),
+        ('rtdetr', dict(decoder=dict(num_points=[2, 2], num_layers=0)), 'num_layers=0 that are'),
+        ('dfine', dict(postprocess=dict(max_per_img=0)), 'max_per_img must be an integer'),
+        (
+            'dfine',
+            dict(criterion=dict(terms=dict(aspect=dict(type='AspectTerm')))),
+            'terms.aspect would not be trained: .* call it loss_aspect',
+        ),
+        (
+            'dfine',
+            dict(criterion=dict(terms=dict(loss_clss=None))),
+            'terms.loss_clss=None removes nothing: the terms are loss_cls, loss_bbox',
+        ),
+    ],
+)
+def test_settings_out_of_range_are_refused(head, change, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build({**COMPOSED[head], **change})
+
+
+def test_parts_that_do_not_fit_say_so():
+    matcher = dict(type='HungarianAssigner', match_costs=[dict(type='FocalLossCost', weight=2.0)])
+    with pytest.raises(TypeError, match='HungarianAssigner is HungarianMatcher here'):
+        MODELS.build(dict(COMPOSED['dfine'], criterion=dict(matcher=matcher)))
+    decoder = dict(COMPOSED['rtdetr']['decoder'], type='RTDETRDecoder')
+    head = MODELS.build(dict(COMPOSED['dfine'], decoder=decoder))
+    with pytest.raises(ValueError, match=r'terms\.loss_fgl=None and loss_ddf=None'):
+        head.loss(FEATS, batch())
+    terms = dict(loss_fgl=None, loss_ddf=None)
+    head = MODELS.build(dict(COMPOSED['dfine'], decoder=decoder, criterion=dict(terms=terms)))
+    assert 'd0.loss_iou' in head.loss(FEATS, batch())
+
+
 # -- Parts that others add: each is one class, and its name in the config. ------------------------
 
 
@@ -248,6 +289,8 @@ def test_a_matcher_of_several_queries_an_object_trains_a_set(kind):
                 else:
                     total -= p**1.5 * np.log(1 - p)
     assert losses['enc.loss_cls'].item() == pytest.approx(total / 2, rel=1e-6)
+    losses['enc.loss_cls'].backward()
+    assert head.query_selection.score.weight.grad.any()
 
 
 def plain_iou(a, b):
@@ -301,7 +344,10 @@ def test_a_term_on_the_encoders_tokens_is_a_class_and_a_line():
     assert losses['loss_small'].item() == pytest.approx(
         seen[0].square().sum().item() / seen[0].numel()
     )
-    assert 'loss_small' in model.parse_losses(losses)[1]
+    loss, log = model.parse_losses(losses)
+    assert 'loss_small' in log
+    loss.backward()
+    assert model.neck.encoder.norm2.weight.grad.any()
 
 
 @MODELS.register_module()

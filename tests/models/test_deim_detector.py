@@ -1,5 +1,6 @@
 """Losses of the detector as one tensor, and when the host reads them."""
 
+from deim_mmdet.deployment import fuse
 from deim_mmdet.engine import DeferredRuntimeInfoHook
 from deim_mmdet.models.detectors import DEIMDetector, LossLog
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 from golden import build_model
 from mmdet.models import SingleStageDetector
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
+from tiny_detectors import tiny_batch, tiny_detector
 from torch import nn
 
 LOSSES = dict(loss_a=1.5, accuracy=9.0, loss_b=-0.25)
@@ -30,6 +33,17 @@ def test_losses_are_those_of_mmdets_detector(names):
     assert gradient.item() == pytest.approx(expected_gradient.item())
     assert list(log) == list(expected_log)
     assert log == pytest.approx(expected_log)
+
+
+def test_another_head_is_refused():
+    head = dict(type='RetinaHead', num_classes=3, in_channels=8)
+    with pytest.raises(TypeError, match=r'is a RetinaHead: take .*SingleStageDetector'):
+        MODELS.build(dict(type='DEIMDetector', backbone=dict(type='TinyBackbone'), bbox_head=head))
+
+
+def test_a_fused_model_has_no_losses():
+    with pytest.raises(ValueError, match=r'a fused model has no losses: .* before fuse'):
+        fuse(tiny_detector().eval()).loss(*tiny_batch((1,)))
 
 
 def test_a_log_may_be_changed():

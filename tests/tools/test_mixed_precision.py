@@ -75,8 +75,16 @@ def test_a_scale_of_the_config_is_kept(config_of):
 
 
 def test_two_precisions_are_refused(config_of):
-    with pytest.raises(ValueError, match=r'optim_wrapper\.dtype=bfloat16 and --amp'):
+    same = config_of('train.py', '--amp', 'bf16', '--cfg-options', 'optim_wrapper.dtype=bfloat16')
+    assert same.optim_wrapper.dtype == 'bfloat16'
+    with pytest.raises(ValueError, match=r'dtype=bfloat16 and --amp fp16, that is, float16'):
         config_of('train.py', '--amp', '--cfg-options', 'optim_wrapper.dtype=bfloat16')
+
+
+def test_a_scale_that_bfloat16_would_ignore_is_refused(config_of):
+    options = ['--cfg-options', 'optim_wrapper.loss_scale=512.0']
+    with pytest.raises(ValueError, match=r'loss_scale=512\.0 and --amp bf16, which has'):
+        config_of('train.py', '--amp', 'bf16', *options)
 
 
 def test_evaluation(config_of, tmp_path):

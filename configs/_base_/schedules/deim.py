@@ -28,12 +28,14 @@ optim_wrapper = dict(
 )
 param_scheduler = [dict(type='FlatCosineLR', by_epoch=False)]
 
+# Steps with a NaN or an infinity that a run may leave out.
+skip_non_finite = 0
 custom_hooks = [
     dict(type='DerivedSeedHook'),
     dict(type='DenseO2OScheduleHook'),
     dict(type='ExpWarmupEMAHook'),
     dict(type='EMARestartHook'),
-    dict(type='NonFiniteLossHook'),
+    dict(type='NonFiniteLossHook', skip_non_finite=skip_non_finite),
     dict(type='CheckpointCheckHook'),
     dict(type='AgreementHook'),
 ]

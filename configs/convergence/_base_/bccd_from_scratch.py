@@ -13,7 +13,7 @@ custom_hooks = [
     dict(type='DerivedSeedHook'),
     dict(type='DenseO2OScheduleHook'),
     dict(type='ExpWarmupEMAHook'),
-    dict(type='NonFiniteLossHook'),
+    dict(type='NonFiniteLossHook', skip_non_finite=_base_.skip_non_finite),
     dict(type='CheckpointCheckHook'),
 ]
 train_dataloader = dict(num_workers=0, persistent_workers=False)

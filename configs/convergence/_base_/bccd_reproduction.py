@@ -23,7 +23,7 @@ custom_hooks = [
     dict(type='DerivedSeedHook'),
     dict(type='DenseO2OScheduleHook', stages=(t1, t2, t3)),
     dict(type='ExpWarmupEMAHook', decay=0.998, warmup_iters=100),
-    dict(type='NonFiniteLossHook'),
+    dict(type='NonFiniteLossHook', skip_non_finite=_base_.skip_non_finite),
     dict(type='CheckpointCheckHook'),
 ]
 

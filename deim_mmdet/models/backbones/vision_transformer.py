@@ -7,6 +7,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...utils.name_table import NameTable
 from ..layers.basic import to_tokens
@@ -51,6 +52,8 @@ class VisionTransformer(FreezesStages, BaseModule):
         in_channels: Channels C of the images; weights of three are adapted when they are loaded.
         frozen_stages: How much doesn't train: -1 nothing, 0 what makes the tokens, 1 that and the
             first block, and so on.
+        with_cp: Whether the backward pass computes each block again instead of keeping what is
+            within it. This takes less memory and more time.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -69,6 +72,7 @@ class VisionTransformer(FreezesStages, BaseModule):
         gated_ffn: bool = False,
         in_channels: int = RGB,
         frozen_stages: int = -1,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -83,6 +87,7 @@ class VisionTransformer(FreezesStages, BaseModule):
         dinov3 = form == 'dinov3'
         self.embed_dims = embed_dims
         self.in_channels = in_channels
+        self.with_cp = with_cp
         self.out_indices = tuple(out_indices)
         self.other_tokens = tuple(OTHER_TOKENS[form])
         for name, number in OTHER_TOKENS[form].items():
@@ -131,7 +136,13 @@ class VisionTransformer(FreezesStages, BaseModule):
         for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
             if tables is None or self.rope_embed.varies:
                 tables = self.rope_embed(height, width, number)
-            tokens = block(tokens, tables)
+            if self.with_cp and torch.is_grad_enabled():
+                # Nothing in a block is random.
+                tokens = checkpoint(
+                    block, tokens, tables, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens = block(tokens, tables)
             if i in self.out_indices:
                 # Sums of tokens and what a norm returns can be in float32, under autocast.
                 places = self.norm(tokens)[:, number:].to(patches.dtype)

@@ -23,8 +23,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
 
     The data loader stacks the images (``stack_images``); otherwise they are stacked here. One copy
     brings them to the device, as uint8. Batch augments that only pick pixels
-    (``DenseO2OMultiScale``) act on these. One pass then normalises the images to floats, and mixup
-    mixes them in place. The order makes no difference to the batch, as the other steps treat all
+    (``DenseO2OMultiScale``) act on these. Then all images together are normalised to floats, and
+    mixup mixes them in place. The order makes no difference to the batch, as the other steps treat all
     pixels alike. After ``DenseO2OCopyBlend``, to which sizes matter, augments keep their order. A
     channels-last batch stays channels-last.
 

@@ -4,6 +4,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.arguments import check_count
 from ..layers.boxes import to_corners
 
 
@@ -13,11 +14,14 @@ class TopKPostprocess(nn.Module):
 
     Args:
         max_per_img: Most detections of an image.
+
+    Raises:
+        ValueError: ``max_per_img`` is no positive integer.
     """
 
     def __init__(self, max_per_img: int = 300) -> None:
         super().__init__()
-        self.max_per_img = max_per_img
+        self.max_per_img = check_count(self, 'max_per_img', max_per_img)
 
     def forward(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detections of a batch, N of each image.

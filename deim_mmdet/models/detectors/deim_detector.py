@@ -10,6 +10,7 @@ from mmdet.structures import SampleList
 from torch import Tensor
 
 from ...utils.host_reads import allowed_sync
+from ..dense_heads import QuerySelectionHead
 from ..layers.basic import BatchNorm2d, count_batches
 from ..losses import EncoderView
 from .graphed import GraphedNetwork
@@ -67,6 +68,7 @@ class DEIMDetector(SingleStageDetector):
         kwargs: Further ones.
 
     Raises:
+        TypeError: The head is another one.
         ValueError: The criterion has an auxiliary term, and the neck has no transformer layer. Or
             backbone and data preprocessor are for different numbers of channels.
 
@@ -88,6 +90,11 @@ class DEIMDetector(SingleStageDetector):
             raise ValueError(
                 f'model.backbone.in_channels is {taken}, and mean and std of '
                 f'model.data_preprocessor, or its bgr_to_rgb, are for {given} channels'
+            )
+        if not isinstance(self.bbox_head, QuerySelectionHead):
+            raise TypeError(
+                "DEIMDetector needs one of this package's heads, DFINEHead or RTDETRHead, but "
+                f'bbox_head is a {type(self.bbox_head).__name__}: take SingleStageDetector for it'
             )
         auxiliary = self.bbox_head.criterion.auxiliary_terms
         if auxiliary and not hasattr(getattr(self, 'neck', None), 'encoder'):
@@ -123,7 +130,13 @@ class DEIMDetector(SingleStageDetector):
             part.compile(dynamic=False, **options)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms () of images (B, 3, H, W) by name; see the head."""
+        """Loss terms () of images (B, C, H, W) by name; see the head.
+
+        Raises:
+            ValueError: The model is fused, which leaves it without a criterion.
+        """
+        if self.bbox_head.criterion is None:
+            raise ValueError('a fused model has no losses: compute them before fuse()')
         count_batches(self._norms)
         if not self.bbox_head.criterion.auxiliary_terms:
             return self._losses(batch_inputs, batch_data_samples)

@@ -116,7 +116,7 @@ def freeze_norms(module: nn.Module) -> None:
 
 
 def convolve_and_norm(
-    conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor], with_cp: bool = False
+    conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor], with_cp: bool | None = False
 ) -> Tensor:
     """Convolve concatenated features and normalise the result, with little memory traffic.
 
@@ -168,7 +168,7 @@ class ConvNorm(nn.Module):
         with_cp: Whether the backward pass forms concatenated inputs again; see :func:`set_with_cp`.
     """
 
-    with_cp = False
+    with_cp: bool | None = None
 
     def __init__(
         self,
@@ -192,13 +192,14 @@ class ConvNorm(nn.Module):
         return self.act(convolve_and_norm(self.conv, self.bn, features, self.with_cp))
 
 
-def set_with_cp(model: nn.Module, with_cp: bool) -> None:
-    """Switch gradient checkpointing of concatenated inputs in every layer that has it.
+def set_with_cp(model: nn.Module, with_cp: bool | None) -> None:
+    """Switch gradient checkpointing of concatenated inputs in every layer that leaves it open.
 
-    Checkpointing saves memory. It saves time on a CPU and costs time on a GPU.
+    Checkpointing saves memory. It saves time on a CPU and costs time on a GPU. None leaves it open:
+    then it is on in the CPU's form of a model, and off otherwise.
     """
     for module in model.modules():
-        if hasattr(type(module), 'with_cp'):
+        if getattr(module, 'with_cp', False) is None:
             module.with_cp = with_cp
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.arguments import check_count, check_number, check_probability
 from ..task_modules import Targets
 from .basic import inverse_sigmoid
 from .boxes import to_centres, to_corners
@@ -55,9 +56,12 @@ class DenoisingQueryGenerator(nn.Module):
         num_classes: Number of categories; one more embedding stands for no object.
         embed_dims: Width of the decoder.
         num_queries: Most positives of an image, over all groups; one group is always made.
-        label_noise: Twice the probability that a random label replaces a label.
+        label_noise: Twice the probability that a random label replaces a label, in [0, 1].
         box_noise: A positive's corners move by up to this share of half the box's width and height.
-            A negative's corners move by one to two times as much.
+            A negative's corners move by one to two times as much. Not negative.
+
+    Raises:
+        ValueError: A number is out of its range. For no denoising at all give ``denoising=None``.
 
     Attributes:
         padded: Whether to fill up with queries that change nothing, so that batches have the same
@@ -77,9 +81,9 @@ class DenoisingQueryGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.num_queries = num_queries
-        self.label_noise = label_noise
-        self.box_noise = box_noise
+        self.num_queries = check_count(self, 'num_queries', num_queries)
+        self.label_noise = check_probability(self, 'label_noise', label_noise)
+        self.box_noise = check_number(self, 'box_noise', box_noise, 0, float('inf'))
         self.embedding = nn.Embedding(num_classes + 1, embed_dims, padding_idx=num_classes)
         nn.init.normal_(self.embedding.weight[:-1])
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.arguments import check_count
 from .basic import MLP, RMSNorm, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .distribution import (
@@ -58,7 +59,7 @@ class DFINEDecoder(nn.Module):
         num_layers: Decoder layers.
         num_heads: Attention heads.
         ffn_channels: Width of the feed-forward networks (FFNs).
-        reg_max: Number of intervals between the bins of a side's distribution; even.
+        reg_max: Number of intervals between the bins of a side's distribution; even, at least 4.
         reg_scale: Steepness of the bins' distances; a larger one reaches farther.
         act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in D-FINE.
 
@@ -71,7 +72,8 @@ class DFINEDecoder(nn.Module):
             layers; otherwise each layer makes it of its own reference box.
 
     Raises:
-        ValueError: Levels or widths don't agree, or ``reg_max`` is odd.
+        ValueError: Levels or widths don't agree, ``reg_max`` is odd or under 4, or there is no
+            layer.
     """
 
     ffn_act: str | None = None
@@ -95,8 +97,9 @@ class DFINEDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(self, embed_dims, num_heads, num_points, num_levels)
-        if reg_max % 2:
-            raise ValueError(f'DFINEDecoder needs an even reg_max, got {reg_max}')
+        check_count(self, 'num_layers', num_layers)
+        if reg_max % 2 or reg_max < 4:
+            raise ValueError(f'DFINEDecoder needs an even reg_max of at least 4, got {reg_max}')
         self.reg_max = reg_max
         self.layers = nn.ModuleList(
             DecoderLayer(

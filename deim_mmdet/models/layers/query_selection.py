@@ -7,6 +7,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.arguments import check_count
 from .basic import MLP, init_scores
 
 
@@ -56,6 +57,9 @@ class QuerySelection(nn.Module):
         num_queries: Queries of an image; fewer where an input has fewer tokens.
         act: Activation of the box MLP: SiLU in DEIM, ReLU in D-FINE and RT-DETR.
         project: Whether tokens are projected and normalised first; not in DEIMv2 and ECDet.
+
+    Raises:
+        ValueError: ``num_queries`` is no positive integer.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class QuerySelection(nn.Module):
         project: bool = True,
     ) -> None:
         super().__init__()
-        self.num_queries = num_queries
+        self.num_queries = check_count(self, 'num_queries', num_queries)
         self.proj = nn.Linear(embed_dims, embed_dims) if project else nn.Identity()
         self.norm = nn.LayerNorm(embed_dims) if project else nn.Identity()
         self.score = init_scores(nn.Linear(embed_dims, num_classes))

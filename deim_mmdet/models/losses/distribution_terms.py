@@ -13,8 +13,14 @@ def _logits(matched: MatchedSets) -> Tensor:
     """Logits (L, B, Q, 4, bins) of the distributions of each layer.
 
     Raises:
-        ValueError: Pairs differ from set to set, but these terms compare layers query by query.
+        ValueError: The decoder predicts no distributions. Or pairs differ from set to set, but
+            these terms compare layers query by query.
     """
+    if matched.sets.layers.distributions is None:
+        raise ValueError(
+            'a term on distributions needs a decoder that predicts them, such as DFINEDecoder: set '
+            'criterion.terms.loss_fgl=None and loss_ddf=None, or take SetCriterion'
+        )
     if matched.pairs.sets is not None:
         raise ValueError("a term on distributions needs pairs='union' in its config")
     return matched.sets.layers.distributions.unflatten(-1, (4, -1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.utils import reduce_mean
@@ -29,6 +30,11 @@ class SetCriterion(nn.Module):
         late_matcher: Config of the matcher that takes over where :attr:`late` is set, in the last
             epochs. None for no change.
 
+    Raises:
+        TypeError: A matcher has no ``match``.
+        ValueError: A term's name has no ``loss`` in it, so that it would not be trained; or a term
+            is removed that isn't there.
+
     Attributes:
         late: Whether the late matcher matches.
             :class:`~deim_mmdet.engine.DenseO2OScheduleHook` sets it by epoch.
@@ -55,9 +61,20 @@ class SetCriterion(nn.Module):
         late_matcher: dict | None = None,
     ) -> None:
         super().__init__()
-        self.matcher = TASK_UTILS.build(matcher)
-        self.late_matcher = None if late_matcher is None else TASK_UTILS.build(late_matcher)
+        self.matcher = _built_matcher(matcher)
+        self.late_matcher = None if late_matcher is None else _built_matcher(late_matcher)
         self.late = False
+        for name, config in (terms or {}).items():
+            if 'loss' not in name:
+                raise ValueError(
+                    f"criterion.terms.{name} would not be trained: mmdet sums what has 'loss' in "
+                    f'its name, so call it loss_{name}'
+                )
+            if config is None and name not in self.default_terms:
+                raise ValueError(
+                    f'criterion.terms.{name}=None removes nothing: the terms are '
+                    f'{", ".join(self.default_terms)}'
+                )
         terms = merged(self.default_terms, terms or {})
         self.terms, self.auxiliary_terms = nn.ModuleDict(), nn.ModuleDict()
         for name, config in terms.items():
@@ -167,6 +184,17 @@ class SetCriterion(nn.Module):
                 {f'{prefix}{name}': v for prefix, v in zip(prefixes, values.unbind(), strict=True)}
             )
         return losses
+
+
+def _built_matcher(config: dict) -> Any:
+    matcher = TASK_UTILS.build(config)
+    if not hasattr(matcher, 'match'):
+        raise TypeError(
+            f'{type(matcher).__name__} cannot match for criterion: it has no method match(scores, '
+            "boxes, targets) for all sets at once; mmdet's HungarianAssigner is HungarianMatcher "
+            'here'
+        )
+    return matcher
 
 
 @MODELS.register_module()

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.models.backbones import ECViT, VisionTransformer, ViTAdapter
+from deim_mmdet.models.layers.basic import ConvNorm
 from deim_mmdet.models.layers.vit import RotaryPositions, rotate
 
 import pytest
 import torch
 from half_products import HalfProducts
+from mmdet.registry import MODELS
 from mmengine.runner import CheckpointLoader
 
 SIZE = dict(embed_dims=16, num_heads=2, depth=3)
@@ -51,6 +53,45 @@ def test_attention_sees_displacements_only():
         assert (same[0] - products[0, 0, 0, 0]).abs() > 1e-6
     # Other tokens have no place.
     assert torch.equal(query[:others], query[:1].expand(others, -1))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(form):
+    image, results = torch.rand(2, 3, 64, 96), []
+    for with_cp in (False, True):
+        model, kept = transformer(form, with_cp=with_cp).train(), []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            maps = model(image)
+        torch.stack(maps).square().sum().backward()
+        results.append(
+            (maps, [p.grad for p in model.parameters() if p.grad is not None], sum(kept))
+        )
+    (plain, gradients, much), (maps, same_gradients, little) = results
+    torch.testing.assert_close(maps, plain)
+    torch.testing.assert_close(same_gradients, gradients)
+    # Images and what makes the tokens are kept either way.
+    assert little < 0.7 * much
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'part'),
+    [
+        (
+            dict(type='ViTAdapter', vit=dict(**SIZE, out_indices=(0, 1, 2)), adapter_channels=4),
+            'vit',
+        ),
+        (dict(type='ECViT', **SIZE), 'transformer'),
+    ],
+)
+def test_backbones_hand_the_switch_down(backbone, part):
+    for with_cp in (None, True, False):
+        model = MODELS.build(dict(backbone, out_channels=8, with_cp=with_cp))
+        assert getattr(model, part).with_cp is bool(with_cp)
+        layers = [m for m in model.modules() if isinstance(m, ConvNorm)]
+        assert all(layer.with_cp is with_cp for layer in layers)
 
 
 @pytest.mark.parametrize('form', FORMS)

@@ -1,5 +1,6 @@
 """Convolutions of concatenated features against the steps written out; norms of tokens."""
 
+from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.models.backbones.hgnetv2 import HGNetv2
 from deim_mmdet.models.layers.basic import (
     ConvNorm,
@@ -63,10 +64,14 @@ def test_networks_hand_the_switch_to_their_layers(kind):
             return HybridEncoder([8, 8], feat_strides=[16, 32], out_channels=8, **options)
         return HGNetv2('B0', **options)
 
-    for with_cp, network in ((False, build()), (True, build(with_cp=True))):
+    for with_cp in (None, True, False):
+        network = build() if with_cp is None else build(with_cp=with_cp)
         layers = [m for m in network.modules() if isinstance(m, ConvNorm)]
         assert layers
-        assert all(layer.with_cp == with_cp for layer in layers)
+        assert all(layer.with_cp is with_cp for layer in layers)
+        # What nobody has decided is on in the CPU's form.
+        optimize_for_cpu(network)
+        assert all(layer.with_cp is (with_cp is not False) for layer in layers)
 
 
 def test_rms_norm_is_torchs():
