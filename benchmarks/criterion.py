@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.engine.devices import check_gpu_found
 from deim_mmdet.models.layers.distribution import (
     bin_probabilities,
     distances_to_boxes,
@@ -112,6 +113,8 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--out', type=Path, help='JSON file for the figures')
     args = parser.parse_args()
+    if args.device == 'cuda':
+        check_gpu_found(parser, '--device cuda')
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
     rows = []

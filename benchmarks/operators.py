@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deim_mmdet.compat import provide_operators
+from deim_mmdet.engine.devices import check_gpu_found
 from deim_mmdet.ops import compiled, deformable_attention, pure_pytorch
 
 import mmcv
@@ -193,6 +194,8 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=21)
     parser.add_argument('--out', type=Path, help='JSON file for the figures')
     args = parser.parse_args()
+    if args.device == 'cuda':
+        check_gpu_found(parser, '--device cuda')
     # Otherwise the profiler reports its start and end on stderr.
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     if args.device not in compiled.DEVICES:

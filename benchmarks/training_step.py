@@ -28,6 +28,7 @@ from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 from deim_mmdet.deployment.extras import is_installed
+from deim_mmdet.engine.devices import check_gpu_found
 
 import torch
 from measuring.losses import figures, time_losses
@@ -132,6 +133,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='JSON file for the figures')
     parser.add_argument('--memory-of', choices=['ours', *OTHERS], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device == 'cuda':
+        check_gpu_found(parser, '--device cuda')
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
     if args.memory_of:

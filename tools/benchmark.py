@@ -23,6 +23,7 @@ from deim_mmdet.deployment.extras import is_installed, require
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.devices import check_gpu_found
 from deim_mmdet.models.layers.input_channels import input_channels
 
 import mmdet.models  # noqa: F401  (registers the detectors)
@@ -107,8 +108,7 @@ def parse_args() -> argparse.Namespace:
     if args.device == 'cuda':
         if args.cpu_time:
             parser.error('--cpu-time is for --device cpu: a GPU computes outside of the process')
-        if not torch.cuda.is_available():
-            parser.error('--device cuda: torch finds no GPU')
+        check_gpu_found(parser, '--device cuda')
     there = BACKENDS[args.device]
     if args.backends is None:
         args.backends = [

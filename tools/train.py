@@ -21,6 +21,7 @@ from deim_mmdet.engine.config import (
     override_length,
     set_mixed_precision,
 )
+from deim_mmdet.engine.devices import check_gpu_found
 from deim_mmdet.engine.faults import find_resumable
 from deim_mmdet.engine.fitting_batch_size import fitting_batch_size
 from deim_mmdet.reports import ReportHook, check_argument
@@ -130,6 +131,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args(with_value_of_amp(sys.argv[1:]))
     if args.batch_size == AUTO and args.launcher != 'none':
         parser.error('--batch-size auto: find the number in one process, then give it to all')
+    if args.cuda_graph:
+        check_gpu_found(parser, '--cuda-graph')
     check_argument(parser, args.report)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args

@@ -1,5 +1,6 @@
 """How a run uses its device: layout of weights, precision, optimiser, wrapper of processes."""
 
+import argparse
 import copy
 import inspect
 from collections.abc import Mapping
@@ -16,6 +17,12 @@ from ..utils.components import component_class
 
 # Arguments of torch's optimisers that choose how a step is computed.
 WAYS_TO_STEP = ('fused', 'foreach', 'capturable', 'differentiable')
+
+
+def check_gpu_found(parser: argparse.ArgumentParser, option: str) -> None:
+    """End the program with the parser's message for ``option`` where torch finds no GPU."""
+    if not torch.cuda.is_available():
+        parser.error(f'{option}: torch finds no GPU')
 
 
 def set_precision(device: str, env_cfg: Mapping[str, Any]) -> None:

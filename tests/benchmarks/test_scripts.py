@@ -26,6 +26,15 @@ def test_criterion(monkeypatch, tmp_path):
     assert all(row['with_backward_ratio_to_plain'] > 0 for row in rows)
 
 
+@pytest.mark.parametrize('script', [criterion, training_step])
+def test_a_missing_gpu_is_named(script, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(sys, 'argv', ['script.py', '--device', 'cuda'])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert '--device cuda: torch finds no GPU' in capsys.readouterr().err
+
+
 def test_training_step(monkeypatch):
     pytest.importorskip('dfine')
     pytest.importorskip('transformers')

@@ -142,10 +142,16 @@ def test_parts_are_compiled_once_for_each_size(runner, tmp_path):
     assert list(model.state_dict()) == names
 
 
-def test_options_of_the_training_tool(monkeypatch):
+@pytest.fixture
+def train_tool():
     spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools/train.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def test_options_of_the_training_tool(train_tool, monkeypatch):
+    monkeypatch.setattr(train_tool, 'check_gpu_found', lambda *_: None)
     config = str(ROOT / 'configs/deim_dfine_n.py')
     own = [hook.type for hook in Config.fromfile(config).custom_hooks]
     for options, added in (
@@ -153,6 +159,14 @@ def test_options_of_the_training_tool(monkeypatch):
         (['--cuda-graph', '--compile'], ['CompileHook', 'CUDAGraphHook']),
     ):
         monkeypatch.setattr(sys, 'argv', ['train.py', config, *options])
-        cfg = tool.prepare(tool.parse_args())
+        cfg = train_tool.prepare(train_tool.parse_args())
         assert [hook.type for hook in cfg.custom_hooks] == own + added
         assert all(HOOKS.get(name) for name in added)
+
+
+def test_the_training_tool_needs_a_gpu_for_graphs(train_tool, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'any.py', '--cuda-graph'])
+    with pytest.raises(SystemExit):
+        train_tool.parse_args()
+    assert '--cuda-graph: torch finds no GPU' in capsys.readouterr().err

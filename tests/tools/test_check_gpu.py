@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +88,38 @@ def test_every_step_names_a_file_of_the_checkout(tool, tmp_path, repo_root):
             scripts = [word for word in step.command if word.endswith('.py')]
             assert scripts
             assert all((repo_root / script).is_file() for script in scripts)
+
+
+@pytest.fixture
+def refused(tool, tmp_path, monkeypatch, capsys):
+    """Function: the message with which the check ends at once, given these arguments."""
+
+    def refused(*arguments):
+        monkeypatch.setattr(tool, 'check', lambda *_: pytest.fail('a part was started'))
+        command = ['check_gpu.py', *map(str, arguments), '--out', str(tmp_path / 'out')]
+        monkeypatch.setattr(sys, 'argv', command)
+        with pytest.raises(SystemExit) as end:
+            tool.main()
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return refused
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_no_part_is_started(refused):
+    message = refused()
+    assert '--device cuda: torch finds no GPU (' in message
+    assert message.endswith('--device cpu tries all parts without')
+
+
+def test_wheels_that_are_not_there(refused, tmp_path):
+    absent, broken = tmp_path / 'absent', tmp_path / 'wheels'
+    broken.mkdir()
+    assert refused('--device', 'cpu', '--wheels', absent).endswith(f'{absent}: no such folder')
+    assert 'there is no wheel (*.whl) in it' in refused('--device', 'cpu', '--wheels', broken)
+    (broken / 'made_up-1.0-py3-none-any.whl').write_text('no archive')
+    assert 'made_up' in refused('--device', 'cpu', '--wheels', broken)
 
 
 def test_mixed_precision_and_reads_without_a_gpu(tmp_path, repo_root):

@@ -144,12 +144,28 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
     return rows
 
 
+def reason_against_gpu() -> str:
+    """Why torch can't use a GPU here; empty where it can."""
+    command = [sys.executable, '-c', 'import torch; torch.cuda.init()']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
+    return lines[-1] if done.returncode else ''
+
+
 def unpack(wheels: Path, target: Path) -> None:
-    """Install wheels into a folder that the steps import from, without network."""
+    """Install wheels into a folder that the steps import from, without network.
+
+    Raises:
+        ValueError: There is none, or pip refuses one; the message says why.
+    """
     names = sorted(map(str, wheels.glob('*.whl')))
+    if not names:
+        raise ValueError('there is no wheel (*.whl) in it' if wheels.is_dir() else 'no such folder')
     pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps']
     command = [*pip, '--no-compile', '--upgrade', '--target', str(target), *names]
-    subprocess.run(command, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f'pip could not install what is in it: {done.stderr.strip()[-2000:]}')
     added_to_path(target)
 
 
@@ -174,11 +190,18 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f'there is no part {", ".join(unknown)}; there are {", ".join(PARTS)}')
+    if args.device == 'cuda' and (reason := reason_against_gpu()):
+        parser.error(
+            f'--device cuda: torch finds no GPU ({reason}). --device cpu tries all parts without'
+        )
     settings = Settings(args.device, args.out.resolve())
     settings.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     if args.wheels:
-        unpack(args.wheels, settings.out / 'packages')
+        try:
+            unpack(args.wheels, settings.out / 'packages')
+        except ValueError as error:
+            parser.error(f'--wheels {args.wheels}: {error}')
     added_to_path(ROOT)
     minutes = args.minutes if args.minutes is not None else 60 if settings.small else 7
     minutes -= (time.monotonic() - started) / 60
