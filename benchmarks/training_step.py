@@ -12,7 +12,8 @@ backward. The optimiser is the same for all and left out. They take turns in one
 Times are medians. On a CPU with one thread they are CPU time, which other processes disturb less.
 On a GPU they are the times between events; host_… is the time until everything was enqueued. Memory
 is the growth of the peak over what was held before the first step: on a CPU resident memory, each
-in a process of its own, on a GPU the allocator's. Of the others those that are installed are taken.
+in a process of its own, on a GPU the allocator's. Others that can't be imported are left
+out, and named with the reason.
 """
 
 import argparse
@@ -20,17 +21,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
-from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.engine.devices import check_gpu_found
 
 import torch
+from measuring.installed import reason_against
 from measuring.losses import figures, time_losses
 from measuring.reference_models import build_reference
 from measuring.timing import make_timer, peak_memory
@@ -46,8 +47,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 OBJECTS = 30
-# With the packages that hold them.
-OTHERS = dict(reference='dfine', transformers='transformers')
+OTHERS = ('reference', 'transformers')
 
 # Batch and side of the images.
 SIZES = dict(
@@ -55,19 +55,22 @@ SIZES = dict(
 )
 
 
-def installed() -> list[str]:
-    """The other implementations that are installed."""
-    return [name for name, package in OTHERS.items() if is_installed(package)]
+def build(
+    name: str, device: str, amp: bool, others: Collection[str] = OTHERS
+) -> dict[str, Callable[[], Tensor]]:
+    """The models in training mode with the same weights, as functions that return the loss.
 
-
-def build(name: str, device: str, amp: bool) -> dict[str, Callable[[], Tensor]]:
-    """The models in training mode with the same weights, as functions that return the loss."""
+    Args:
+        name: A key of :data:`SIZES`.
+        device: ``'cpu'`` or ``'cuda'``.
+        amp: Mixed precision.
+        others: Those of :data:`OTHERS` to build beside ours.
+    """
     torch.manual_seed(0)
     batch, side = SIZES[device][name]
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py').model
     # transformers freezes the norms of the backbone, and nothing else of it.
     cfg.backbone.update(init_cfg=None, frozen_stem=False, norm_frozen=True)
-    others = installed()
     ours = MODELS.build(cfg)
     if 'transformers' in others:
         theirs = build_counterpart(cfg)
@@ -137,15 +140,19 @@ def main() -> None:
         check_gpu_found(parser, '--device cuda')
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
+    reasons = {name: reason_against(name) for name in OTHERS}
+    there = [name for name, reason in reasons.items() if not reason]
     if args.memory_of:
-        step = build(args.models[0], args.device, args.amp)[args.memory_of]
+        step = build(args.models[0], args.device, args.amp, there)[args.memory_of]
         print(memory(step, args.device))
         return
+    if left_out := {name: reason for name, reason in reasons.items() if reason}:
+        print(json.dumps(dict(left_out=left_out)), flush=True)
     rows = []
     for name in args.models:
         # With one thread take the process's own time: other processes disturb it less.
         timer = make_timer(args.device, cpu_time=args.threads == 1)
-        steps = build(name, args.device, args.amp)
+        steps = build(name, args.device, args.amp, there)
         needed = {}
         for key, step in steps.items():
             if args.device == 'cuda':

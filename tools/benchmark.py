@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.deployment.extras import is_installed, require
+from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
@@ -36,6 +36,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
 try:
+    from measuring.installed import reason_against
     from measuring.latency import BACKENDS, EXPORTED, Candidate
     from measuring.report import Results, as_json, as_text, plot
     from measuring.timing import alternate, peak_memory
@@ -48,14 +49,6 @@ except ModuleNotFoundError as error:
         f'repository, which is not in an installed package and not at {sys.path[0]}'
     )
 
-# The package that a backend needs.
-PACKAGES = dict(
-    reference='dfine',
-    transformers='transformers',
-    onnxruntime='onnxruntime',
-    openvino='openvino',
-    tensorrt='tensorrt',
-)
 #: Measured only where they are asked for: compiling and TensorRT's building take minutes, and the
 #: reference knows D-FINE only.
 UNASKED = ('compiled', 'reference', 'tensorrt')
@@ -111,10 +104,10 @@ def parse_args() -> argparse.Namespace:
         check_gpu_found(parser, '--device cuda')
     there = BACKENDS[args.device]
     if args.backends is None:
-        args.backends = [
-            name for name in there
-            if name not in UNASKED and (name not in PACKAGES or is_installed(PACKAGES[name]))
-        ]  # fmt: skip
+        reasons = {name: reason_against(name) for name in there if name not in UNASKED}
+        for name in filter(reasons.get, reasons):
+            print(f'{name} is left out: {reasons[name]}', file=sys.stderr)
+        args.backends = [name for name, reason in reasons.items() if not reason]
     for name in args.backends:
         if name not in there:
             parser.error(
@@ -172,8 +165,8 @@ def measure_latency(
     cfg: Config, model: nn.Module, results: Results, args: argparse.Namespace
 ) -> None:
     for backend in args.backends:
-        if backend in PACKAGES:
-            require(PACKAGES[backend])
+        if reason := reason_against(backend):
+            raise ImportError(reason)
     with contextlib.ExitStack() as stack:
         onnx_path = None
         if EXPORTED.keys() & args.backends:

@@ -19,6 +19,13 @@ from torch import Tensor, nn
 from .options import head_settings, with_defaults
 
 
+def import_reference() -> tuple[ModuleType, type]:
+    """pydfine's module of networks and criterion, and its class of configs."""
+    with _torchvision():
+        native = importlib.import_module('dfine.backends.native')
+    return native, importlib.import_module('dfine').DFINEConfig
+
+
 def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]:
     """D-FINE of the reference with the layers of a config's model, randomly initialised.
 
@@ -43,9 +50,8 @@ def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]
     require('dfine')
     if component_class(MODELS, model.bbox_head) is not DFINEHead:
         raise ValueError(f'pydfine has no model with a {component_name(model.bbox_head)}')
-    with _torchvision():
-        native = importlib.import_module('dfine.backends.native')
-    config = importlib.import_module('dfine').DFINEConfig(**_options(model), imgsz=side)
+    native, config_class = import_reference()
+    config = config_class(**_options(model), imgsz=side)
     return native.DFINE.from_config(config).eval(), native.DFINECriterion.from_config(config)
 
 

@@ -24,6 +24,19 @@ _RESNETS = {
 }
 
 
+def import_transformers() -> dict[type, tuple[type, type]]:
+    """By class of our head, the classes of transformers' config and detector."""
+    import transformers
+
+    names = {DFINEHead: 'DFine', RTDETRHead: 'RTDetrV2'}
+    return {
+        head: tuple(
+            getattr(transformers, f'{name}{kind}') for kind in ('Config', 'ForObjectDetection')
+        )
+        for head, name in names.items()
+    }
+
+
 def build_counterpart(model: ConfigDict) -> nn.Module:
     """The model of transformers with the layers of a config's model, randomly initialised.
 
@@ -41,17 +54,15 @@ def build_counterpart(model: ConfigDict) -> nn.Module:
         ValueError: There is no such model in transformers.
     """
     require('transformers')
-    import transformers
-
-    names = {DFINEHead: 'DFine', RTDETRHead: 'RTDetrV2'}
+    classes = import_transformers()
     head_class = component_class(MODELS, model.bbox_head)
-    if head_class not in names:
+    if head_class not in classes:
         raise ValueError(f'transformers has no model with a {component_name(model.bbox_head)}')
-    name = names[head_class]
+    config_class, detector_class = classes[head_class]
     head = head_settings(head_class, model.bbox_head)
     options = _neck_options(with_defaults(HybridEncoder, model.neck)) | _head_options(head)
     options['backbone_config'] = _backbone_options(model.backbone)
-    if name == 'DFine':
+    if head_class is DFINEHead:
         options |= dict(
             depth_mult=model.neck.get('depth', 1.0),
             decoder_n_points=list(head['num_points']),
@@ -60,8 +71,7 @@ def build_counterpart(model: ConfigDict) -> nn.Module:
         )
     else:
         options['decoder_n_points'] = head['num_points'][0]
-    config = getattr(transformers, f'{name}Config')(**options)
-    return getattr(transformers, f'{name}ForObjectDetection')(config).eval()
+    return detector_class(config_class(**options)).eval()
 
 
 def _neck_options(neck: dict[str, Any]) -> dict[str, Any]:

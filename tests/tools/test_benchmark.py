@@ -99,6 +99,27 @@ def test_a_missing_package_is_named(run, monkeypatch):
         run(CONFIGS / 'deim_dfine_n.py', '--backends', 'openvino', '--parts', 'latency')
 
 
+def test_a_package_that_cannot_be_imported_is_left_out(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'openvino.py').write_text('raise RuntimeError("made for another version")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'openvino', raising=False)
+    with pytest.raises(ImportError, match=r'RuntimeError: made for another version'):
+        run(CONFIGS / 'deim_dfine_n.py', '--backends', 'openvino', '--parts', 'latency')
+    monkeypatch.setattr(
+        'deim_mmdet.deployment.extras.find_spec',
+        lambda name: name if name == 'openvino' else None,
+    )
+    run(
+        CONFIGS / 'deim_dfine_n.py', '--parts', 'latency', '--size', 64, 64, '--rounds', 1,
+        '--out', tmp_path / 'out',
+    )  # fmt: skip
+    (results,) = json.loads((tmp_path / 'out/results.json').read_text())['results']
+    assert set(results['latency']['1']) == {'pytorch', 'fused'}
+    lines = capsys.readouterr().err.splitlines()
+    assert any('openvino is left out: ' in line and 'another version' in line for line in lines)
+    assert any('onnxruntime is left out: ' in line and 'pip install' in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

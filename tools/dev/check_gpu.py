@@ -28,13 +28,11 @@ TAIL = 40
 def run(step: Step, log: Path, limit: float) -> dict:
     """Run a step; returns its seconds, its result, a message, and its figures.
 
-    Figures are the lines of its output that are JSON objects, and its file. It is ended with all
-    processes that it started when ``limit`` seconds are over. Where it doesn't pass, the end of its
-    output is kept.
+    Figures are the lines of its output that are JSON objects. It is ended with all processes that
+    it started when ``limit`` seconds are over. Where it doesn't pass, the end of its output is
+    kept.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    if step.figures:
-        step.figures.unlink(missing_ok=True)
     mark = uuid.uuid4().hex
     environment = os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONWARNINGS': 'ignore', MARK: mark}
     started = time.monotonic()
@@ -52,8 +50,6 @@ def run(step: Step, log: Path, limit: float) -> dict:
             end(process, mark)
     lines = log.read_text(errors='replace').splitlines()
     figures = list(filter(None, map(parsed, lines)))
-    if step.figures and step.figures.exists():
-        figures.append(json.loads(step.figures.read_text()))
     message = next((line for line in reversed(lines) if line.strip()), '')
     if code < 0:
         message = f'{signal.Signals(-code).name}: {message}'

@@ -5,6 +5,7 @@ python tools/dev/gpu_parts.py FUNCTION --out OUT [--device cpu]
 
 import argparse
 import copy
+import json
 import math
 import platform
 import re
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # Calls of a step before those that are timed: algorithms are chosen, a graph is captured.
 WARM_UP, CALLS = 4, 10
 FORMS = ('eager', 'compiled', 'captured')
+# Forms of inference that take minutes to build.
+SLOWLY_BUILT = ('compiled', 'tensorrt')
 # Batches of the models.
 STEPS, SMALL_STEPS = dict(dfine_n=32, dfine_l=16), dict(dfine_n=2)
 
@@ -184,6 +187,39 @@ def step(args: argparse.Namespace) -> None:
             sys.exit('no graph was captured')
 
 
+def latency(args: argparse.Namespace) -> None:
+    """Latency of a model in the forms of ``--backends``; without it in all that are soon built.
+
+    Those that can't be measured here are named, with the reason.
+    """
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    from measuring.installed import reason_against
+    from measuring.latency import BACKENDS
+
+    soon_built = args.backends is None
+    asked = args.backends or [n for n in BACKENDS[args.device] if n not in SLOWLY_BUILT]
+    reasons = {name: reason_against(name) for name in asked}
+    if left_out := {name: reason for name, reason in reasons.items() if reason}:
+        say(left_out=left_out)
+    there = [name for name in asked if not reasons[name]]
+    if not there:
+        return
+    small = args.device == 'cpu'
+    options = ['--size', '320', '320', '--rounds', '2']
+    if not small:
+        options = ['--batches', '1', *['32'] * soon_built, '--rounds', '4', '--threads', '8']
+    # Each by itself, so that its figures stay where the next one takes too long.
+    for name in STEPS if soon_built and not small else SMALL_STEPS:
+        out = args.out / 'inference' / '_'.join([name, *there])
+        command = [sys.executable, 'tools/benchmark.py', f'configs/{name}.py', '--parts', 'latency']
+        command += ['--device', args.device, '--backends', *there, *options, '--out', str(out)]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if code:
+            # What it printed last is the reason.
+            sys.exit(code)
+        say(**json.loads((out / 'results.json').read_text()))
+
+
 def kernels(timed: 'TrainingStep') -> dict[str, float]:
     """Number of a step's kernels, and the milliseconds that the GPU works for them."""
     from torch.profiler import ProfilerActivity, profile
@@ -199,12 +235,15 @@ def kernels(timed: 'TrainingStep') -> dict[str, float]:
 
 
 def main() -> None:
-    functions = (machine, data, precision, reads, step, iterations, training, distributed)
+    functions = (
+        machine, data, precision, reads, step, latency, iterations, training, distributed
+    )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('function', choices=[function.__name__ for function in functions])
     parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--form', choices=FORMS, default='eager', help='of the training step')
+    parser.add_argument('--backends', nargs='+', help='of the latency')
     args = parser.parse_args()
     import deim_mmdet  # noqa: F401  (registers the components)
 

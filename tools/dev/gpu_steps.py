@@ -17,13 +17,11 @@ class Step:
         name: Its name in the results.
         command: Program and arguments.
         share: Seconds that are kept for it, whatever the steps before take.
-        figures: A JSON file that it writes.
     """
 
     name: str
     command: list[str]
     share: float
-    figures: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,10 @@ class Settings:
         """Whether sizes have to be those of a CPU."""
         return self.device == 'cpu'
 
-    def step(self, name: str, share: float, *command: object, figures: Path | None = None) -> Step:
+    def step(self, name: str, share: float, *command: object) -> Step:
         """Arguments for Python, and the seconds that they may take on a GPU."""
         words = [sys.executable, *map(str, command)]
-        return Step(name, words, share * (8 if self.small else 1), figures)
+        return Step(name, words, share * (8 if self.small else 1))
 
     def part(self, name: str, share: float, function: str, *options: str) -> Step:
         """A step that is a function of gpu_parts.py or gpu_trainings.py."""
@@ -97,16 +95,12 @@ def steps(settings: Settings) -> Iterator[Step]:
 
 
 def inference(settings: Settings) -> Iterator[Step]:
-    """Latency of all forms of a model."""
-    configs = ['configs/dfine_n.py', *([] if settings.small else ['configs/dfine_l.py'])]
-    sizes = ('--size', 320, 320, '--rounds', 2)
+    """Latency of all forms of a model; TensorRT and torch.compile take minutes to build one."""
+    yield settings.part('latency', 40, 'latency')
+    # The time of one doesn't depend on that of the others.
+    yield settings.part('latency, compiled', 16, 'latency', '--backends', 'compiled')
     if not settings.small:
-        sizes = ('--batches', 1, 32, '--rounds', 4, '--threads', 8)
-    out = settings.out / 'inference'
-    yield settings.step(
-        'latency', 40, 'tools/benchmark.py', *configs, '--parts', 'latency', '--device',
-        settings.device, *sizes, '--out', out, figures=out / 'results.json',
-    )  # fmt: skip
+        yield settings.part('latency, TensorRT', 12, 'latency', '--backends', 'tensorrt')
 
 
 def distributed(settings: Settings) -> Iterator[Step]:
