@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from gpu_agreement import agreement, check_captured, put_into
 from gpu_trainings import (
     ROOT,
     data,
@@ -149,7 +150,6 @@ def precision(args: argparse.Namespace) -> None:
 def step(args: argparse.Namespace) -> None:
     """Times of a training step of N and L, in one form."""
     from deim_mmdet.engine.config import load_config
-    from deim_mmdet.models.detectors.graphed import GraphedNetwork
 
     sys.path.insert(0, str(ROOT / 'benchmarks'))
     from measuring.timing import peak_memory
@@ -158,11 +158,7 @@ def step(args: argparse.Namespace) -> None:
     for name, batch in (SMALL_STEPS if small else STEPS).items():
         cfg = load_config(f'configs/{name}.py', dict(image_size=64) if small else {})
         timed = training_step(cfg, batch, args.device)
-        if args.form == 'compiled':
-            timed.model.compile_parts()
-        if args.form == 'captured':
-            timed.model.static_shapes()
-            timed.model.graphed = GraphedNetwork()
+        put_into(timed.model, args.form)
         memory = peak_memory(timed, args.device)
         for _ in range(WARM_UP):
             timed()
@@ -183,8 +179,7 @@ def step(args: argparse.Namespace) -> None:
         if args.device == 'cuda':
             # Last, as profilers don't work everywhere.
             say(model=name, form=args.form, **kernels(timed))
-        if args.form == 'captured' and timed.model.graphed.failed:
-            sys.exit('no graph was captured')
+        check_captured(timed.model)
 
 
 def latency(args: argparse.Namespace) -> None:
@@ -236,7 +231,8 @@ def kernels(timed: 'TrainingStep') -> dict[str, float]:
 
 def main() -> None:
     functions = (
-        machine, data, precision, reads, step, latency, iterations, training, distributed
+        machine, data, precision, reads, step, agreement, latency, iterations, training,
+        distributed,
     )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('function', choices=[function.__name__ for function in functions])

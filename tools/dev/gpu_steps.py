@@ -120,7 +120,10 @@ def tests(settings: Settings) -> Iterator[Step]:
 
 
 def compiled(settings: Settings) -> Iterator[Step]:
-    """Times of training steps compiled by torch.compile, which takes what time is left."""
+    """Captured and compiled training against eager, and times of compiled steps."""
+    if not settings.small:
+        yield settings.part('captured like eager', 10, 'agreement', '--form', 'captured')
+    yield settings.part('compiled like eager', 16, 'agreement', '--form', 'compiled')
     yield settings.part('ours, compiled', 24, 'step', '--form', 'compiled')
 
 
