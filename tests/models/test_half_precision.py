@@ -11,7 +11,7 @@ from deim_mmdet.ops import deformable_attention
 import pytest
 import torch
 from golden import build_model
-from half_products import HalfProducts
+from measuring.half_products import HalfProducts
 from mmdet.registry import MODELS
 from torch import nn
 from torch.overrides import TorchFunctionMode

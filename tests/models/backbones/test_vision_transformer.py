@@ -10,7 +10,7 @@ from deim_mmdet.models.layers.vit import RotaryPositions, rotate
 
 import pytest
 import torch
-from half_products import HalfProducts
+from measuring.half_products import HalfProducts
 from mmdet.registry import MODELS
 from mmengine.runner import CheckpointLoader
 
