@@ -27,13 +27,12 @@ from pathlib import Path
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
-from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 from deim_mmdet.engine.devices import check_gpu_found
 
 import torch
 from measuring.installed import reason_against
 from measuring.losses import figures, time_losses
-from measuring.reference_models import build_reference
+from measuring.reference_models import build_reference, load_our_weights
 from measuring.timing import make_timer, peak_memory
 from measuring.training import in_layout
 from measuring.transformers_models import build_counterpart
@@ -81,13 +80,7 @@ def build(
         theirs.to(device).train()
     if 'reference' in others:
         reference, criterion = build_reference(cfg, side)
-        names = to_reference_state_dict(
-            ours.state_dict(), cfg.neck.feat_strides, cfg.bbox_head.decoder.num_points
-        )
-        # Anchors and their validity depend on the size of the images here.
-        own = reference.state_dict()
-        names |= {key: own[key] for key in ('decoder.anchors', 'decoder.valid_mask')}
-        reference.load_state_dict(names)
+        load_our_weights(reference, ours.state_dict(), cfg)
         reference.to(device).train()
         criterion.to(device)
     ours = in_layout(ours.to(device)).train()

@@ -2,10 +2,11 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
+from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 from deim_mmdet.deployment.extras import require
 from deim_mmdet.models.backbones.hgnetv2 import HGNetv2
 from deim_mmdet.models.dense_heads import DFINEHead
@@ -53,6 +54,26 @@ def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]
     native, config_class = import_reference()
     config = config_class(**_options(model), imgsz=side)
     return native.DFINE.from_config(config).eval(), native.DFINECriterion.from_config(config)
+
+
+def load_our_weights(reference: nn.Module, state: Mapping[str, Tensor], model: ConfigDict) -> None:
+    """Give the reference's D-FINE the weights of our detector.
+
+    Args:
+        reference: A net of :func:`build_reference`.
+        state: Our detector's state.
+        model: The config that both were built from.
+    """
+    names = to_reference_state_dict(
+        state, model.neck.feat_strides, model.bbox_head.decoder.num_points
+    )
+    own = reference.state_dict()
+    # Anchors and their validity depend on the size of the images here. A detector without denoising
+    # has no embedding for it.
+    kept = ('decoder.anchors', 'decoder.valid_mask')
+    if model.bbox_head.get('denoising', True) is None:
+        kept += ('decoder.denoising_class_embed.weight',)
+    reference.load_state_dict(names | {key: own[key] for key in kept})
 
 
 def _options(model: ConfigDict) -> dict:

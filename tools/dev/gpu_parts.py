@@ -4,9 +4,7 @@ python tools/dev/gpu_parts.py FUNCTION --out OUT [--device cpu]
 """
 
 import argparse
-import copy
 import json
-import math
 import platform
 import re
 import shutil
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from gpu_agreement import agreement, check_captured, put_into
+from gpu_precision import precision
 from gpu_trainings import (
     ROOT,
     data,
@@ -67,84 +66,6 @@ def machine(args: argparse.Namespace) -> None:
     )
     if args.device not in compiled.DEVICES:
         sys.exit(f'no operators were compiled for {args.device}: {compiled.MISSING}')
-
-
-def random_batch(batch: int, side: int, classes: int, objects: int = 20) -> tuple:
-    """Images (B, 3, side, side) and their samples, on the CPU."""
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-    from mmengine.structures import InstanceData
-
-    samples = []
-    for _ in range(batch):
-        boxes = torch.rand(objects, 4) * 0.15 + 0.02
-        boxes[:, :2] = torch.rand(objects, 2) * 0.8 + 0.1
-        sample = DetDataSample(
-            metainfo=dict(img_shape=(side, side), batch_input_shape=(side, side))
-        )
-        sample.gt_instances = InstanceData(
-            bboxes=bbox_cxcywh_to_xyxy(boxes) * side, labels=torch.randint(classes, (objects,))
-        )
-        samples.append(sample)
-    return torch.rand(batch, 3, side, side), samples
-
-
-def precision(args: argparse.Namespace) -> None:
-    """Errors of D-FINE-N's loss terms, relative to the loss, and gradients; float64 is the truth.
-
-    There are no denoising queries: their noise differs between types.
-    """
-    from deim_mmdet.engine.config import load_config
-
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    cfg = load_config('configs/dfine_n.py').model
-    cfg.backbone.init_cfg, cfg.bbox_head.denoising = None, None
-    small = args.device == 'cpu'
-    images, samples = random_batch(2 if small else 8, 64 if small else 640, 80)
-    model = MODELS.build(cfg).to(args.device).train()
-    halves = [torch.bfloat16] if small else [torch.bfloat16, torch.float16]
-    truth, failures = None, []
-    for dtype in (torch.float64, torch.float32, *halves):
-        wide = dtype if dtype == torch.float64 else torch.float32
-        trained = copy.deepcopy(model).to(wide)
-        with torch.autocast(args.device, dtype, enabled=dtype in halves):
-            losses = trained.loss(
-                images.to(args.device, wide), [sample.to(args.device) for sample in samples]
-            )
-            total, terms = trained.parse_losses(losses)
-        scale = 1024 if dtype == torch.float16 else 1
-        (total * scale).backward()
-        terms = {name: float(value) for name, value in terms.items()}
-        gradients = {
-            name: parameter.grad.double() / scale
-            for name, parameter in trained.named_parameters()
-            if parameter.grad is not None
-        }
-        if truth is None:
-            truth, loss = (terms, gradients), terms['loss']
-            continue
-        # As shares of the whole loss: a term may be 0.
-        errors = {name: abs(value / loss - truth[0][name] / loss) for name, value in terms.items()}
-        worst = max(errors.keys() - {'loss'}, key=errors.get)
-        difference = math.hypot(*(float((gradients[n] - g).norm()) for n, g in truth[1].items()))
-        figures = dict(
-            loss_error=errors['loss'],
-            worst_term=worst,
-            worst_term_error=errors[worst],
-            gradient_error=difference / math.hypot(*(float(g.norm()) for g in truth[1].values())),
-        )
-        say(type=str(dtype), **figures)
-        if not figures['loss_error'] < (0.05 if dtype in halves else 1e-3):
-            failures.append(f'loss in {dtype}')
-        if not math.isfinite(figures['gradient_error']):
-            failures.append(f'gradients in {dtype}')
-    if failures:
-        sys.exit(f'too far from float64: {", ".join(failures)}')
 
 
 def step(args: argparse.Namespace) -> None:

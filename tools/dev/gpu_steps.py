@@ -54,43 +54,43 @@ def operators(settings: Settings) -> Iterator[Step]:
     """Compile them, run their tests on the device, time them."""
     # Operators for CPUs alone, compiled before, would count as done.
     force = () if settings.small else ('--force',)
-    yield settings.step('compile', 24, 'setup.py', '--quiet', 'build_ext', '--inplace', *force)
-    yield settings.part('versions', 12, 'machine')
+    yield settings.step('compile', 18, 'setup.py', '--quiet', 'build_ext', '--inplace', *force)
+    yield settings.part('versions', 8, 'machine')
     # On their own: on one machine they ended the interpreter.
     tests = 'tests/ops/test_deformable_attention.py'
-    yield settings.tests('refused arguments', 12, tests, '-k', 'operator_checks')
+    yield settings.tests('refused arguments', 8, tests, '-k', 'operator_checks')
     chosen = 'gradients or types' if settings.small else 'not operator_checks'
-    yield settings.tests('tests', 30, tests, '-k', chosen)
+    yield settings.tests('tests', 26, tests, '-k', chosen)
     sizes = ('--repeats', '3', '--threads', '1') if settings.small else ()
-    yield settings.step('times', 16, 'benchmarks/operators.py', '--device', settings.device, *sizes)
+    yield settings.step('times', 12, 'benchmarks/operators.py', '--device', settings.device, *sizes)
 
 
 def precision(settings: Settings) -> Iterator[Step]:
     """Losses and gradients in mixed precision against double precision."""
-    yield settings.part('losses and gradients', 20, 'precision')
+    yield settings.part('losses and gradients', 24, 'precision')
 
 
 def reads(settings: Settings) -> Iterator[Step]:
     """An iteration of the trainer in which only marked reads may wait for the GPU."""
-    yield settings.part('an iteration', 20, 'reads')
+    yield settings.part('an iteration', 16, 'reads')
 
 
 def training(settings: Settings) -> Iterator[Step]:
     """60 iterations through all stages, interrupted and resumed, with the restart from the best."""
-    yield settings.part('60 iterations', 56, 'training')
+    yield settings.part('60 iterations', 50, 'training')
 
 
 def steps(settings: Settings) -> Iterator[Step]:
     """Times of training steps, also captured as a graph; the reference; transformers."""
-    yield settings.part('ours, eager', 18, 'step')
+    yield settings.part('ours, eager', 16, 'step')
     if not settings.small:
-        yield settings.part('ours, captured', 20, 'step', '--form', 'captured')
-    yield settings.part('trainer', 20, 'iterations')
+        yield settings.part('ours, captured', 18, 'step', '--form', 'captured')
+    yield settings.part('trainer', 16, 'iterations')
     sizes = ('--models', 'dfine_n', '--repeats', 1)
     if not settings.small:
         sizes = ('--amp', '--repeats', 5)
     yield settings.step(
-        'side by side', 40, 'benchmarks/training_step.py', '--device', settings.device, *sizes
+        'side by side', 34, 'benchmarks/training_step.py', '--device', settings.device, *sizes
     )
 
 
@@ -105,7 +105,7 @@ def inference(settings: Settings) -> Iterator[Step]:
 
 def distributed(settings: Settings) -> Iterator[Step]:
     """torchrun over NCCL, or over gloo without a GPU."""
-    yield settings.part('torchrun', 32, 'distributed')
+    yield settings.part('torchrun', 26, 'distributed')
 
 
 def tests(settings: Settings) -> Iterator[Step]:
@@ -116,7 +116,7 @@ def tests(settings: Settings) -> Iterator[Step]:
         if re.search(r'skipif\(not torch\.cuda|on_gpu', path.read_text())
         and path.parent.name not in ('ops', 'tools')
     ]
-    yield settings.tests('tests', 34, '-m', 'not slow', *chosen)
+    yield settings.tests('tests', 28, '-m', 'not slow', *chosen)
 
 
 def compiled(settings: Settings) -> Iterator[Step]:
