@@ -178,7 +178,7 @@ def test_command(page, command, parse, config_at, tmp_path, monkeypatch):
             assert re.search(rf'(?m)^{variable} \?=', makefile)
             assert variable != 'STACK' or (ROOT / 'requirements' / f'{value}.txt').is_file()
     elif program == 'pip':
-        assert rest[0] in ('install', 'uninstall')
+        assert rest[0] in ('install', 'uninstall', 'wheel')
         for extra in re.findall(r'(?:deim_mmdet|\.)\[(\w+)\]', command):
             assert f"'{extra}':" in (ROOT / 'setup.py').read_text()
     elif program == 'pytest':
