@@ -35,6 +35,21 @@ def test_a_missing_gpu_is_named(script, monkeypatch, capsys):
     assert '--device cuda: torch finds no GPU' in capsys.readouterr().err
 
 
+def test_training_step_without_the_others(monkeypatch, capsys):
+    reasons = dict(reference='not installed', transformers='OSError: broken')
+    monkeypatch.setattr(training_step, 'reason_against', reasons.get)
+    monkeypatch.setitem(training_step.SIZES['cpu'], 'dfine_n', (1, 192))
+    # The memory is measured in another process, with images of the usual size.
+    monkeypatch.setattr(training_step.subprocess, 'check_output', lambda *_, **__: '5')
+    arguments = ['--models', 'dfine_n', '--repeats', '1', '--threads', '1']
+    monkeypatch.setattr(sys, 'argv', ['training_step.py', *arguments])
+    training_step.main()
+    first, row = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == dict(left_out=reasons)
+    assert row['with_backward_ours_ms'] > 0
+    assert not [key for key in row if 'reference' in key or 'transformers' in key]
+
+
 def test_training_step(monkeypatch):
     pytest.importorskip('dfine')
     pytest.importorskip('transformers')
