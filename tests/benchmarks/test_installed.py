@@ -19,11 +19,15 @@ def installed(tmp_path, monkeypatch):
     return install
 
 
-@pytest.mark.parametrize('backend', PACKAGES)
-def test_a_package_that_raises_counts_as_missing(installed, backend):
-    installed(PACKAGES[backend], 'raise OSError("libfirst.so: undefined symbol\\nmore")')
+@pytest.mark.parametrize(
+    ('backend', 'package'), [(backend, each) for backend in PACKAGES for each in PACKAGES[backend]]
+)
+def test_a_package_that_raises_counts_as_missing(installed, backend, package):
+    for other in PACKAGES[backend]:
+        installed(other, '')
+    installed(package, 'raise OSError("libfirst.so: undefined symbol\\nmore")')
     reason = reason_against(backend)
-    assert reason.startswith(f'{PACKAGES[backend]} is not installed in a form')
+    assert reason.startswith(f'{package} is not installed in a form')
     assert reason.endswith('(OSError: libfirst.so: undefined symbol)')
 
 
