@@ -24,9 +24,9 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
     The data loader stacks the images (``stack_images``); otherwise they are stacked here. One copy
     brings them to the device, as uint8. Batch augments that only pick pixels
     (``DenseO2OMultiScale``) act on these. Then all images together are normalised to floats, and
-    mixup mixes them in place. The order makes no difference to the batch, as the other steps treat all
-    pixels alike. After ``DenseO2OCopyBlend``, to which sizes matter, augments keep their order. A
-    channels-last batch stays channels-last.
+    mixup mixes them in place. The order makes no difference to the batch, as the other steps treat
+    all pixels alike. After ``DenseO2OCopyBlend``, to which sizes matter, augments keep their order.
+    A channels-last batch stays channels-last.
 
     Meanwhile copies of the data samples stay on the host. There batch augments, also those of other
     packages, change boxes without launching a kernel for each.
