@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from ..models.data_preprocessors import DenseO2OMultiScale
@@ -48,7 +49,7 @@ def fitting_batch_size(cfg: Config, device: str | None = None) -> int:
         device: Default: the one that a training would take.
 
     Raises:
-        RunFault: Not even one image fits, or there is no GPU.
+        RunFault: Not even one image fits, there is no GPU, or the images have no fixed size.
     """
     device = device or get_device()
     if not torch.device(device).type == 'cuda':
@@ -56,6 +57,13 @@ def fitting_batch_size(cfg: Config, device: str | None = None) -> int:
             f'--batch-size auto measures the memory of a GPU, and this is device {device}: give a '
             'number'
         )
+    if not input_sizes(cfg):
+        raise RunFault(
+            '--batch-size auto tries images of the size that the training pipeline resizes to, and '
+            'finds no fixed one: give a number'
+        )
+    # No runner has done it yet.
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     set_precision('cuda', cfg.get('env_cfg', {}))
     found = largest_fitting(lambda size: _fits(cfg, size, device))
     if not found:

@@ -7,6 +7,7 @@ from deim_mmdet.engine.fitting_batch_size import OBJECTS, largest_fitting, take_
 import pytest
 import torch
 import toy
+from mmengine.registry import DefaultScope
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,28 @@ def test_the_outcome_is_a_number_or_a_clear_error(cfg, monkeypatch):
         else:
             with pytest.raises(RunFault, match=r'not even a batch of one image .*--amp'):
                 fitting_batch_size.fitting_batch_size(cfg, 'cuda')
+
+
+def test_a_published_config_is_tried_without_a_runner(monkeypatch):
+    """Nothing else has told MMEngine yet in which registry the parts are."""
+    monkeypatch.setattr(
+        fitting_batch_size, '_fits', lambda cfg, size, device: not take_steps(cfg, size, 'cpu', 1)
+    )
+    monkeypatch.setattr(fitting_batch_size, 'largest_fitting', lambda fits: int(fits(1)))
+    scope = DefaultScope._instance_dict.copy()
+    DefaultScope._instance_dict.clear()
+    try:
+        cfg = load_config(toy.ROOT / 'configs' / 'deimv2_atto.py', dict(image_size=64))
+        assert fitting_batch_size.fitting_batch_size(cfg, 'cuda') == 1
+    finally:
+        DefaultScope._instance_dict.update(scope)
+
+
+def test_images_without_a_fixed_size_are_refused(cfg):
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[loader].dataset.pipeline = []
+    with pytest.raises(RunFault, match='finds no fixed one: give a number'):
+        fitting_batch_size.fitting_batch_size(cfg, 'cuda')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

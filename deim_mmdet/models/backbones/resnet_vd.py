@@ -51,6 +51,9 @@ class ResNetVd(ResNetV1d):
         norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         init_cfg: See :class:`mmengine.model.BaseModule`.
         kwargs: Further arguments of :class:`mmdet.models.ResNetV1d`, such as ``with_cp``.
+
+    Raises:
+        ValueError: ``frozen_stages`` is not among -1 … 4.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class ResNetVd(ResNetV1d):
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
+        if not -1 <= frozen_stages <= 4:
+            raise ValueError(f'frozen_stages of ResNetVd must be among -1 … 4, got {frozen_stages}')
         super().__init__(
             depth=depth,
             out_indices=out_indices,

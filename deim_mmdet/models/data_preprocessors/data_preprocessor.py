@@ -53,8 +53,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         kwargs: Further arguments of ``DetDataPreprocessor``.
 
     Raises:
-        ValueError: ``mean`` and ``std`` are for different numbers of channels. Or ``bgr_to_rgb`` is
-            set, and there aren't three channels.
+        ValueError: ``mean`` and ``std`` are for different numbers of channels, or a deviation isn't
+            positive. Or ``bgr_to_rgb`` is set, and there aren't three channels.
 
     Example:
         >>> data_preprocessor = dict(
@@ -82,6 +82,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
                 f'{type(self).__name__}: mean and std are for the same channels, got {mean} and '
                 f'{std}'
             )
+        if std and min(std) <= 0:
+            raise ValueError(f'{type(self).__name__}: std must be positive, got {std}')
         other = mean and std and bool(several - {3})
         # mmengine 0.10.7 takes one number or three.
         given = (mean[:1], std[:1]) if other else (mean, std)

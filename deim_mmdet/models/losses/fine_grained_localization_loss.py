@@ -19,7 +19,8 @@ def fine_grained_localization_loss(pred: Tensor, target: Tensor) -> Tensor:
     """
     lower = target.floor().clamp(0, pred.shape[1] - 2)
     upper_weight = (target - lower).clamp(0, 1)
-    lower = lower.long()[:, None]
+    # A NaN is no index. It stays in the weight, and so the loss says what happened.
+    lower = lower.nan_to_num().long()[:, None]
     log_probability = F.log_softmax(pred, dim=-1)
     at_lower = log_probability.gather(1, lower)[:, 0]
     at_upper = log_probability.gather(1, lower + 1)[:, 0]

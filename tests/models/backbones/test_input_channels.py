@@ -102,6 +102,13 @@ def test_a_similar_network_gives_its_stem_too(tmp_path):
 
 
 @every_backbone
+@pytest.mark.parametrize('frozen_stages', [-2, 5])
+def test_stages_that_there_are_not(build, frozen_stages):
+    with pytest.raises(ValueError, match=f'must be among -1 … 4, got {frozen_stages}'):
+        build(frozen_stages=frozen_stages)
+
+
+@every_backbone
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
 def test_the_first_stages_stay(build, frozen_stages):
     backbone = build(frozen_stages=frozen_stages)

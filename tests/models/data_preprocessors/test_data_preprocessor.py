@@ -210,6 +210,11 @@ def test_other_numbers_of_channels_are_refused_or_left_to_a_model_of_them():
     assert torch.equal(batch['inputs'], torch.full((1, 1, 32, 32), -0.5))
 
 
+def test_a_deviation_of_zero_is_refused():
+    with pytest.raises(ValueError, match='std must be positive'):
+        MODELS.build(dict(type='DenseO2ODataPreprocessor', mean=[0] * 4, std=[1, 1, 1, 0]))
+
+
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 6])
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.uint16, torch.float32])
 @pytest.mark.parametrize('layout', ['list', 'planes', 'pixels'])

@@ -98,6 +98,14 @@ def test_fgl_target_on_the_last_bin():
     torch.testing.assert_close(loss, -pred.log_softmax(-1)[0, 8])
 
 
+def test_fgl_of_a_nan_is_nan_alone():
+    """The check of the losses can then name it; as an index it would end the process on a GPU."""
+    pred = torch.randn(3, 9)
+    target = torch.tensor([2.5, float('nan'), 8.0])
+    loss = FineGrainedLocalizationLoss(loss_weight=1.0)(pred, target, reduction_override='none')
+    assert loss.isnan().tolist() == [False, True, False]
+
+
 def test_ddf_formula():
     torch.manual_seed(0)
     t, n, bins = 5.0, 6, 4
