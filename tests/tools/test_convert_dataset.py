@@ -66,6 +66,24 @@ def test_voc(convert, folder):
     assert (name, box) == ('dog', [6, 4, 10, 20])
 
 
+def test_voc_with_the_classes_of_all_splits(convert, folder):
+    pytest.importorskip('supervision')
+    (folder / 'objects' / 'a.xml').write_text('<annotation/>')
+    images, xmls, out = folder / 'images', folder / 'objects', folder / 'val.json'
+    with pytest.raises(SystemExit, match='there is no object; name the classes by --classes'):
+        convert('voc', images, xmls, out)
+    convert('voc', images, xmls, out, '--classes', 'cat', 'dog')
+    assert objects(out) == {'a.png': [], 'b.png': []}
+    (xmls / 'b.xml').write_text(XML)
+    convert('voc', images, xmls, out, '--classes', 'owl', 'dog', 'cat')
+    assert objects(out)['b.png'] == [('dog', [6, 4, 10, 20])]
+    categories = json.loads(out.read_text())['categories']
+    assert [category['name'] for category in categories] == ['owl', 'dog', 'cat']
+    with pytest.raises(SystemExit, match='objects are of the class dog, which --classes lacks'):
+        convert('voc', images, xmls, folder / 'new.json', '--classes', 'owl', 'cat')
+    assert not (folder / 'new.json').exists()
+
+
 def test_what_is_missing_is_named(convert, folder, capsys):
     for objects, classes, message in (
         ('labels', 'data.yaml', 'there is no folder'),
