@@ -18,6 +18,7 @@ from deim_mmdet.utils.files import replaced_when_complete
 from deim_mmdet.utils.text import some
 
 import numpy as np
+import yaml
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
@@ -41,10 +42,34 @@ def parse_args() -> argparse.Namespace:
             parser.error(f'there is no folder {folder}')
     if args.format == 'yolo' and not args.data.is_file():
         parser.error(f'there is no file {args.data}')
+    if args.format == 'yolo':
+        check_numbers(args.data)
     suffix = {'yolo': '.txt', 'voc': '.xml'}[args.format]
     if not any(args.objects.glob(f'*{suffix}')):
         parser.error(f'{args.objects} has no {suffix} file')
     return args
+
+
+def check_numbers(data: Path) -> None:
+    """Check that the classes of a data.yaml are numbered as label files number them, from 0.
+
+    supervision sorts the numbers and drops them: with a gap, boxes would get wrong classes.
+
+    Raises:
+        SystemExit: They aren't, or the file is not YAML.
+    """
+    try:
+        content = yaml.safe_load(data.read_text('utf-8'))
+    except (ValueError, yaml.YAMLError) as error:
+        raise SystemExit(f'{data} is not YAML: {error}') from None
+    names = content.get('names') if isinstance(content, dict) else None
+    if not isinstance(names, dict):
+        return
+    if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        raise SystemExit(
+            f'{data} numbers its {len(names)} classes {some(names)}, not from 0 without gaps: give '
+            'each number that is missing a name, such as unused_0'
+        )
 
 
 def set_classes(dataset: 'DetectionDataset', classes: list[str] | None) -> None:

@@ -4,6 +4,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 XML = """<annotation><filename>b.png</filename>
 <size><width>60</width><height>40</height><depth>3</depth></size>
@@ -82,6 +83,25 @@ def test_voc_with_the_classes_of_all_splits(convert, folder):
     with pytest.raises(SystemExit, match='objects are of the class dog, which --classes lacks'):
         convert('voc', images, xmls, folder / 'new.json', '--classes', 'owl', 'cat')
     assert not (folder / 'new.json').exists()
+
+
+@pytest.mark.parametrize('numbers', [[1, 2], [0, 2], ['cat', 'dog'], [0, True]])
+def test_classes_that_are_not_numbered_from_0_are_refused(convert, folder, numbers):
+    (folder / 'objects' / 'b.txt').write_text('1 0.5 0.25 0.2 0.4\n')
+    data, out = folder / 'data.yaml', folder / 'o.json'
+    data.write_text(yaml.safe_dump(dict(names=dict.fromkeys(numbers, 'a'))))
+    with pytest.raises(SystemExit, match=r'data\.yaml numbers its 2 classes .* such as unused_0'):
+        convert('yolo', folder / 'images', folder / 'objects', data, out)
+    assert not out.exists()
+
+
+def test_numbers_of_classes_may_come_in_any_order(convert, folder):
+    pytest.importorskip('supervision')
+    (folder / 'objects' / 'b.txt').write_text('1 0.5 0.25 0.2 0.4\n')
+    data, out = folder / 'data.yaml', folder / 'o.json'
+    data.write_text('names: {1: dog, 0: cat}')
+    convert('yolo', folder / 'images', folder / 'objects', data, out)
+    assert objects(out)['b.png'][0][0] == 'dog'
 
 
 def test_what_is_missing_is_named(convert, folder, capsys):
