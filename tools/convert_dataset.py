@@ -11,17 +11,25 @@ formats: ``pip install supervision``.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from deim_mmdet.utils.files import replaced_when_complete
 from deim_mmdet.utils.text import some
 
 import numpy as np
 import yaml
+from PIL import Image
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
+
+PATTERNS = dict(yolo='*.txt', voc='*.xml')
+# Files that supervision takes for images.
+PICTURES = ('.bmp', '.dng', '.jpg', '.jpeg', '.mpo', '.png', '.tif', '.tiff', '.webp')
+BORDERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,9 +52,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'there is no file {args.data}')
     if args.format == 'yolo':
         check_numbers(args.data)
-    suffix = {'yolo': '.txt', 'voc': '.xml'}[args.format]
-    if not any(args.objects.glob(f'*{suffix}')):
-        parser.error(f'{args.objects} has no {suffix} file')
+    if not any(args.objects.glob(PATTERNS[args.format])):
+        parser.error(f'{args.objects} has no {PATTERNS[args.format][1:]} file')
     return args
 
 
@@ -69,6 +76,46 @@ def check_numbers(data: Path) -> None:
         raise SystemExit(
             f'{data} numbers its {len(names)} classes {some(names)}, not from 0 without gaps: give '
             'each number that is missing a name, such as unused_0'
+        )
+
+
+def faulty_file(args: argparse.Namespace) -> Path | None:
+    """The first image or file of objects that can't be read; None where all can.
+
+    The errors of supervision often don't say it.
+    """
+    for path in sorted([*args.images.iterdir(), *args.objects.glob(PATTERNS[args.format])]):
+        try:
+            if path.suffix.lower() in PICTURES:
+                with Image.open(path) as image:
+                    image.getexif()
+            elif path.suffix == '.txt':
+                path.read_text('utf-8')
+            elif path.suffix == '.xml':
+                for each in ElementTree.parse(path).iter('object'):
+                    [float(each.find('bndbox').findtext(side)) for side in BORDERS]
+        except Exception:  # each reader has its own kinds of errors
+            return path
+    return None
+
+
+def warn_of_files_left_out(args: argparse.Namespace, images: list[str]) -> None:
+    """Print which images and files of objects are not used, as nothing else says it."""
+    below = [path for path in args.images.glob('*/**/*') if path.suffix.lower() in PICTURES]
+    if below:
+        print(
+            f'warning: {len(below)} images in subfolders of {args.images} are left out '
+            f'({some(below, 2)}): convert each folder by itself',
+            file=sys.stderr,
+        )
+    stems = {Path(image).stem for image in images} | {'classes'}
+    objects = [path.name for path in sorted(args.objects.glob(PATTERNS[args.format]))]
+    unused = [name for name in objects if Path(name).stem not in stems]
+    if unused:
+        print(
+            f'warning: {len(unused)} of {len(objects)} files in {args.objects} have the name of no '
+            f'image in {args.images} ({some(unused, 2)})',
+            file=sys.stderr,
         )
 
 
@@ -108,13 +155,15 @@ def main() -> None:
         else:
             dataset = DetectionDataset.from_pascal_voc(**folders, show_progress=True)
             set_classes(dataset, args.classes)
-    except ValueError as error:
-        raise SystemExit(f'{args.objects} was not converted: {error}') from None
-    if not len(dataset):
-        raise SystemExit(f'{args.images} has no image')
-    with replaced_when_complete(args.out) as path:
-        dataset.as_coco(annotations_path=str(path))
-        content = json.loads(path.read_text())
+        warn_of_files_left_out(args, dataset.image_paths)
+        if not len(dataset):
+            raise ValueError(f'there is no image in {args.images}')
+        with replaced_when_complete(args.out) as path:
+            dataset.as_coco(annotations_path=str(path))
+            content = json.loads(path.read_text())
+    except Exception as error:  # each reader of a file has its own kinds of errors
+        place = faulty_file(args) or args.objects
+        raise SystemExit(f'{place} was not converted: {error}') from None
     names = ', '.join(category['name'] for category in content['categories'])
     print(
         f'{args.out}: {len(content["images"])} images, {len(content["annotations"])} objects of '

@@ -104,6 +104,43 @@ def test_numbers_of_classes_may_come_in_any_order(convert, folder):
     assert objects(out)['b.png'][0][0] == 'dog'
 
 
+@pytest.mark.parametrize(
+    ('kind', 'name', 'damage'),
+    [
+        ('yolo', 'images/b.png', lambda data: data[:20]),
+        ('yolo', 'images/a.png', lambda data: b''),
+        ('yolo', 'objects/b.txt', lambda data: b'\xff\xfe'),
+        ('yolo', 'data.yaml', lambda data: data[:-1]),
+        ('voc', 'images/b.png', lambda data: data[:20]),
+        ('voc', 'objects/b.xml', lambda data: data[:60]),
+        ('voc', 'objects/b.xml', lambda data: data.replace(b'bndbox', b'box')),
+    ],
+)
+def test_a_damaged_file_is_named(convert, folder, kind, name, damage):
+    pytest.importorskip('supervision')
+    (folder / 'objects' / 'b.txt').write_text('1 0.5 0.25 0.2 0.4\n')
+    (folder / 'objects' / 'b.xml').write_text(XML)
+    path, out = folder / name, folder / 'o.json'
+    path.write_bytes(damage(path.read_bytes()))
+    data = [folder / 'data.yaml'] if kind == 'yolo' else []
+    with pytest.raises(SystemExit, match=rf'^{path} (was not converted|is not YAML): .'):
+        convert(kind, folder / 'images', folder / 'objects', *data, out)
+    assert not out.exists()
+
+
+def test_files_that_are_left_out_are_named(convert, folder, capsys):
+    pytest.importorskip('supervision')
+    (folder / 'images' / 'more').mkdir()
+    (folder / 'images' / 'b.png').rename(folder / 'images' / 'more' / 'b.png')
+    for name in ('a', 'b', 'classes'):
+        (folder / 'objects' / f'{name}.txt').touch()
+    convert('yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', folder / 'o.json')
+    warned = capsys.readouterr().err
+    assert f'1 images in subfolders of {folder}/images are left out ({folder}' in warned
+    assert f'1 of 3 files in {folder}/objects have the name of no image' in warned
+    assert '(b.txt)' in warned
+
+
 def test_what_is_missing_is_named(convert, folder, capsys):
     for objects, classes, message in (
         ('labels', 'data.yaml', 'there is no folder'),
