@@ -2,11 +2,7 @@
 
 import numpy as np
 
-from .transforms.loading import (
-    LoadImageChecked,
-    MissingImageError,
-    UnreadableImageError,
-)
+from .transforms.loading import LoadImageChecked, UnreadableImageError
 
 
 def read_picture(path: str) -> np.ndarray:
@@ -16,11 +12,21 @@ def read_picture(path: str) -> np.ndarray:
         UnreadableImageError: As of :class:`LoadImageChecked`.
     """
     try:
-        return LoadImageChecked().transform({'img_path': path})['img']
-    except MissingImageError:
-        raise
+        stored = _load(path, 'unchanged')
     except UnreadableImageError:
-        return as_picture(LoadImageChecked('unchanged').transform({'img_path': path})['img'])
+        # Pages of several sizes are no channels, but the first is a picture.
+        return _load(path, 'color')
+    if stored.dtype != np.uint8:
+        # 'color' gives the upper 8 bits, which are 0 where few of the 16 are used.
+        return as_picture(stored)
+    try:
+        return _load(path, 'color')
+    except UnreadableImageError:  # an array
+        return as_picture(stored)
+
+
+def _load(path: str, color_type: str) -> np.ndarray:
+    return LoadImageChecked(color_type).transform({'img_path': path})['img']
 
 
 def as_picture(img: np.ndarray) -> np.ndarray:
