@@ -15,7 +15,6 @@ docs/compatibility.md.
 | | they would miss a wrapper around it, or one of a subclass |
 | base class and position of schedulers | mmengine's names of both begin with an underscore |
 | changing a data set's class names | the public property gives a copy |
-| the visualizer of mmdet's hook | it takes no other one |
 | the annotations of mmdet's COCO metric | reading the file again would take as long again |
 | whether a preprocessor exchanges channels | no public name says it |
 | copying many tensors, or adding to them, at once | torch has no public operator for it |
@@ -140,12 +139,6 @@ def own_metainfo(dataset: Any) -> dict:
     if isinstance(kept, list):
         dataset._metainfo = kept = kept[0]
     return kept
-
-
-def replace_visualizer(hook: Any, build: Callable[[Any], Any]) -> Any:
-    """Put ``build(visualizer)`` in the place of the visualizer of mmdet's hook, and return it."""
-    hook._visualizer = build(hook._visualizer)
-    return hook._visualizer
 
 
 def annotations_of(metric: Any) -> Any:

@@ -105,7 +105,8 @@ def to_picture(image: np.ndarray) -> np.ndarray:
     if shown.dtype != np.uint8:
         low, high = shown.min(), shown.max()
         shown = (shown.astype(np.float32) - low) * (255 / max(high - low, 1e-9))
-    return np.broadcast_to(shown, (*shown.shape[:2], 3)).astype(np.uint8)
+    # OpenCV draws only on arrays whose channels lie side by side.
+    return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)).astype(np.uint8))
 
 
 def draw(image: np.ndarray, model: Model, threshold: float) -> tuple[np.ndarray, int]:
@@ -141,8 +142,11 @@ def main() -> None:
     for path in (args.model, args.source):
         if not path.is_file():
             parser.error(f'there is no file {path}')
+    is_picture = args.source.suffix.lower() in PICTURES
+    if is_picture and not cv2.haveImageWriter(str(args.out)):
+        parser.error(f'{args.out}: give it a suffix of a picture, e.g. .png')
     model = load(args.model)
-    if args.source.suffix.lower() in PICTURES:
+    if is_picture:
         image = read(args.source, model)
         if image is None:
             parser.error(f'{args.source} is no picture that OpenCV can read')
@@ -160,6 +164,8 @@ def main() -> None:
         if writer is None:
             fourcc = cv2.VideoWriter.fourcc(*'mp4v')
             writer = cv2.VideoWriter(str(args.out), fourcc, fps, picture.shape[1::-1])
+            if not writer.isOpened():
+                parser.error(f'could not write {args.out}: is there its folder, and is it .mp4?')
         writer.write(picture)
         frames += 1
         print(f'\r{frames} frames, {frames / (time.perf_counter() - begin):.1f} a second', end='')

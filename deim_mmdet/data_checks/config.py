@@ -91,7 +91,24 @@ def check_datasets(
             if source.key not in reports:
                 reports[source.key] = source.check(images, workers, use_cache)
             reports[source.key].splits.append(split)
+    _find_sets_without_annotations(list(reports.values()))
     return list(reports.values())
+
+
+def _find_sets_without_annotations(reports: Sequence[DatasetReport]) -> None:
+    """Add a finding to each report of a set without any annotation.
+
+    A file of background images alone is no fault where another file of the set has objects.
+    """
+    for split in SPLITS:
+        files = [report for report in reports if split in report.splits]
+        # Files that have no images, or could not be read, have their own finding.
+        if any(report.annotations or not report.images for report in files):
+            continue
+        for report in files:
+            if 'no_annotations' not in report.problems:
+                breaks = split == 'training'
+                report.add([Finding('no_annotations', breaks, '"annotations" is empty')])
 
 
 class CocoSource:

@@ -10,6 +10,12 @@ PROBLEMS = {
     ),
     'other_format': Problem('data sets in other formats than COCO', 'not checked'),
     **annotation_problems.PROBLEMS,
+    'no_annotations': Problem(
+        'annotation files without annotations, in a set that has no other',
+        'refused; AP is -1 in evaluation',
+        'Check ann_file of the data set, and whatever wrote the file.',
+        breaks='training',
+    ),
     'beyond_metric_limit': Problem(
         'images with more objects than detections that count',
         'AP counts the rest as missed',

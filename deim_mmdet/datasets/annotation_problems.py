@@ -19,6 +19,12 @@ class Problem(NamedTuple):
 
 PROBLEMS = {
     # The annotation file as a whole.
+    'no_images': Problem(
+        'annotation files without images',
+        'refused',
+        'Check ann_file of the data set, or list the images in "images".',
+        breaks=True,
+    ),
     'repeated_image_id': Problem(
         'entries of "images" with the same id, but other contents',
         'refused: whose annotations are they?',

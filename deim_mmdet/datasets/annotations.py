@@ -80,6 +80,8 @@ def check_annotations(
 
 
 def _check_images(checked: CheckedAnnotations, found: Callable) -> None:
+    if not checked.images:
+        found('no_images', '"images" is empty')
     first = {}
     for image in checked.images:
         earlier = first.setdefault(image['id'], image)

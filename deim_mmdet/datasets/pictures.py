@@ -2,25 +2,36 @@
 
 import numpy as np
 
-from .transforms.loading import (
-    LoadImageChecked,
-    MissingImageError,
-    UnreadableImageError,
-)
+from .transforms.loading import LoadImageChecked, UnreadableImageError
 
 
-def read_picture(path: str) -> np.ndarray:
+def read_picture(path: str, backend_args: dict | None = None) -> np.ndarray:
     """An image of any kind to look at, (H, W, 3) uint8, BGR.
+
+    Args:
+        path: The file.
+        backend_args: Storage backend, see :func:`mmengine.fileio.get`.
 
     Raises:
         UnreadableImageError: As of :class:`LoadImageChecked`.
     """
     try:
-        return LoadImageChecked().transform({'img_path': path})['img']
-    except MissingImageError:
-        raise
+        stored = _load(path, 'unchanged', backend_args)
     except UnreadableImageError:
-        return as_picture(LoadImageChecked('unchanged').transform({'img_path': path})['img'])
+        # Pages of several sizes are no channels, but the first is a picture.
+        return _load(path, 'color', backend_args)
+    if stored.dtype != np.uint8:
+        # 'color' gives the upper 8 bits, which are 0 where few of the 16 are used.
+        return as_picture(stored)
+    try:
+        return _load(path, 'color', backend_args)
+    except UnreadableImageError:  # an array
+        return as_picture(stored)
+
+
+def _load(path: str, color_type: str, backend_args: dict | None) -> np.ndarray:
+    loader = LoadImageChecked(color_type, backend_args=backend_args)
+    return loader.transform({'img_path': path})['img']
 
 
 def as_picture(img: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@ import json
 import os
 import signal
 
-from deim_mmdet.data_checks.config import check_datasets
+from deim_mmdet.data_checks.config import check_data, check_datasets
 from deim_mmdet.data_checks.images import ImageTask, inspect_image
 from deim_mmdet.data_checks.pool import inspect_images
 from deim_mmdet.data_checks.problems import PROBLEMS
@@ -83,6 +83,8 @@ def test_every_problem_of_annotations_and_images_is_in_the_messy_data():
         'repeated_category_name',
         'classes_differ',
         'no_usable_box',
+        'no_images',
+        'no_annotations',
         'annotation_id_zero',
         # And what else depends on the rest of the config.
         'beyond_metric_limit',
@@ -119,6 +121,43 @@ def test_a_missing_class_breaks(tmp_path):
     [report] = check_datasets(config)
     assert report.problems['classes_differ'].breaking == 1
     assert "no category 'square'" in report.text()
+
+
+def emptied(folder, name):
+    """A data set whose list of this name is empty."""
+    path = write_messy_data(folder, breaking=False) / 'all.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: []}))
+    return folder
+
+
+@pytest.mark.parametrize('evaluation', [False, True])
+def test_a_file_without_images_breaks(tmp_path, evaluation):
+    [report] = check_datasets(config_of(emptied(tmp_path, 'images'), evaluation))
+    assert report.problems['no_images'].breaking == 1
+    assert 'no_annotations' not in report.problems
+
+
+def test_a_set_without_annotations_breaks_training_alone(tmp_path):
+    config = config_of(emptied(tmp_path, 'annotations'))
+    evaluated = config_of(tmp_path, evaluation=True)
+    config.val_dataloader = config.test_dataloader = evaluated.val_dataloader
+    for _ in range(2):  # anew, and from the cache
+        training, validation = check_datasets(config)
+        assert training.problems['no_annotations'].breaking == 1
+        assert validation.problems['no_annotations'].count == 1
+        assert not validation.breaks
+    with pytest.raises(ValueError, match='would break training'):
+        check_data(config)
+
+
+def test_background_images_may_have_a_file_of_their_own(tmp_path):
+    config = config_of(write_messy_data(tmp_path / 'a', breaking=False))
+    first = config.train_dataloader.dataset.dataset
+    second = dict(first, data_root=str(emptied(tmp_path / 'b', 'annotations')))
+    config.train_dataloader.dataset.dataset = dict(type='ConcatDataset', datasets=[first, second])
+    reports = check_datasets(config)
+    assert len(reports) == 2
+    assert not any(report.breaks for report in reports)
 
 
 def test_data_sets_in_other_formats_are_named_and_left_alone(repo_root):

@@ -66,6 +66,26 @@ def test_pictures_of_16_bits_keep_them(tmp_path, suffix, channels):
     assert np.array_equal(load(tmp_path / f'a.{suffix}'), expected)
 
 
+@pytest.mark.parametrize('suffix', ['png', 'tiff'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_pictures_of_few_bits_are_not_black(tmp_path, suffix, channels):
+    path = str(tmp_path / f'a.{suffix}')
+    cv2.imwrite(path, noise(channels, np.uint8).astype(np.uint16))
+    picture = read_picture(path)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (20, 30, 3)
+    assert (picture.min(), picture.max()) == (0, 255)
+
+
+def test_pictures_of_8_bits_are_shown_as_they_are(tmp_path):
+    stored = noise(3, np.uint8) // 4
+    cv2.imwrite(str(tmp_path / 'a.png'), stored)
+    assert np.array_equal(read_picture(str(tmp_path / 'a.png')), stored)
+    pages = [noise(3, np.uint8), noise(3, np.uint8, size=(10, 15))]
+    cv2.imwritemulti(str(tmp_path / 'a.tiff'), pages)
+    assert np.array_equal(read_picture(str(tmp_path / 'a.tiff')), pages[0])
+
+
 def test_grey_pictures_have_one_channel(tmp_path):
     stored = noise(1, np.uint8)
     cv2.imwrite(str(tmp_path / 'a.png'), stored)

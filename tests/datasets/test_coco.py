@@ -313,6 +313,11 @@ def test_a_file_without_any_usable_box_is_refused(edit):
         edit(change)
 
 
+def test_a_file_without_images_is_refused(edit):
+    with pytest.raises(ValueError, match=r'has annotation files without images: "images" is empty'):
+        edit(lambda content: content.update(images=[]))
+
+
 def test_repeated_names_in_an_object_are_refused(edit, tmp_path):
     path = tmp_path / 'ann.json'
     edit()

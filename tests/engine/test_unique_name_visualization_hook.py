@@ -1,6 +1,8 @@
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
+from deim_mmdet.engine import UniqueNameVisualizationHook
 from deim_mmdet.engine.hooks.unique_name_visualization_hook import picture_names
 
 import cv2
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 import toy
 from mmdet.engine.hooks import DetVisualizationHook
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 
 
 def names_below(folder, *paths):
@@ -125,10 +129,48 @@ def test_every_image_of_a_test_set_has_its_picture(make_runner, tmp_path, camera
         assert np.abs(shown - colour).max() <= 2, name
 
 
+class DrawnSamples:
+    """A visualizer that keeps what it is given to draw."""
+
+    def __init__(self):
+        self.calls = []
+
+    def add_datasample(self, name, image, out_file=None, **options):
+        self.calls.append((name, image, out_file, options['step']))
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    """A hook that draws into the folder ``shown``, and the calls of its visualizer."""
+    visualizer = DrawnSamples()
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: visualizer)
+    hook = UniqueNameVisualizationHook(draw=True, interval=2, test_out_dir='shown')
+    return hook, visualizer.calls
+
+
+def test_arrays_are_drawn_and_what_cannot_be_read_is_not(drawing, tmp_path):
+    hook, calls = drawing
+    np.save(tmp_path / 'a.npy', np.arange(6 * 8 * 5, dtype=np.uint16).reshape(6, 8, 5))
+    cv2.imwrite(str(tmp_path / 'b.png'), np.full((6, 8, 3), (10, 20, 30), np.uint8))
+    (tmp_path / 'c.png').touch()
+    samples = [DetDataSample(metainfo=dict(img_path=f'{path}')) for path in tmp_path.iterdir()]
+    samples.sort(key=lambda sample: sample.img_path)
+    runner = SimpleNamespace(work_dir=str(tmp_path / 'work'), timestamp='now', iter=7)
+    hook.after_test_iter(runner, 0, {}, samples)
+    (_, array, first, _), (_, picture, second, step) = calls
+    assert array.shape == (6, 8, 3)
+    assert (picture == (30, 20, 10)).all()
+    assert first == str(tmp_path / 'work/now/shown/a.npy.png')
+    assert second == str(tmp_path / 'work/now/shown/b.png')
+    assert step == 2
+    for batch in range(2):
+        hook.after_val_iter(runner, batch, {}, samples[:1])
+    [(name, image, out_file, step)] = calls[2:]
+    assert (name, image.shape, out_file, step) == ('val_img', (6, 8, 3), None, 8)
+
+
 def test_configs_use_it_wherever_mmdets_tools_look_for_theirs(repo_root):
     """``--show-dir`` of mmdet's own tools sets options of the hook in this place."""
-    from deim_mmdet.engine import UniqueNameVisualizationHook
-
     runtime = Config.fromfile(
         repo_root / 'configs/_base_/default_runtime.py', import_custom_modules=False
     )

@@ -170,12 +170,18 @@ def test_other_channels(run, tmp_path, suffix):
     found = run(model, tmp_path / 'a.npy', '--out', tmp_path / 'out.png', '--threshold', 0.59)
     assert '1 objects' in found
     assert cv2.imread(str(tmp_path / 'out.png')).shape == (80, 120, 3)
+    # With the channels first, as other programs write arrays.
+    np.save(tmp_path / 'b.npy', np.full((4, 80, 120), 153, np.uint8))
+    found = run(model, tmp_path / 'b.npy', '--out', tmp_path / 'first.png')
+    assert '1 objects' in found
+    assert cv2.imread(str(tmp_path / 'first.png')).shape == (80, 120, 3)
     picture(tmp_path / 'b.png', red=153)
     message = run(model, tmp_path / 'b.png', '--out', tmp_path / 'out.png', code=1)
     assert 'the images have 3 channels, and the model takes 4' in message
 
 
-def test_video(run, model, tmp_path):
+@pytest.fixture
+def video(tmp_path):
     source = tmp_path / 'in.mp4'
     writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*'mp4v'), 10, (120, 80))
     if not writer.isOpened():
@@ -183,7 +189,11 @@ def test_video(run, model, tmp_path):
     for _ in range(5):
         writer.write(np.full((80, 120, 3), 200, np.uint8))
     writer.release()
-    printed = run(model, source, '--out', tmp_path / 'out.mp4')
+    return source
+
+
+def test_video(run, model, video, tmp_path):
+    printed = run(model, video, '--out', tmp_path / 'out.mp4')
     assert re.search(r'5 frames, [\d.]+ a second\n$', printed)
     read = cv2.VideoCapture(str(tmp_path / 'out.mp4'))
     assert read.get(cv2.CAP_PROP_FRAME_COUNT) == 5
@@ -195,3 +205,18 @@ def test_what_cannot_be_read_is_named(run, model, tmp_path):
     message = run(model, tmp_path / 'text.mp4', '--out', tmp_path / 'out.mp4', code=2)
     assert 'text.mp4 is no video' in message
     assert 'there is no file' in run(model, tmp_path / 'no.png', '--out', tmp_path / 'o', code=2)
+
+
+@pytest.mark.parametrize('out', ['folder/out.mp4', 'out.xyz', 'out'])
+def test_a_video_that_cannot_be_written_is_one_error(run, model, video, tmp_path, out):
+    printed = run(model, video, '--out', tmp_path / out, code=2)
+    assert f'error: could not write {tmp_path / out}' in printed
+    assert 'frames' not in printed
+
+
+@pytest.mark.parametrize('out', ['out', 'out.xyz'])
+def test_a_picture_needs_a_suffix_that_opencv_writes(run, model, tmp_path, out):
+    picture(tmp_path / 'a.png', red=153)
+    printed = run(model, tmp_path / 'a.png', '--out', tmp_path / out, code=2)
+    assert f'error: {tmp_path / out}: give it a suffix of a picture' in printed
+    assert 'Traceback' not in printed

@@ -9,6 +9,8 @@ training. The boxes are those that the losses get.
 import argparse
 from pathlib import Path
 
+from deim_mmdet import compat
+from deim_mmdet.datasets.pictures import as_picture
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.utils import Stage
@@ -16,25 +18,40 @@ from deim_mmdet.visualization import contact_sheet, draw_tile
 
 import cv2
 import numpy as np
+from mmdet.models import DetDataPreprocessor
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
+from torch import Tensor
 
 
 def draw_batch(dataset, preprocessor, indices: list[int], side: int) -> tuple[list, list[int]]:
     """Pictures of one training batch with boxes, and the number of objects in each image."""
     batch = preprocessor(pseudo_collate([dataset[index] for index in indices]), training=True)
-    images = (batch['inputs'].clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()[..., ::-1]
     tiles, counts = [], []
-    for image, sample in zip(images, batch['data_samples'], strict=True):
+    for inputs, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
         objects = sample.gt_instances
         boxes = getattr(objects.bboxes, 'tensor', objects.bboxes).numpy()
         classes = dataset.metainfo['classes'] if len(boxes) <= 20 else ()
+        image = network_input_as_picture(inputs, preprocessor)
         tiles.append(draw_tile(image, boxes, objects.labels.numpy(), classes, side=side))
         counts.append(len(boxes))
     return tiles, counts
+
+
+def network_input_as_picture(inputs: Tensor, preprocessor: DetDataPreprocessor) -> np.ndarray:
+    """A normalised image (C, H, W) with the values it was loaded with: (H, W, 3) uint8, BGR."""
+    if getattr(preprocessor, 'mean', None) is not None:
+        inputs = inputs * preprocessor.std + preprocessor.mean
+    image = inputs.permute(1, 2, 0).numpy()
+    if compat.exchanges_channels(preprocessor):
+        image = image[..., ::-1]
+    if image.shape[2] == 3 and not getattr(preprocessor, 'keep_values', False):
+        # Values of bytes: as_picture would hide changes of brightness and contrast.
+        return np.ascontiguousarray(image.round().clip(0, 255).astype(np.uint8))
+    return as_picture(image)
 
 
 def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) -> np.ndarray:
