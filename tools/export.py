@@ -247,7 +247,7 @@ def main() -> None:
             check(reference, exported['TensorRT'], image, args.precision)
     if args.evaluate:
         figures = {
-            name: evaluate(cfg, runtime, size, name, takes_file_values(model))
+            name: evaluate(cfg, runtime, size, name, classes, takes_file_values(model))
             for name, runtime in (dict(PyTorch=reference) | exported).items()
         }
         for name, found in figures.items():
