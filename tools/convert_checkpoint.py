@@ -28,6 +28,7 @@ from deim_mmdet.checkpoints.convert import (
     find_weights,
     make_checkpoint,
     to_our_names,
+    trained_size,
 )
 from deim_mmdet.checkpoints.files import file_name, read_checkpoint, write_checkpoint
 from deim_mmdet.checkpoints.huggingface import saved_classes
@@ -124,11 +125,12 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
     if model.config is None:
         state_dict = to_reference_backbone(ours)
     else:
+        size = None if args.config else trained_size(source)
         state_dict = to_reference_state_dict(
             ours,
             strides=model.config.model.neck.feat_strides,
             num_points=model.config.model.bbox_head.decoder.num_points,
-            image_size=model.config.get('image_size', 640),
+            image_size=size or model.config.get('image_size', 640),
         )
     report(weights, state_dict, model)
     return state_dict if model.config is None else dict(model=state_dict)
