@@ -15,7 +15,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deim_mmdet.checkpoints.architectures import Architecture, complete, identify
+from deim_mmdet.checkpoints.architectures import (
+    Architecture,
+    complete,
+    identify,
+    tells_recipe,
+)
 from deim_mmdet.checkpoints.class_names import default_classes
 from deim_mmdet.checkpoints.convert import (
     BACKBONE,
@@ -119,7 +124,9 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
             f'--reverse needs a checkpoint of this package, but the naming is {weights.naming}'
         )
     # If DEIM and its baseline have the same parameters, the names are the same too: either will do.
-    name = (source.get('meta') or {}).get('experiment_name') or 'deim'
+    name = (source.get('meta') or {}).get('experiment_name') or ''
+    if not tells_recipe(name):
+        name = 'deim'
     ours = to_our_names(weights) if weights.naming == OURS else weights.state_dict
     model = identify(ours, config=args.config, file_name=name)
     if model.config is None:
