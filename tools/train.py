@@ -139,7 +139,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Config:
-    """The config with the command line's settings in it."""
+    """The config with the command line's settings in it, but for ``--batch-size auto``."""
     check_no_conflict(
         args.cfg_options,
         {
@@ -168,7 +168,7 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     if args.amp:
         set_mixed_precision(cfg, args.amp)
-    size = fitting_batch_size(cfg) if args.batch_size == AUTO else args.batch_size
+    size = None if args.batch_size == AUTO else args.batch_size
     override_length(cfg, args.epochs, size, args.val_interval)
     hooks = {'CompileHook': args.compile, 'CUDAGraphHook': args.cuda_graph}
     if added := [dict(type=name) for name, wanted in hooks.items() if wanted]:
@@ -199,6 +199,9 @@ def main() -> None:
         if not args.no_check_data:
             check_data(cfg)
     with without_traceback(RunFault):
+        if args.batch_size == AUTO:
+            # Its trials are trainings, whose errors keep their tracebacks.
+            override_length(cfg, batch_size=fitting_batch_size(cfg))
         runner = RUNNERS.build(cfg)
         if args.report is not None:
             # Not in the config, which is kept in the work directory: other runs may read it.
