@@ -119,7 +119,7 @@ def test_albumentations_follow_the_size_of_the_config(tmp_path, where):
         (tmp_path / 'data.py').write_text(f"_base_ = '{base}'\nimage_size = (64, 96)\n")
         text = text.replace('../deim_dfine_custom.py', './data.py')
     else:
-        text = text.replace('../deim_dfine_custom.py', base) + 'image_size = (64, 96)\n'
+        text = text.replace("'../deim_dfine_custom.py'", f"'{base}'\nimage_size = (64, 96)")
     (tmp_path / 'own.py').write_text(text)
     cfg = load_config(tmp_path / 'own.py')
     assert input_sizes(cfg).keys() == {(64, 96)}
