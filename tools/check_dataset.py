@@ -14,6 +14,7 @@ from pathlib import Path
 from deim_mmdet.data_checks.config import check_datasets
 from deim_mmdet.data_checks.sheet import draw_report
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.utils.files import replaced_when_complete
 
 import cv2
@@ -41,7 +42,8 @@ def main() -> None:
         parser.error(f'--workers must be 0 or more, got {args.workers}')
     out = args.out or Path('work_dirs') / Path(args.config).stem / 'data'
 
-    config = load_config(args.config, args.cfg_options)
+    with without_traceback(*MISTAKES):
+        config = load_config(args.config, args.cfg_options)
     reports = check_datasets(config, args.images, args.workers, use_cache=False)
     for report in reports:
         print(report.text())

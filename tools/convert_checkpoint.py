@@ -15,7 +15,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deim_mmdet.checkpoints.architectures import Architecture, complete, identify
+from deim_mmdet.checkpoints.architectures import (
+    Architecture,
+    complete,
+    identify,
+    tells_recipe,
+)
 from deim_mmdet.checkpoints.class_names import default_classes
 from deim_mmdet.checkpoints.convert import (
     BACKBONE,
@@ -28,6 +33,7 @@ from deim_mmdet.checkpoints.convert import (
     find_weights,
     make_checkpoint,
     to_our_names,
+    trained_size,
 )
 from deim_mmdet.checkpoints.files import file_name, read_checkpoint, write_checkpoint
 from deim_mmdet.checkpoints.huggingface import saved_classes
@@ -118,17 +124,20 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
             f'--reverse needs a checkpoint of this package, but the naming is {weights.naming}'
         )
     # If DEIM and its baseline have the same parameters, the names are the same too: either will do.
-    name = (source.get('meta') or {}).get('experiment_name') or 'deim'
+    name = (source.get('meta') or {}).get('experiment_name') or ''
+    if not tells_recipe(name):
+        name = 'deim'
     ours = to_our_names(weights) if weights.naming == OURS else weights.state_dict
     model = identify(ours, config=args.config, file_name=name)
     if model.config is None:
         state_dict = to_reference_backbone(ours)
     else:
+        size = None if args.config else trained_size(source)
         state_dict = to_reference_state_dict(
             ours,
             strides=model.config.model.neck.feat_strides,
             num_points=model.config.model.bbox_head.decoder.num_points,
-            image_size=model.config.get('image_size', 640),
+            image_size=size or model.config.get('image_size', 640),
         )
     report(weights, state_dict, model)
     return state_dict if model.config is None else dict(model=state_dict)

@@ -39,6 +39,7 @@ from deim_mmdet.deployment.runtimes import (
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
 from deim_mmdet.engine.agreement import saved_classes
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.models.layers.input_channels import input_channels
 
 import numpy as np
@@ -217,14 +218,15 @@ def export(
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    size = network_size(cfg) if args.size is None else tuple(args.size)
-    letterbox = letterboxes(cfg)
-    picture = args.image or example_image(cfg)
-    model, classes = load_detector(cfg, args.checkpoint)
-    channels = input_channels(model)
-    loader = image_loader(cfg) if takes_file_values(model) else None
-    image = read_image(picture, size, letterbox, loader)
+    with without_traceback(*MISTAKES):
+        cfg = load_config(args.config, args.cfg_options)
+        size = network_size(cfg) if args.size is None else tuple(args.size)
+        letterbox = letterboxes(cfg)
+        picture = args.image or example_image(cfg)
+        model, classes = load_detector(cfg, args.checkpoint)
+        channels = input_channels(model)
+        loader = image_loader(cfg) if takes_file_values(model) else None
+        image = read_image(picture, size, letterbox, loader)
     onnx_path = export(model, cfg, args, size, classes)
     print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx{channels}x{size[0]}x{size[1]}')
     print(f'labels: {", ".join(classes) if classes else "names unknown"}')
@@ -247,7 +249,7 @@ def main() -> None:
             check(reference, exported['TensorRT'], image, args.precision)
     if args.evaluate:
         figures = {
-            name: evaluate(cfg, runtime, size, name, takes_file_values(model))
+            name: evaluate(cfg, runtime, size, name, classes, takes_file_values(model))
             for name, runtime in (dict(PyTorch=reference) | exported).items()
         }
         for name, found in figures.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
+from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.reports import ReportHook, check_argument
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
@@ -136,9 +137,10 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    cfg = prepare(args)
-    if not args.no_check_data:
-        check_data(cfg, ('test',))
+    with without_traceback(*MISTAKES):
+        cfg = prepare(args)
+        if not args.no_check_data:
+            check_data(cfg, ('test',))
     runner = RUNNERS.build(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from deim_mmdet.checkpoints.loading import check_found
 from deim_mmdet.data_checks.config import check_data
-from deim_mmdet.engine import RunFault
 from deim_mmdet.engine.config import (
     NO_SCALE,
     PRECISIONS,
@@ -22,7 +22,7 @@ from deim_mmdet.engine.config import (
     set_mixed_precision,
 )
 from deim_mmdet.engine.devices import check_gpu_found
-from deim_mmdet.engine.faults import find_resumable
+from deim_mmdet.engine.faults import MISTAKES, RunFault, find_resumable, without_traceback
 from deim_mmdet.engine.fitting_batch_size import fitting_batch_size
 from deim_mmdet.reports import ReportHook, check_argument
 
@@ -139,7 +139,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Config:
-    """The config with the command line's settings in it."""
+    """The config with the command line's settings in it, but for ``--batch-size auto``."""
     check_no_conflict(
         args.cfg_options,
         {
@@ -168,7 +168,7 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     if args.amp:
         set_mixed_precision(cfg, args.amp)
-    size = fitting_batch_size(cfg) if args.batch_size == AUTO else args.batch_size
+    size = None if args.batch_size == AUTO else args.batch_size
     override_length(cfg, args.epochs, size, args.val_interval)
     hooks = {'CompileHook': args.compile, 'CUDAGraphHook': args.cuda_graph}
     if added := [dict(type=name) for name, wanted in hooks.items() if wanted]:
@@ -186,24 +186,27 @@ def prepare(args: argparse.Namespace) -> Config:
     elif args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    if cfg.get('load_from'):
+        check_found(cfg.load_from)
     return cfg
 
 
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    try:
+    with without_traceback(*MISTAKES):
         cfg = prepare(args)
         if not args.no_check_data:
             check_data(cfg)
+    with without_traceback(RunFault):
+        if args.batch_size == AUTO:
+            # Its trials are trainings, whose errors keep their tracebacks.
+            override_length(cfg, batch_size=fitting_batch_size(cfg))
         runner = RUNNERS.build(cfg)
         if args.report is not None:
             # Not in the config, which is kept in the work directory: other runs may read it.
             runner.register_hook(ReportHook(args.report))
         runner.train()
-    except RunFault as fault:
-        # The message says everything; a traceback would only hide it.
-        sys.exit(f'{type(fault).__name__}: {fault}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 # Own data with transforms of Albumentations, between Dense O2O's own. `pip install albumentations`.
 _base_ = '../deim_dfine_custom.py'
 
-image_size = 640
 # Pixels and boxes change together. Boxes of which less than 30 % is left are dropped.
 albumentations = dict(
     type='Albu',
@@ -17,25 +16,17 @@ albumentations = dict(
         min_visibility=0.3,
     ),
 )
+# In place of the photometric distortion, where a sample becomes no mosaic.
 train_pipeline = [
     dict(
-        type='DenseO2O',
-        mosaic_prob=0.5,
-        load=[dict(type='LoadImageChecked'), dict(type='LoadAnnotations', with_bbox=True)],
-        mosaic=[
-            dict(
-                type='DenseO2OMosaic',
-                tile_size=image_size // 2,
-                scale=(image_size, image_size),
-            ),
-            dict(type='DenseO2OPhotometricDistort'),
+        step,
+        single=[
+            albumentations if each.type == 'DenseO2OPhotometricDistort' else each
+            for each in step.single
         ],
-        # Where a sample becomes no mosaic.
-        single=[albumentations, dict(type='DenseO2OZoomOut'), dict(type='DenseO2OIoUCrop')],
-    ),
-    dict(type='ContiguousRandomFlip', prob=0.5),
-    dict(type='Resize', scale=(image_size, image_size), keep_ratio=False),
-    dict(type='DropTinyBoxes'),
-    dict(type='PackDetImage'),
+    )
+    if step.type == 'DenseO2O'
+    else step
+    for step in _base_.train_dataloader.dataset.pipeline
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -43,6 +43,10 @@ BACKBONES = {
     },
 }
 
+# Words in a file's name that tell a model of DEIM's, or a baseline.
+_DEIM_WORDS = ('deim', 'rtv4', 'rtdetrv4')
+_BASELINE_WORDS = ('dfine', 'rtdetr')
+
 # A norm's counter of batches. Frozen norms have none, and no result depends on it.
 _COUNTER = 'num_batches_tracked'
 
@@ -185,6 +189,11 @@ def identify(
     return _choose(matching, state_dict, file_name.lower())
 
 
+def tells_recipe(file_name: str) -> bool:
+    """Whether a file's name has a word that tells a model of DEIM's or a baseline."""
+    return any(word in file_name.lower() for word in _DEIM_WORDS + _BASELINE_WORDS)
+
+
 def _is_deim(config: Path) -> bool:
     """Whether a config is of a model of DEIM's that has a baseline."""
     return config.stem.startswith('deim_')
@@ -195,9 +204,9 @@ def _choose(
 ) -> Architecture:
     """One of several models with the same parameters; see :func:`identify`."""
     counted = [m for m in matching if m.shapes.keys() == state_dict.keys()] or matching
-    is_deim = any(word in file_name for word in ('deim', 'rtv4', 'rtdetrv4'))
+    is_deim = any(word in file_name for word in _DEIM_WORDS)
     said = None
-    if is_deim or any(word in file_name for word in ('dfine', 'rtdetr')):
+    if tells_recipe(file_name):
         said = 'SiLU' if is_deim and 'obj' not in file_name else 'ReLU'
     named = [m for m in counted if m.activation == said] or counted
     names = [*{m.activation: m.name for m in reversed(named)}.values()][::-1]

@@ -1,5 +1,6 @@
 """Converts checkpoints of other implementations into checkpoints of this package."""
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,6 +128,26 @@ def make_checkpoint(
     if classes is not None:
         meta['dataset_meta'] = dict(classes=tuple(classes))
     return dict(meta=meta, state_dict=dict(state_dict))
+
+
+def trained_size(checkpoint: Mapping[str, Any]) -> int | Sequence[int] | None:
+    """``image_size`` of the config that a checkpoint holds; ``None`` where it states none.
+
+    The config is read, not run: a checkpoint must not run code.
+    """
+    text = (checkpoint.get('meta') or {}).get('cfg')
+    try:
+        statements = ast.parse(text).body if isinstance(text, str) else []
+        values = {
+            target.id: statement.value
+            for statement in statements
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
+        return ast.literal_eval(values['image_size'])
+    except (KeyError, SyntaxError, ValueError):
+        return None
 
 
 def classes_of_annotations(path: str | Path, num_classes: int) -> list[str]:

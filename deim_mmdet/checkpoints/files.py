@@ -32,6 +32,20 @@ def file_name(filename: str | Path) -> str:
     return Path(address.fragment or address.path).name
 
 
+def local_path(filename: str | Path) -> Path:
+    """Path of a checkpoint's file, also where ``filename`` is a folder of transformers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(filename).expanduser()
+    if path.is_dir():
+        path = path / f'model{SAFETENSORS}'
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    return path
+
+
 def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
     """Content of a checkpoint file.
 
@@ -46,11 +60,7 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
         FileNotFoundError: There is no such file.
         RuntimeError: The file can't be downloaded, is damaged, or holds a type that isn't allowed.
     """
-    path = download(str(filename)) if is_url(filename) else Path(filename).expanduser()
-    if path.is_dir():
-        path = path / f'model{SAFETENSORS}'
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
+    path = local_path(download(str(filename)) if is_url(filename) else filename)
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path, map_location or 'cpu')
     checkpoint = load(path, str(filename), map_location)

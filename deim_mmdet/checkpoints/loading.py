@@ -26,7 +26,7 @@ from .convert import (
     make_checkpoint,
     to_our_names,
 )
-from .files import file_name, is_url, read_checkpoint
+from .files import file_name, is_url, local_path, read_checkpoint
 from .huggingface import saved_classes
 from .safe_globals import load
 from .timm_weights import load_from_timm  # noqa: F401  (registers its scheme)
@@ -80,6 +80,17 @@ def load_from_ceph(filename: str, map_location=None) -> dict:
     """
     backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
     return load(io.BytesIO(backend.get(filename)), filename, map_location)
+
+
+def check_found(filename: str) -> None:
+    """Look for a local checkpoint before anything is built for it; addresses are left alone.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    filename = filename.removeprefix(SCHEME)
+    if '://' not in filename:
+        local_path(filename)
 
 
 def _converted(checkpoint: dict, filename: str) -> dict:

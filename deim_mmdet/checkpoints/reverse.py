@@ -15,7 +15,7 @@ def to_reference_state_dict(
     state_dict: Mapping[str, Tensor],
     strides: Sequence[int],
     num_points: Sequence[int],
-    image_size: int = 640,
+    image_size: int | Sequence[int] = 640,
 ) -> dict[str, Tensor]:
     """State dict of a detector by the reference's names, with the buffers that it stores.
 
@@ -23,7 +23,8 @@ def to_reference_state_dict(
         state_dict: Parameters by the names of this package.
         strides: Strides of the levels in pixels, finest first.
         num_points: Sampling points of the cross-attention on each level.
-        image_size: Side of the square input in pixels for which the reference stores anchors.
+        image_size: Side of the square input in pixels, or (height, width), for which the reference
+            stores anchors.
 
     Returns:
         The same tensors by reference name, and the buffers that the reference's strict loading
@@ -71,16 +72,17 @@ def _renamed(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return renamed
 
 
-def _anchors(strides: Sequence[int], image_size: int) -> tuple[Tensor, Tensor]:
+def _anchors(strides: Sequence[int], image_size: int | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Anchors (1, N, 4) before the sigmoid, +∞ where invalid, and their validity (1, N, 1).
 
     They equal this package's own (``make_anchors``) but for rounding, which is the reference's.
     """
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     levels = []
     for level, stride in enumerate(strides):
-        side = image_size // stride
-        centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
-        y, x = torch.meshgrid(centres, centres, indexing='ij')
+        cells = [side // stride for side in sides]
+        centres = [(torch.arange(count, dtype=torch.float32) + 0.5) / count for count in cells]
+        y, x = torch.meshgrid(*centres, indexing='ij')
         size = torch.full_like(x, 0.05 * 2.0**level)
         levels.append(torch.stack([x, y, size, size], dim=-1).reshape(1, -1, 4))
     boxes = torch.cat(levels, dim=1)

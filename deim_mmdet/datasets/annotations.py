@@ -103,6 +103,10 @@ def _check_categories(
             if count > 1:
                 found(problem, repr(value))
     ids = {category['name']: category['id'] for category in categories}
+    if isinstance(given, str):
+        # In Python, ('cat') is a string, whose letters would be the names.
+        found('classes_differ', f'classes is a string: write ({given!r},)')
+        given = [given]
     checked.classes = tuple(ids if given is None else given)
     for name, count in Counter(checked.classes).items():
         if count > 1:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,26 @@ class NonFiniteGradientError(NonFiniteError):
 
 class NonFiniteWeightError(NonFiniteError):
     """Weights, or the running statistics of norms, are NaN or infinite."""
+
+
+#: What a mistake in a config, an option or annotations raises before anything runs.
+MISTAKES = (RunFault, ValueError, FileNotFoundError)
+
+
+@contextmanager
+def without_traceback(*kinds: type[Exception]) -> Iterator[None]:
+    """End a command with the message of an error alone, where it says everything.
+
+    Args:
+        kinds: Types of such errors. Others keep their tracebacks.
+
+    Raises:
+        SystemExit: There was one. Python prints the message and exits with 1.
+    """
+    try:
+        yield
+    except kinds as error:
+        sys.exit(f'{type(error).__name__}: {error}')
 
 
 def check_work_dir(work_dir: str | Path) -> None:

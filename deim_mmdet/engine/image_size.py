@@ -16,6 +16,8 @@ from ..utils.components import component_class, is_component
 SIZE_STEP = 32
 #: The variable that holds the ``image_size`` that a config's pipelines were written for.
 APPLIED = 'applied_image_size'
+#: The variable that says whether a config's pipelines keep the proportions of images.
+APPLIED_RATIO = 'applied_keep_ratio'
 # The parts that a run builds. Pipelines elsewhere in a config are variables that these came from.
 BUILT = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'custom_hooks')
 # Transforms that choose among alternatives, which may have other sizes on purpose.
@@ -27,7 +29,7 @@ Size = tuple[int, int]
 def apply_image_size(cfg: Config | dict) -> None:
     """Put ``cfg.image_size`` wherever the config needs it, if a file or an option has changed it.
 
-    So is ``cfg.keep_ratio``, see :func:`keep_aspect_ratio`.
+    So is ``cfg.keep_ratio``, see :func:`keep_aspect_ratio` and :func:`stretch_images`.
 
     ``applied_image_size``, in the base config of the data, is the size that its pipelines were
     written for. If both are the same, or a config has no such variable, all sizes stay as written,
@@ -42,6 +44,12 @@ def apply_image_size(cfg: Config | dict) -> None:
     if cfg.get('keep_ratio') and (changed := keep_aspect_ratio(cfg)):
         print_log(
             f'keep_ratio=True: images keep their proportions in {changed} parts of the config',
+            logger='current',
+        )
+    if cfg.get(APPLIED_RATIO) and not cfg.get('keep_ratio'):
+        changed = stretch_images(cfg)
+        print_log(
+            f'keep_ratio=False: images are stretched to the input in {changed} parts of the config',
             logger='current',
         )
     size, applied = cfg.get('image_size'), cfg.get(APPLIED)
@@ -131,7 +139,7 @@ def keep_aspect_ratio(cfg: Config | dict) -> int:
     follows the test pipeline. A text config calls this function after :func:`set_image_size`.
 
     Args:
-        cfg: A config, or the ``_base_`` of one, changed in place.
+        cfg: A config, or the ``_base_`` of one, changed in place together with its ``keep_ratio``.
 
     Returns:
         Number of components that were changed.
@@ -143,6 +151,27 @@ def keep_aspect_ratio(cfg: Config | dict) -> int:
                 component.pop('keep_ratio', None)
                 component['type'] = 'Letterbox'
                 changed += 1
+    cfg['keep_ratio'] = cfg[APPLIED_RATIO] = True
+    return changed
+
+
+def stretch_images(cfg: Config | dict) -> int:
+    """Let a config stretch images to the input: the reverse of :func:`keep_aspect_ratio`.
+
+    Args:
+        cfg: A whole config, changed in place together with its ``keep_ratio``.
+
+    Returns:
+        Number of components that were changed.
+    """
+    changed = 0
+    for name, part in cfg.items():
+        for _, component, _ in _components(part, name):
+            if is_component(TRANSFORMS, component, Letterbox):
+                component.pop('pad_val', None)
+                component.update(type='Resize', keep_ratio=False)
+                changed += 1
+    cfg['keep_ratio'] = cfg[APPLIED_RATIO] = False
     return changed
 
 

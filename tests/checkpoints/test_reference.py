@@ -76,6 +76,11 @@ def test_anchors_follow_the_size_of_the_input():
     converted = convert_reference_state_dict(reference_state_dict('deimv2_pico'))
     back = to_reference_state_dict(converted, (16, 32), (4, 2), image_size=320)
     assert back['decoder.anchors'].shape == (1, 20 * 20 + 10 * 10, 4)
+    back = to_reference_state_dict(converted, (16, 32), (4, 2), image_size=(64, 96))
+    centres = back['decoder.anchors'][..., :2].sigmoid()[0, -6:]
+    expected = [[(x + 0.5) / 3, (y + 0.5) / 2] for y in range(2) for x in range(3)]
+    torch.testing.assert_close(centres, torch.tensor(expected))
+    assert back['decoder.anchors'].shape == (1, 4 * 6 + 2 * 3, 4)
 
 
 def test_stored_anchors_are_logits_of_cell_boxes():

@@ -219,6 +219,11 @@ def names_of(dataset):
     return [[classes[label] for label in labels] for labels in labels_of(dataset)]
 
 
+def test_a_string_is_no_list_of_classes(edit):
+    with pytest.raises(ValueError, match=r"classes is a string: write \('cat',\)\. "):
+        edit(metainfo={'classes': 'cat'})
+
+
 @pytest.mark.parametrize('reverse_file', [False, True])
 @pytest.mark.parametrize('classes', [('cat', 'dog'), ('dog', 'cat')])
 def test_labels_follow_the_given_names_in_any_order(edit, classes, reverse_file):

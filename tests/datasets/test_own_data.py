@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from deim_mmdet.engine.config import load_config, override_length
+from deim_mmdet.engine.image_size import input_sizes
 from deim_mmdet.utils.stage import Stage
 
 import cv2
@@ -106,6 +107,26 @@ def test_albumentations_move_pixels_and_boxes_alike(data_root):
         # A blur smears the border.
         assert np.abs(np.subtract(found, box)).max() <= 3
     assert 0 < turned < 20
+
+
+@pytest.mark.parametrize('where', ['inherited', 'own'])
+def test_albumentations_follow_the_size_of_the_config(tmp_path, where):
+    """Written into it, or into the config of the data."""
+    text = (CONFIGS / 'albumentations.py').read_text()
+    base = f'{CONFIGS.parent}/deim_dfine_custom.py'
+    assert text.count('../deim_dfine_custom.py') == 1
+    if where == 'inherited':
+        (tmp_path / 'data.py').write_text(f"_base_ = '{base}'\nimage_size = (64, 96)\n")
+        text = text.replace('../deim_dfine_custom.py', './data.py')
+    else:
+        text = text.replace("'../deim_dfine_custom.py'", f"'{base}'\nimage_size = (64, 96)")
+    (tmp_path / 'own.py').write_text(text)
+    cfg = load_config(tmp_path / 'own.py')
+    assert input_sizes(cfg).keys() == {(64, 96)}
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    assert pipeline[0].mosaic[0].tile_size == 32
+    kinds = [step['type'] for step in pipeline[0].single]
+    assert kinds == ['Albu', 'DenseO2OZoomOut', 'DenseO2OIoUCrop']
 
 
 def trainer(cfg, folder):

@@ -7,6 +7,7 @@ from deim_mmdet.engine.config import load_config
 import numpy as np
 import pytest
 from golden import CONFIGS
+from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
 from red_boxes import OBJECTS, write_red_boxes
 
@@ -35,9 +36,22 @@ def found(images, sizes):
 
 def test_evaluation_is_that_of_the_config(cfg, tmp_path):
     write_red_boxes(tmp_path, 'val')
-    assert evaluate(cfg, found, SIZE, 'test')['coco/bbox_mAP_50'] == 1
-    wrong = evaluate(cfg, lambda *inputs: found(*inputs)._replace(labels=np.array([[1]])), SIZE, '')
-    assert wrong['coco/bbox_mAP_50'] == 0
+    assert evaluate(cfg, found, SIZE, 'test', None)['coco/bbox_mAP_50'] == 1
+
+    def always_1(*inputs):
+        return found(*inputs)._replace(labels=np.array([[1]]))
+
+    assert evaluate(cfg, always_1, SIZE, '', None)['coco/bbox_mAP_50'] == 0
+
+
+def test_labels_are_in_the_order_of_the_checkpoint(cfg, tmp_path):
+    """Whatever order the config gives the classes in."""
+    write_red_boxes(tmp_path, 'val')
+    classes = DATASETS.build(cfg.test_dataloader.dataset).metainfo['classes']
+    assert len(set(classes)) > 1
+    cfg.test_dataloader.dataset.metainfo = dict(classes=classes[::-1])
+    assert evaluate(cfg, found, SIZE, '', classes)['coco/bbox_mAP_50'] == 1
+    assert evaluate(cfg, found, SIZE, '', classes[::-1])['coco/bbox_mAP_50'] < 1
 
 
 def test_calibration_takes_the_training_set_by_the_test_pipeline(cfg, tmp_path):
@@ -62,7 +76,7 @@ def test_mistakes(cfg, tmp_path):
         calibration_set(cfg)
     write_red_boxes(tmp_path, 'val')
     with pytest.raises(ValueError, match=r'gives 64x64, the exported model takes 96x64'):
-        evaluate(cfg, found, (96, 64), 'test')
+        evaluate(cfg, found, (96, 64), 'test', None)
 
 
 def test_pictures_are_spread_over_the_data_set():

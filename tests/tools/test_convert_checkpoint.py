@@ -103,6 +103,32 @@ def test_what_only_losses_train_is_left_out(convert, config):
     assert all(torch.equal(state_dict[key], value) for key, value in reference.items())
 
 
+@pytest.mark.parametrize('experiment', ['deim_dfine_n', 'dfine_n', 'mine_20250101_000000', None])
+def test_any_training_of_a_network_goes_back(convert, experiment):
+    """Models that differ in their activations alone have the same names."""
+    reference = reference_state_dict('deim_dfine_n')
+    meta = dict(experiment_name=experiment)
+    content = dict(state_dict=convert_reference_state_dict(reference), meta=meta)
+    back = convert(content, '--reverse', name='epoch_4.pth', out='back.pth')
+    assert torch.load(back.path)['model'].keys() == reference.keys()
+    expected = 'dfine_n' if experiment == 'dfine_n' else 'deim_dfine_n'
+    assert f'model: {expected}\n' in back.printed
+
+
+def test_anchors_are_of_the_size_that_the_checkpoint_was_trained_at(convert, tmp_path):
+    """Unless --config says another one."""
+    ours = convert_reference_state_dict(reference_state_dict('deim_dfine_n'))
+    config = tmp_path / 'tall.py'
+    config.write_text(f"_base_ = '{golden.CONFIGS}/deim_dfine_n.py'\nimage_size = (128, 64)\n")
+    ran = tmp_path / 'ran'
+    cfg = f'image_size = (64, 96)\nopen({str(ran)!r}, "w").close()\n'
+    meta = dict(experiment_name='deim_dfine_n', cfg=cfg)
+    for options, cells in (((), 4 * 6 + 2 * 3), (('--config', str(config)), 8 * 4 + 4 * 2)):
+        back = convert(dict(state_dict=ours, meta=meta), '--reverse', *options, out='back.pth')
+        assert torch.load(back.path)['model']['decoder.anchors'].shape == (1, cells, 4)
+    assert not ran.exists()
+
+
 def test_written_checkpoint_states_config_and_classes(convert):
     written = convert(dict(model=reference_state_dict('dfine_n')))
     meta = torch.load(written.path)['meta']

@@ -82,6 +82,7 @@ class SetCriterion(nn.Module):
                 term = MODELS.build(config)
                 auxiliary = isinstance(term, AuxiliaryTerm)
                 (self.auxiliary_terms if auxiliary else self.terms)[name] = term
+        self.register_load_state_dict_pre_hook(_leave_out_other_terms)
 
     def forward(
         self,
@@ -222,3 +223,16 @@ class DFINECriterion(SetCriterion):
             ),
         ),
     )
+
+
+def _leave_out_other_terms(
+    criterion: SetCriterion, state_dict: dict[str, Tensor], prefix: str, *args
+) -> None:
+    """Before loading, leave out what the terms of another training have learnt.
+
+    A detector that was trained by distillation is used by the config of its network, which has no
+    such term. Strict loading, as for export, would refuse the checkpoint.
+    """
+    own = criterion.state_dict(prefix=prefix)
+    for name in [name for name in state_dict if name.startswith(prefix) and name not in own]:
+        del state_dict[name]

@@ -72,3 +72,43 @@ def test_a_config_says_it_once(tmp_path):
         assert input_sizes(cfg).keys() == {size}
         assert cfg.train_dataloader.dataset.pipeline[2].type == 'Letterbox'
         assert keep_aspect_ratio(cfg) == 0
+
+
+KEEPING = {
+    'keep_ratio = True\n': 'a variable',
+    'from deim_mmdet.engine import keep_aspect_ratio\nkeep_aspect_ratio(_base_)\n': 'a call',
+}
+
+
+@pytest.mark.parametrize('text', KEEPING, ids=KEEPING.values())
+def test_switching_it_off_again(tmp_path, text):
+    """In a config that inherits one with it, or by an option, also with a dumped config."""
+    keeping, off, dumped = (tmp_path / f'{name}.py' for name in ('keeping', 'off', 'dumped'))
+    keeping.write_text(f"_base_ = '{CONFIGS}/deim_dfine_s.py'\n{text}")
+    off.write_text("_base_ = './keeping.py'\nkeep_ratio = False\n")
+    cfg = load_config(keeping)
+    assert cfg.keep_ratio is True
+    assert '"Letterbox"' in json.dumps(cfg.to_dict(), default=str)
+    cfg.dump(dumped)
+    expected = load_config(CONFIGS / 'deim_dfine_s.py')
+    for cfg in (
+        load_config(off),
+        load_config(keeping, dict(keep_ratio=False)),
+        load_config(dumped, dict(keep_ratio=False)),
+    ):
+        assert cfg.keep_ratio is False
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'custom_hooks'):
+            assert cfg[name] == expected[name]
+
+
+def test_a_letterbox_written_by_hand(tmp_path):
+    """``keep_ratio`` of a base says nothing about it, an option does."""
+    path = tmp_path / 'own.py'
+    path.write_text(
+        f"_base_ = '{CONFIGS}/deim_dfine_s.py'\n"
+        'resize = _base_.train_dataloader.dataset.pipeline[2]\n'
+        "resize.update(type='Letterbox', pad_val=0)\nresize.pop('keep_ratio')\ndel resize\n"
+    )
+    assert load_config(path).train_dataloader.dataset.pipeline[2].type == 'Letterbox'
+    stretched = load_config(path, dict(keep_ratio=False)).train_dataloader.dataset.pipeline[2]
+    assert stretched == dict(type='Resize', scale=(640, 640), keep_ratio=False)

@@ -13,7 +13,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, load_state_dict
 from tiny_detectors import tiny_batch, tiny_detector
 from torch import nn
 
@@ -124,6 +124,20 @@ def test_evaluation_needs_no_teacher(model):
     TinyTeacher.calls = 0
     assert len(model.predict(images, samples)) == 1
     assert TinyTeacher.calls == 0
+
+
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
+def test_the_network_alone_loads_a_distilled_training(model, load):
+    """Strictly, as export loads it; other strange names are still refused."""
+    plain = tiny_detector(neck=True)
+    distilled = {name: value + 1 for name, value in model.state_dict().items()}
+    load(plain, distilled, strict=True)
+    assert all(torch.equal(value, distilled[name]) for name, value in plain.state_dict().items())
+    with pytest.raises(RuntimeError, match=r'(?is)unexpected key.*bbox_head\.odd'):
+        load(plain, distilled | {'bbox_head.odd': torch.ones(1)}, strict=True)
+    # Its own config still misses what isn't there.
+    with pytest.raises(RuntimeError, match=r'(?is)missing key.*loss_distill\.weight'):
+        load(model, plain.state_dict(), strict=True)
 
 
 def test_hidden_tokens_are_refused(model):

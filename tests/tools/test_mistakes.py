@@ -1,0 +1,76 @@
+"""A user's mistakes end a command with one line, those of the program with a traceback."""
+
+import sys
+
+import pytest
+from golden import CONFIGS
+from red_boxes import write_red_boxes
+
+DEMO = CONFIGS / 'demo' / 'deim_dfine_demo.py'
+TOOLS = ('train.py', 'test.py', 'export.py', 'check_dataset.py')
+
+
+@pytest.fixture(scope='module', params=TOOLS)
+def tool(request, load_tool):
+    return request.param, load_tool(request.param)
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch):
+    """Function: what a tool says when a mistake ends it."""
+    (tmp_path / 'some.pth').touch()
+
+    def ended(tool, config, *options, root=tmp_path):
+        name, module = tool
+        checkpoint = [str(tmp_path / 'some.pth')] if name in ('test.py', 'export.py') else []
+        options = ['--cfg-options', f'data_root={root}/', *options]
+        monkeypatch.setattr(sys, 'argv', [name, str(config), *checkpoint, *options])
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert '\n' not in str(stop.value)
+        return str(stop.value)
+
+    return ended
+
+
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [
+        ('image_size=100', 'ValueError: image_size=100 must be a positive multiple of 32'),
+        ('imagesize=64', 'ValueError: --cfg-options imagesize: the config has no imagesize'),
+    ],
+)
+def test_options(tool, ended, option, said):
+    assert said in ended(tool, DEMO, option)
+
+
+def test_no_config(tool, ended):
+    assert 'FileNotFoundError: there is no config none.py' in ended(tool, 'none.py')
+
+
+@pytest.mark.parametrize('name', ['train.py', 'test.py'])
+def test_no_data(load_tool, ended, name, tmp_path, capsys):
+    said = ended((name, load_tool(name)), DEMO, root=tmp_path / 'none')
+    assert 'ValueError: the data would break' in said
+    assert 'Cannot open annotation file' in capsys.readouterr().out
+
+
+def test_no_weights_to_start_from(load_tool, ended):
+    said = ended(('train.py', load_tool('train.py')), DEMO, 'load_from=none.pth')
+    assert said == 'FileNotFoundError: there is no checkpoint none.pth'
+
+
+def test_errors_of_the_training_itself_keep_their_tracebacks(load_tool, monkeypatch, tmp_path):
+    for split in ('train', 'val'):
+        write_red_boxes(tmp_path, split)
+    module = load_tool('train.py')
+
+    def build(cfg):
+        raise ValueError('of the program')
+
+    monkeypatch.setattr(module.RUNNERS, 'build', build)
+    monkeypatch.setattr(
+        sys, 'argv', ['train.py', str(DEMO), '--cfg-options', f'data_root={tmp_path}/']
+    )
+    with pytest.raises(ValueError, match='of the program'):
+        module.main()
