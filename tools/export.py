@@ -37,7 +37,7 @@ from deim_mmdet.deployment.runtimes import (
     export_openvino,
 )
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
-from deim_mmdet.engine.agreement import saved_classes
+from deim_mmdet.engine.agreement import checked_test_set, saved_classes
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.models.layers.input_channels import input_channels
@@ -248,8 +248,9 @@ def main() -> None:
             exported = dict(TensorRT=TensorRTRuntime(args.out))
             check(reference, exported['TensorRT'], image, args.precision)
     if args.evaluate:
+        file_values = takes_file_values(model)
         figures = {
-            name: evaluate(cfg, runtime, size, name, classes, takes_file_values(model))
+            name: evaluate(*checked_test_set(cfg, classes), runtime, size, name, file_values)
             for name, runtime in (dict(PyTorch=reference) | exported).items()
         }
         for name, found in figures.items():

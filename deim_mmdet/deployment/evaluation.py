@@ -1,7 +1,7 @@
 """Pictures of a config's data sets as inputs of deployed detectors, and the AP that these reach."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,6 @@ from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..engine.agreement import (
-    check_evaluator,
-    check_numbering,
-    name_categories,
-    set_class_order,
-)
 from ..models.layers.input_channels import RGB
 from .runtimes import Detections
 
@@ -100,36 +94,24 @@ def read_inputs(
 
 
 def evaluate(
-    cfg: Config,
+    dataset: Dataset,
+    evaluator: Evaluator,
     runtime: Callable[..., Detections],
     size: tuple[int, int],
     name: str,
-    classes: Sequence[str] | None,
     file_values: bool = False,
 ) -> dict[str, float]:
-    """The figures of the config's test evaluator for a deployed detector on its test set.
+    """The figures of a deployed detector on a data set.
 
     Args:
-        cfg: The config.
+        dataset: The data set; its classes are in the order of the detector's labels. See
+            :func:`~deim_mmdet.engine.agreement.checked_test_set`.
+        evaluator: The evaluator for it.
         runtime: The detector.
         size: Height and width of its input.
         name: What the progress bar calls it.
-        classes: Class names in the order of the detector's labels, which the config may list in
-            another order; ``None`` if they are unknown.
         file_values: See :func:`read_inputs`.
-
-    Raises:
-        ValueError: The test set has other classes, or its evaluator another file; the message names
-            both.
     """
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    evaluator = Evaluator(cfg.test_evaluator)
-    check_numbering(dataset)
-    if classes is not None:
-        set_class_order(dataset, classes, 'the test data set', 'the checkpoint')
-    name_categories(evaluator, cfg.test_evaluator)
-    evaluator.dataset_meta = dataset.metainfo
-    check_evaluator(evaluator, dataset, 'test')
     positions = list(range(len(dataset)))
     for inputs, sample in read_inputs(dataset, positions, size, name, file_values):
         (labels,), (boxes,), (scores,) = (torch.from_numpy(a) for a in runtime(*inputs))

@@ -9,9 +9,12 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
+from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import load
 from mmengine.logging import print_log
+from torch.utils.data import Dataset
 
 from .. import compat
 from ..datasets import CheckedCocoDataset
@@ -157,6 +160,29 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
                 f'({metric.ann_file}) do not agree: {fault}. Give both the same file: '
                 f'{option}_dataloader.dataset.ann_file and {option}_evaluator.ann_file'
             )
+
+
+def checked_test_set(cfg: Config, classes: Sequence[str] | None) -> tuple[Dataset, Evaluator]:
+    """The config's test set and its evaluator, for a detector that no runner evaluates.
+
+    Args:
+        cfg: The config.
+        classes: Class names in the order of the detector's labels, which the config may list in
+            another order; None if they are unknown.
+
+    Raises:
+        ValueError: The test set has other classes, or its evaluator another file; the message names
+            both.
+    """
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    evaluator = Evaluator(cfg.test_evaluator)
+    check_numbering(dataset)
+    if classes is not None:
+        set_class_order(dataset, classes, 'the test data set', 'the checkpoint')
+    name_categories(evaluator, cfg.test_evaluator)
+    evaluator.dataset_meta = dataset.metainfo
+    check_evaluator(evaluator, dataset, 'test')
+    return dataset, evaluator
 
 
 def _fault_of_classes(classes: Sequence[str], categories: dict[str, Any]) -> str | None:

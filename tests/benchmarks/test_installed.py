@@ -9,14 +9,19 @@ from measuring.installed import PACKAGES, reason_against
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """Function: replace a package by one with this code."""
+    replaced = []
 
     def install(package, code):
+        replaced.append(package)
         (tmp_path / f'{package}.py').write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
         for name in [n for n in sys.modules if n.split('.')[0] == package]:
             monkeypatch.delitem(sys.modules, name)
 
-    return install
+    yield install
+    # The real ones come back, or are imported when somebody wants them.
+    for name in [n for n in sys.modules if n.split('.')[0] in replaced]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(

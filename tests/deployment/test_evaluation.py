@@ -2,6 +2,7 @@
 
 from deim_mmdet.deployment.evaluation import calibration_set, evaluate, read_inputs, spread
 from deim_mmdet.deployment.runtimes import Detections
+from deim_mmdet.engine.agreement import checked_test_set
 from deim_mmdet.engine.config import load_config
 
 import numpy as np
@@ -34,14 +35,18 @@ def found(images, sizes):
     )
 
 
+def figures(cfg, runtime, classes=None, size=SIZE):
+    return evaluate(*checked_test_set(cfg, classes), runtime, size, 'test')
+
+
 def test_evaluation_is_that_of_the_config(cfg, tmp_path):
     write_red_boxes(tmp_path, 'val')
-    assert evaluate(cfg, found, SIZE, 'test', None)['coco/bbox_mAP_50'] == 1
+    assert figures(cfg, found)['coco/bbox_mAP_50'] == 1
 
     def always_1(*inputs):
         return found(*inputs)._replace(labels=np.array([[1]]))
 
-    assert evaluate(cfg, always_1, SIZE, '', None)['coco/bbox_mAP_50'] == 0
+    assert figures(cfg, always_1)['coco/bbox_mAP_50'] == 0
 
 
 def test_labels_are_in_the_order_of_the_checkpoint(cfg, tmp_path):
@@ -50,8 +55,8 @@ def test_labels_are_in_the_order_of_the_checkpoint(cfg, tmp_path):
     classes = DATASETS.build(cfg.test_dataloader.dataset).metainfo['classes']
     assert len(set(classes)) > 1
     cfg.test_dataloader.dataset.metainfo = dict(classes=classes[::-1])
-    assert evaluate(cfg, found, SIZE, '', classes)['coco/bbox_mAP_50'] == 1
-    assert evaluate(cfg, found, SIZE, '', classes[::-1])['coco/bbox_mAP_50'] < 1
+    assert figures(cfg, found, classes)['coco/bbox_mAP_50'] == 1
+    assert figures(cfg, found, classes[::-1])['coco/bbox_mAP_50'] < 1
 
 
 def test_calibration_takes_the_training_set_by_the_test_pipeline(cfg, tmp_path):
@@ -76,7 +81,7 @@ def test_mistakes(cfg, tmp_path):
         calibration_set(cfg)
     write_red_boxes(tmp_path, 'val')
     with pytest.raises(ValueError, match=r'gives 64x64, the exported model takes 96x64'):
-        evaluate(cfg, found, (96, 64), 'test', None)
+        figures(cfg, found, size=(96, 64))
 
 
 def test_pictures_are_spread_over_the_data_set():
