@@ -105,6 +105,24 @@ def write_image(path, channels, dtype):
         cv2.imwrite(str(path), image)
 
 
+def test_the_short_program_of_the_page_finds_the_same(model, repo_root, tmp_path, run):
+    page = (repo_root / 'docs' / 'deployment.md').read_text()
+    [code] = [c for c in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'sys.argv' in c]
+    assert len(code.splitlines()) <= 30
+    (tmp_path / 'detect.py').write_text(code)
+    write_image(tmp_path / 'picture.png', 3, np.uint8)
+    picture, short, long = (tmp_path / f'{name}.png' for name in ('picture', 'short', 'long'))
+    command = [sys.executable, tmp_path / 'detect.py', model, picture, short]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    run(model, picture, '--out', long)
+    before, mine, whole = (cv2.imread(str(path)) for path in (picture, short, long))
+    assert done.stdout.startswith('dog [0, 0, 35, 25] 0.5')
+    # A box is drawn at the same place, in another colour.
+    drawn, expected = ((after != before).any(-1) for after in (mine, whole))
+    assert drawn[25, :35].all()
+    assert expected[25, :35].all()
+
+
 @pytest.mark.parametrize(
     ('file', 'channels', 'dtype', 'metadata', 'loader'),
     [
