@@ -79,8 +79,11 @@ class UniqueNameVisualizationHook(DetVisualizationHook):
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[DetDataSample]
     ) -> None:
         """Draw the first image of a batch; see :class:`mmengine.hooks.Hook`."""
+        if not self.draw:
+            return
+        # Asked for only here: without a training, mmengine builds its loop to know the iteration.
         step = runner.iter + batch_idx
-        if self.draw and step % self.interval == 0:
+        if step % self.interval == 0:
             self._draw(outputs[0], 'val_img', step)
 
     def after_test_iter(
