@@ -1,6 +1,7 @@
 """The training losses: a list of terms on stacked predictions."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -32,8 +33,8 @@ class SetCriterion(nn.Module):
 
     Raises:
         TypeError: A matcher has no ``match``.
-        ValueError: A term's name has no ``loss`` in it, so that it would not be trained; or a term
-            is removed that isn't there.
+        ValueError: A term's name has no ``loss`` in it, so that it would not be trained; or the
+            name of a term to be removed is misspelt.
 
     Attributes:
         late: Whether the late matcher matches.
@@ -70,7 +71,9 @@ class SetCriterion(nn.Module):
                     f"criterion.terms.{name} would not be trained: mmdet sums what has 'loss' in "
                     f'its name, so call it loss_{name}'
                 )
-            if config is None and name not in self.default_terms:
+            # None for another name takes back what a base config has added.
+            known = name in self.default_terms
+            if config is None and not known and get_close_matches(name, self.default_terms, 1, 0.8):
                 raise ValueError(
                     f'criterion.terms.{name}=None removes nothing: the terms are '
                     f'{", ".join(self.default_terms)}'

@@ -178,6 +178,11 @@ def test_a_neck_without_tokens_is_refused():
         tiny_detector(criterion=criterion())
 
 
+def test_a_config_may_take_the_term_of_its_base_back():
+    model = tiny_detector(neck=True, criterion=dict(terms=dict(loss_distill=None)))
+    assert not model.bbox_head.criterion.auxiliary_terms
+
+
 def test_another_detector_is_refused(model):
     """It shows no tokens to the criterion: the term must not be left out in silence."""
     images, samples = tiny_batch((2,))
