@@ -24,11 +24,12 @@ docs/compatibility.md.
 | capturing CUDA graphs beside other threads | not every torch can be told so |
 """
 
+import contextlib
 import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -229,6 +230,9 @@ def capture_cuda_graph(module: Any, inputs: Any) -> Callable:
     Args:
         module: Takes and returns tensors; it must not be used otherwise any more.
         inputs: Sample tensors, which become the memory that the graph reads.
+
+    Raises:
+        RuntimeError: Something can't be captured. All else goes on as before.
     """
     import torch
 
@@ -238,14 +242,37 @@ def capture_cuda_graph(module: Any, inputs: Any) -> Callable:
     try:
         if not options:
             torch.cuda.graph = functools.partial(graph, **alone)
-        return capture(module, inputs, allow_unused_input=True, pool=_graph_memory(), **options)
+        with _undone_where_it_fails():
+            memory, _ = _graph_memory(torch.cuda.current_device())
+            return capture(module, inputs, allow_unused_input=True, pool=memory, **options)
     finally:
         torch.cuda.graph = graph
 
 
-@functools.cache
-def _graph_memory() -> Any:
-    """The memory that all graphs work in, one after another."""
+@contextlib.contextmanager
+def _undone_where_it_fails() -> Iterator[None]:
+    """Restore what torch leaves behind a failed capture: its stream, and noise as within one."""
     import torch
 
-    return torch.cuda.graph_pool_handle()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    stream, noise = torch.cuda.current_stream(), generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        generator.graphsafe_set_state(noise)
+        raise
+
+
+@functools.cache
+def _graph_memory(device: int) -> tuple[Any, Any]:
+    """The memory of a GPU that all graphs work in, one after another, and a graph that keeps it.
+
+    torch 2.13 refuses memory whose graphs are all gone.
+    """
+    import torch
+
+    memory, keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(keeper, pool=memory, capture_error_mode='thread_local'):
+        torch.zeros(1, device=f'cuda:{device}')
+    return memory, keeper

@@ -5,6 +5,7 @@ instead of thousands. The recording has fixed addresses: inputs are copied into 
 are copied out. Whatever Python computes stays as it was when the graph was recorded.
 """
 
+import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -122,6 +123,8 @@ class GraphedFunction:
     def forget(self) -> None:
         """Drop all recordings: to be called when the function reads other tensors than before."""
         self._kept.clear()
+        # torch refuses memory whose graphs are all gone. A copy of the capture begins with its own.
+        self.capture = copy.copy(self.capture)
 
     def _recorded(self, key: tuple, inputs: Tensors) -> Captured | None:
         """The function recorded for these inputs; None where that fails."""

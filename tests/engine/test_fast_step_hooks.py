@@ -1,6 +1,8 @@
 """Hooks that compile parts of the model or capture CUDA graphs."""
 
+import contextlib
 import copy
+import functools
 import importlib.util
 import os
 import sys
@@ -106,12 +108,12 @@ def test_other_threads_may_call_cuda_during_a_capture(monkeypatch, knows_mode):
 
     monkeypatch.setattr(torch.cuda, 'graph', graph)
     monkeypatch.setattr(torch.cuda, 'make_graphed_callables', newer if knows_mode else capture)
-    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', object)
-    compat._graph_memory.cache_clear()
+    monkeypatch.setattr(torch.cuda, 'current_device', int)
+    monkeypatch.setattr(compat, '_graph_memory', functools.cache(lambda device: (object(), None)))
+    monkeypatch.setattr(compat, '_undone_where_it_fails', contextlib.nullcontext)
     module = nn.Linear(1, 1)
     for _ in range(2):
         assert compat.capture_cuda_graph(module, ()) is module
-    compat._graph_memory.cache_clear()
     assert torch.cuda.graph is graph
     assert [mode for mode, _ in modes] == ['thread_local'] * 2
     assert modes[0][1] is modes[1][1] is not None

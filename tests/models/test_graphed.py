@@ -156,7 +156,11 @@ def test_failed_capture_leaves_training_without_graphs(monkeypatch):
 
     def fail(module, samples):
         module(*samples)
-        raise RuntimeError('operation not permitted when stream is capturing\nmore')
+        try:
+            raise RuntimeError('operation not permitted when stream is capturing\nmore')
+        finally:
+            # So does torch where it ends the capture.
+            raise RuntimeError('operation failed due to a previous error during capture')
 
     models = graphed('DFINEHead', fail)
     for seed in range(4):

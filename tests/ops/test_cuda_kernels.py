@@ -163,10 +163,11 @@ def test_gradients_equal_finite_differences(kernels):
             ends = []
             for change in (step, -2 * step):
                 flat[i] += change
-                ends.append((kernel_results(kernels, inputs, *arguments)[0] * grad_out).sum())
+                found = kernel_results(kernels, inputs, *arguments)[0]
+                ends.append((found * grad_out).sum().item())
             flat[i] += step
             slope = (ends[0] - ends[1]) / (2 * step)
-            assert grad.view(-1)[i] == pytest.approx(slope, abs=1e-7)
+            assert grad.view(-1)[i].item() == pytest.approx(slope, abs=1e-7)
 
 
 def test_value_that_is_not_aligned(kernels):

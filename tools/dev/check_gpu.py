@@ -11,11 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gpu_steps import PARTS, ROOT, Settings, Step
+from gpu_steps import PARTS, ROOT, Kind, Settings, Step
 
 # All processes of a step have its mark in this variable of their environment.
 MARK = 'DEIM_MMDET_CHECKED_STEP'
@@ -23,18 +25,21 @@ MARK = 'DEIM_MMDET_CHECKED_STEP'
 PATIENCE = 4
 # Lines of a step's output that are kept with its result where it didn't pass.
 TAIL = 40
+# Threads of a step that runs beside others.
+THREADS = 2
 
 
-def run(step: Step, log: Path, limit: float) -> dict:
+def run(step: Step, log: Path, limit: float, variables: dict[str, str]) -> dict:
     """Run a step; returns its seconds, its result, a message, and its figures.
 
     Figures are the lines of its output that are JSON objects. It is ended with all processes that
     it started when ``limit`` seconds are over. Where it doesn't pass, the end of its output is
-    kept.
+    kept. ``variables`` of its environment replace those that there are.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
     environment = os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONWARNINGS': 'ignore', MARK: mark}
+    environment |= variables
     started = time.monotonic()
     with log.open('w') as file:
         process = subprocess.Popen(
@@ -116,28 +121,52 @@ def table(rows: list[dict]) -> str:
 def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
     """Run parts until their time is over; write ``results.json`` and ``table.md`` after each step.
 
-    What a step leaves of its share goes to later ones.
+    Those that only check run side by side, in two threads each. What a step leaves of its share
+    goes to later ones.
+
+    Returns:
+        What :func:`run` returns, with the part, in the order of the parts.
     """
-    todo = [(part, step) for part in parts for step in PARTS[part](settings)]
-    # With less time than all shares together, all get less.
-    scale = min(1.0, 60 * minutes / sum(step.share for _, step in todo))
+    steps = [(part, step) for part in parts for step in PARTS[part](settings)]
+    waiting = {kind: [pair for pair in steps if pair[1].kind == kind] for kind in Kind}
+    cores = len(os.sched_getaffinity(0))
+    workers = dict.fromkeys(Kind, 1) | {Kind.CHECKS: max(1, cores // THREADS)}
+
+    def needed() -> float:
+        """Seconds that the steps which wait need."""
+        return sum(
+            sum(step.share for _, step in pairs) / workers[kind] for kind, pairs in waiting.items()
+        )
+
     finish = time.monotonic() + 60 * minutes
-    rows = []
-    for index, (part, step) in enumerate(todo):
-        kept = scale * sum(later.share for _, later in todo[index + 1 :])
-        left = finish - time.monotonic() - kept
+    # With less time than all shares together, all get less.
+    scale = min(1.0, 60 * minutes / needed())
+    rows, lock = {}, threading.Lock()
+
+    def run_next(kind: Kind) -> None:
+        with lock:
+            part, step = waiting[kind].pop(0)
+            left = finish - time.monotonic() - scale * needed()
         if left < 1:
             row = dict(
                 step=step.name, seconds=0.0, result='left out', message='', figures=[], output=[]
             )
         else:
             log = settings.out / 'logs' / f'{part}_{step.name}.log'.replace(' ', '_')
-            row = run(step, log, min(left, PATIENCE * step.share))
-        rows.append(dict(part=part, **row))
-        print(f'{part}, {step.name}: {row["result"]}', file=sys.stderr, flush=True)
-        (settings.out / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
-        (settings.out / 'table.md').write_text(table(rows) + '\n')
-    return rows
+            threads = {'OMP_NUM_THREADS': str(THREADS)} if workers[kind] > 1 else {}
+            row = run(step, log, min(left, PATIENCE * step.share), threads)
+        with lock:
+            rows[part, step.name] = dict(part=part, **row)
+            print(f'{part}, {step.name}: {row["result"]}', file=sys.stderr, flush=True)
+            done = [rows[key] for part, step in steps if (key := (part, step.name)) in rows]
+            (settings.out / 'results.json').write_text(json.dumps(done, indent=1) + '\n')
+            (settings.out / 'table.md').write_text(table(done) + '\n')
+
+    for kind in Kind:
+        with ThreadPoolExecutor(workers[kind]) as pool:
+            for ended in [pool.submit(run_next, kind) for _ in waiting[kind]]:
+                ended.result()
+    return [rows[part, step.name] for part, step in steps]
 
 
 def reason_against_gpu() -> str:

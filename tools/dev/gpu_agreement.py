@@ -115,4 +115,6 @@ def losses(model: nn.Module, device: str) -> list[dict[str, float]]:
         sum(terms.values()).backward()
         optimizer.step()
         rows.append({name: term.item() for name, term in terms.items()})
+        # A capture fails while an earlier step's graph of gradients is alive.
+        del terms
     return rows

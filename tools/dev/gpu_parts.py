@@ -18,7 +18,6 @@ from gpu_agreement import agreement, check_captured, put_into
 from gpu_precision import precision
 from gpu_trainings import (
     ROOT,
-    data,
     distributed,
     iterations,
     reads,
@@ -152,8 +151,7 @@ def kernels(timed: 'TrainingStep') -> dict[str, float]:
 
 def main() -> None:
     functions = (
-        machine, data, precision, reads, step, agreement, latency, iterations, training,
-        distributed,
+        machine, precision, reads, step, agreement, latency, iterations, training, distributed,
     )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('function', choices=[function.__name__ for function in functions])

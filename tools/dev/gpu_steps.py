@@ -4,9 +4,21 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Kind(IntEnum):
+    """What a step is for; those of one kind run together, and the kinds in this order."""
+
+    #: It makes what other steps need. These run one by one.
+    MAKES = 0
+    #: It passes or fails. These run side by side, as many as there are cores for.
+    CHECKS = 1
+    #: Its figures are times. These run one by one, with the machine to themselves.
+    MEASURES = 2
 
 
 @dataclass(frozen=True)
@@ -17,11 +29,13 @@ class Step:
         name: Its name in the results.
         command: Program and arguments.
         share: Seconds that are kept for it, whatever the steps before take.
+        kind: When it runs, and beside which others.
     """
 
     name: str
     command: list[str]
     share: float
+    kind: Kind = Kind.MEASURES
 
 
 @dataclass(frozen=True)
@@ -36,26 +50,31 @@ class Settings:
         """Whether sizes have to be those of a CPU."""
         return self.device == 'cpu'
 
-    def step(self, name: str, share: float, *command: object) -> Step:
+    def step(self, name: str, share: float, *command: object, kind: Kind = Kind.MEASURES) -> Step:
         """Arguments for Python, and the seconds that they may take on a GPU."""
         words = [sys.executable, *map(str, command)]
-        return Step(name, words, share * (8 if self.small else 1))
+        return Step(name, words, share * (8 if self.small else 1), kind)
 
-    def part(self, name: str, share: float, function: str, *options: str) -> Step:
+    def part(
+        self, name: str, share: float, function: str, *options: str, kind: Kind = Kind.MEASURES
+    ) -> Step:
         """A step that is a function of gpu_parts.py or gpu_trainings.py."""
         common = ('--device', self.device, '--out', self.out)
-        return self.step(name, share, 'tools/dev/gpu_parts.py', function, *common, *options)
+        words = ('tools/dev/gpu_parts.py', function, *common, *options)
+        return self.step(name, share, *words, kind=kind)
 
     def tests(self, name: str, share: float, *options: object) -> Step:
-        return self.step(name, share, '-X', 'faulthandler', '-m', 'pytest', '-q', '-rs', *options)
+        words = ('-X', 'faulthandler', '-m', 'pytest', '-q', '-rs', *options)
+        return self.step(name, share, *words, kind=Kind.CHECKS)
 
 
 def operators(settings: Settings) -> Iterator[Step]:
     """Compile them, run their tests on the device, time them."""
     # Operators for CPUs alone, compiled before, would count as done.
     force = () if settings.small else ('--force',)
-    yield settings.step('compile', 18, 'setup.py', '--quiet', 'build_ext', '--inplace', *force)
-    yield settings.part('versions', 8, 'machine')
+    compiling = ('setup.py', '--quiet', 'build_ext', '--inplace', *force)
+    yield settings.step('compile', 18, *compiling, kind=Kind.MAKES)
+    yield settings.part('versions', 8, 'machine', kind=Kind.CHECKS)
     # On their own: on one machine they ended the interpreter.
     tests = 'tests/ops/test_deformable_attention.py'
     yield settings.tests('refused arguments', 8, tests, '-k', 'operator_checks')
@@ -67,17 +86,17 @@ def operators(settings: Settings) -> Iterator[Step]:
 
 def precision(settings: Settings) -> Iterator[Step]:
     """Losses and gradients in mixed precision against double precision."""
-    yield settings.part('losses and gradients', 24, 'precision')
+    yield settings.part('losses and gradients', 24, 'precision', kind=Kind.CHECKS)
 
 
 def reads(settings: Settings) -> Iterator[Step]:
     """An iteration of the trainer in which only marked reads may wait for the GPU."""
-    yield settings.part('an iteration', 16, 'reads')
+    yield settings.part('an iteration', 16, 'reads', kind=Kind.CHECKS)
 
 
 def training(settings: Settings) -> Iterator[Step]:
     """60 iterations through all stages, interrupted and resumed, with the restart from the best."""
-    yield settings.part('60 iterations', 50, 'training')
+    yield settings.part('60 iterations', 50, 'training', kind=Kind.CHECKS)
 
 
 def steps(settings: Settings) -> Iterator[Step]:
@@ -105,7 +124,7 @@ def inference(settings: Settings) -> Iterator[Step]:
 
 def distributed(settings: Settings) -> Iterator[Step]:
     """torchrun over NCCL, or over gloo without a GPU."""
-    yield settings.part('torchrun', 26, 'distributed')
+    yield settings.part('torchrun', 26, 'distributed', kind=Kind.CHECKS)
 
 
 def tests(settings: Settings) -> Iterator[Step]:
@@ -122,8 +141,12 @@ def tests(settings: Settings) -> Iterator[Step]:
 def compiled(settings: Settings) -> Iterator[Step]:
     """Captured and compiled training against eager, and times of compiled steps."""
     if not settings.small:
-        yield settings.part('captured like eager', 10, 'agreement', '--form', 'captured')
-    yield settings.part('compiled like eager', 16, 'agreement', '--form', 'compiled')
+        yield settings.part(
+            'captured like eager', 10, 'agreement', '--form', 'captured', kind=Kind.CHECKS
+        )
+    yield settings.part(
+        'compiled like eager', 16, 'agreement', '--form', 'compiled', kind=Kind.CHECKS
+    )
     yield settings.part('ours, compiled', 24, 'step', '--form', 'compiled')
 
 

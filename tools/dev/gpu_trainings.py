@@ -48,8 +48,10 @@ def data(args: argparse.Namespace) -> Path:
     settings = SceneSettings(
         train=IMAGES, val=16, size=(128, 128), objects=(1, 3), scale=(0.3, 0.7), digits=(0, 2, 3, 4)
     )
-    make_dataset(args.out / 'data', settings)
-    return args.out / 'data'
+    # Steps run side by side, and each makes its own.
+    folder = args.out / f'data_{args.function}'
+    make_dataset(folder, settings)
+    return folder
 
 
 def reads(args: argparse.Namespace) -> None:
@@ -73,7 +75,8 @@ def reads(args: argparse.Namespace) -> None:
     def note(
         message: Warning | str, category: type, filename: str, lineno: int, *_: object
     ) -> None:
-        if 'synchronizing' in str(message):
+        # torch also warns of this mode itself.
+        if 'called a synchronizing' in str(message):
             seen[f'{os.path.relpath(filename, ROOT)}:{lineno}'] += 1
 
     @HOOKS.register_module()

@@ -1,6 +1,7 @@
 """mmdet's single-stage detector that reads its losses from the device once."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from ...utils.host_reads import allowed_sync
 from ..dense_heads import QuerySelectionHead
 from ..layers.basic import BatchNorm2d, count_batches
+from ..layers.half_weights import HalfWeights
 from ..losses import EncoderView
+from ..necks.hybrid_encoder import TransformerEncoderLayer
 from .graphed import GraphedNetwork
 
 
@@ -75,9 +78,11 @@ class DEIMDetector(SingleStageDetector):
     Attributes:
         graphed: What runs training from images to predictions by CUDA graphs; None where they
             aren't used. :class:`~deim_mmdet.engine.CUDAGraphHook` sets it.
+        compiled: Whether backbone, neck and decoder are compiled.
     """
 
     graphed: GraphedNetwork | None = None
+    compiled = False
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -104,6 +109,23 @@ class DEIMDetector(SingleStageDetector):
             )
 
     @cached_property
+    def _half_weights(self) -> HalfWeights:
+        neck = [self.neck] if self.with_neck else []
+        parts = [*self.backbone.children(), *neck, self.bbox_head]
+        # An own backbone or neck may have layers that are meant to run in single precision.
+        layers = [part for part in self.modules() if isinstance(part, TransformerEncoderLayer)]
+        return HalfWeights(parts, [*layers, self.bbox_head.query_selection, self.bbox_head.decoder])
+
+    def lend_half_weights(self, device: torch.device) -> AbstractContextManager:
+        """Context in which the network has the weights that autocast would cast one by one.
+
+        A CPU gains nothing, and compiled parts cast by kernels of their own.
+        """
+        if device.type == 'cpu' or self.compiled or not torch.is_autocast_enabled(device.type):
+            return nullcontext()
+        return self._half_weights(torch.get_autocast_dtype(device.type))
+
+    @cached_property
     def _norms(self) -> list[BatchNorm2d]:
         return [module for module in self.modules() if isinstance(module, BatchNorm2d)]
 
@@ -125,6 +147,7 @@ class DEIMDetector(SingleStageDetector):
             options: For :func:`torch.compile`.
         """
         self.static_shapes()
+        self.compiled = True
         neck = [self.neck] if self.with_neck else []
         for part in (self.backbone, *neck, self.bbox_head.decoder):
             part.compile(dynamic=False, **options)
@@ -147,7 +170,9 @@ class DEIMDetector(SingleStageDetector):
         self, images: Tensor, samples: SampleList, view: EncoderView | None = None
     ) -> dict[str, Tensor]:
         if self.graphed is None:
-            return self.bbox_head.loss(self.extract_feat(images), samples, view)
+            with self.lend_half_weights(images.device):
+                feats = self.extract_feat(images)
+                return self.bbox_head.loss(feats, samples, view)
         targets, queries = self.bbox_head.prepare(samples, images.device)
         outputs = self.graphed(self, images, queries)
         return self.bbox_head.losses(*outputs, queries, targets, view)

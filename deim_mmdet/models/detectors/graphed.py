@@ -45,9 +45,11 @@ class TensorNetwork(nn.Module):
         if queries:
             content, logits, groups = queries
             denoising = DenoisingQueries(content, logits, groups, num_real=0, num_groups=0)
-        selected, predictions = self.detector.bbox_head.decode(
-            self.detector.extract_feat(images), denoising, all_layers=True
-        )
+        with self.detector.lend_half_weights(images.device):
+            feats = self.detector.extract_feat(images)
+            selected, predictions = self.detector.bbox_head.decode(
+                feats, denoising, all_layers=True
+            )
         fields = {name: value for name, value in vars(predictions).items() if value is not None}
         outputs = dict(encoder_scores=selected.scores, encoder_boxes=selected.box_logits, **fields)
         self.differentiable = {name for name, each in outputs.items() if each.requires_grad}
@@ -131,7 +133,11 @@ class GraphedNetwork:
                 run = self.capture(network, samples)
         except RuntimeError as error:
             self.failed, self.graphs = True, {}
-            reason = str(error).strip().split('\n')[0]
+            # Where the capture ends after an error, torch raises another one.
+            first = error
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = str(first).strip().split('\n')[0]
             print_log(
                 f'No CUDA graphs: the capture failed ({reason}). Training goes on without them',
                 logger='current',

@@ -72,13 +72,28 @@ class FrozenBatchNorm2d(nn.Module):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift that do the same as the norm, (C,) each for C channels."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, torch.addcmul(self.bias, self.running_mean, scale, value=-1)
+        return frozen_affines([self])
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, H, W), also in half precision, to the same in their type."""
         statistics = self.running_mean, self.running_var
         return F.batch_norm(x, *statistics, self.weight, self.bias, training=False, eps=self.eps)
+
+
+def frozen_affines(norms: Sequence[FrozenBatchNorm2d]) -> tuple[Tensor, Tensor]:
+    """Scales and shifts that do the same as the norms, (Σ C,) each for C channels of each norm."""
+
+    def joined(name: str) -> Tensor:
+        parts = [getattr(norm, name) for norm in norms]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    variance, eps = joined('running_var'), {norm.eps for norm in norms}
+    if len(eps) == 1:
+        variance = variance + eps.pop()
+    else:
+        variance = torch.cat([norm.running_var + norm.eps for norm in norms])
+    scale = joined('weight') * variance.rsqrt()
+    return scale, torch.addcmul(joined('bias'), joined('running_mean'), scale, value=-1)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -115,6 +130,15 @@ def freeze_norms(module: nn.Module) -> None:
             freeze_norms(child)
 
 
+def has_lent_weights(layer: nn.Module) -> bool:
+    """Whether a layer has other weights than its parameters for now.
+
+    :class:`~deim_mmdet.models.layers.half_weights.HalfWeights` lends them. Those of a convolution
+    contain the frozen norm behind it.
+    """
+    return 'weight' in vars(layer)
+
+
 def convolve_and_norm(
     conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor], with_cp: bool | None = False
 ) -> Tensor:
@@ -134,7 +158,7 @@ def convolve_and_norm(
     """
     frozen = isinstance(norm, FrozenBatchNorm2d)
     weight, bias = conv.weight, conv.bias
-    if frozen:
+    if frozen and not has_lent_weights(conv):
         # A convolution before a norm has no bias of its own.
         scale, bias = norm.affine()
         weight = weight * scale[:, None, None, None]

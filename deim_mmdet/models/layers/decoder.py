@@ -91,7 +91,7 @@ class DeformableCrossAttention(nn.Module):
             self.method,
         )
         # In a model of half precision, too, the samples are in the precision of the boxes.
-        return attended.to(self.attention_weights.weight.dtype)
+        return attended.to(next(self.parameters()).dtype)
 
 
 class Gateway(nn.Module):

@@ -6,6 +6,7 @@ from .fine_grained_localization_loss import (
     fine_grained_localization_loss,
 )
 from .matched_sets import MatchedSets, PredictionSets
+from .paired_giou_loss import PairedGIoULoss
 from .quality_losses import (
     MatchabilityAwareLoss,
     VarifocalQualityLoss,
@@ -30,6 +31,7 @@ __all__ = [
     'MatchabilityAwareLoss',
     'MatchedSets',
     'OverlapTerm',
+    'PairedGIoULoss',
     'PredictionSets',
     'SetCriterion',
     'TeacherDistillation',

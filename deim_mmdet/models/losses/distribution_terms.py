@@ -75,7 +75,8 @@ class DistillationTerm(LossTerm):
         logits, pairs = _logits(matched), matched.pairs
         num_layers, batch, num_queries = logits.shape[:3]
         paired = torch.zeros(batch, num_queries, dtype=torch.bool, device=logits.device)
-        paired[pairs.images, pairs.queries] = True
+        # A number instead of a tensor would be copied to the GPU, and the host would wait for it.
+        paired[pairs.images, pairs.queries] = paired.new_ones(())
         confidence = matched.sets.layers.scores[-1].detach().amax(-1).sigmoid()
         weight = confidence.repeat(num_layers - 1, 1, 1)
         weight[pairs.place] = matched.iou[: num_layers - 1]

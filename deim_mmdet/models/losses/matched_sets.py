@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from ..layers.boxes import to_corners
+from ..layers.boxes import paired_iou, to_corners
 from ..layers.predictions import Predictions
 from ..task_modules import Pairs, Targets
 
@@ -101,6 +100,17 @@ class MatchedSets:
         return self.sets.boxes[self.pairs.place]
 
     @cached_property
+    def corners(self) -> Tensor:
+        """:attr:`boxes` as (x1, y1, x2, y2).
+
+        D-FINE's distances can turn a box inside out. Such a box counts as empty. With negative
+        sizes its GIoU could exceed 1, and training would seek such boxes.
+        """
+        centres, sizes = self.boxes.split(2, dim=-1)
+        half = sizes.clamp(min=0) * 0.5
+        return torch.cat([centres - half, centres + half], dim=-1)
+
+    @cached_property
     def target_boxes(self) -> Tensor:
         """Boxes of the paired objects, in the shape of :attr:`boxes`."""
         boxes = self.targets.boxes[self.pairs.images, self.pairs.objects]
@@ -119,13 +129,7 @@ class MatchedSets:
     @cached_property
     def iou(self) -> Tensor:
         """IoU of the pairs in [0, 1], without gradient: (P,) or (S, P)."""
-        iou = bbox_overlaps(
-            to_corners(self.boxes.detach()).flatten(0, -2),
-            self.target_corners.flatten(0, -2),
-            is_aligned=True,
-            eps=1e-9,
-        )
-        return iou.view(self.boxes.shape[:-1])
+        return paired_iou(self.corners.detach(), self.target_corners)
 
     def sum_by_set(self, losses: Tensor) -> Tensor:
         """Sum (S,) of each set's losses over the normaliser; ``losses`` is flat, pair by pair."""

@@ -4,7 +4,6 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.boxes import to_corners
 from .matched_sets import MatchedSets
 
 
@@ -81,12 +80,8 @@ class OverlapTerm(LossTerm):
         """Loss (S,) of each of S sets."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
-        # D-FINE's distances can turn a box inside out. Such a box counts as empty. With negative
-        # sizes its GIoU could exceed 1, and training would seek such boxes.
-        centres, sizes = matched.boxes.split(2, dim=-1)
-        proper = torch.cat([centres, sizes.clamp(min=0)], dim=-1)
         loss = self.loss(
-            to_corners(proper).flatten(0, -2),
+            matched.corners.flatten(0, -2),
             matched.target_corners.flatten(0, -2),
             reduction_override='none',
         )

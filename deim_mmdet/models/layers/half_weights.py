@@ -1,0 +1,143 @@
+"""Weights in half precision for mixed precision, all made at once.
+
+Autocast casts each weight for itself, and its gradient back: for D-FINE-L a thousand kernels a
+step, which a GPU does faster than the host can start them. Here a few kernels cast all weights of a
+part of the network. What the layers compute doesn't change.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ... import compat
+from .basic import ConvNorm, FrozenBatchNorm2d, frozen_affines
+
+
+class _Weight(NamedTuple):
+    """A parameter, the layer that holds it, and its name there.
+
+    Attributes:
+        norm: The frozen norm behind a convolution, which becomes part of its weight.
+    """
+
+    layer: nn.Module
+    name: str
+    norm: FrozenBatchNorm2d | None = None
+
+
+class HalfWeights:
+    """Lends layers their weights in half precision.
+
+    For that time ``layer.weight`` is the cast weight; the layer's parameters stay what they are.
+    Layers are the convolutions of every :class:`ConvNorm`, and the linear layers of
+    ``linear_parts``. Each part casts by itself. So the gradients of the last layers are there, for
+    the exchange between processes, while those of others are still computed.
+
+    Args:
+        parts: Parts of the network, in which each parameter is counted once.
+        linear_parts: Those in which nothing but autocast decides about the type of linear layers.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], linear_parts: Sequence[nn.Module]) -> None:
+        linear = {layer for part in linear_parts for layer in part.modules()}
+        self._groups: list[list[_Weight]] = []
+        seen: set[nn.Module] = set()
+        for part in parts:
+            group = []
+            for module in part.modules():
+                if module in seen:
+                    continue
+                seen.add(module)
+                group += _weights_of(module, module in linear)
+            if group:
+                # Convolutions with frozen norms come first.
+                self._groups.append(sorted(group, key=lambda weight: weight.norm is None))
+
+    @contextmanager
+    def __call__(self, dtype: torch.dtype) -> Iterator[None]:
+        """Context in which the layers have weights of this type."""
+        lent: list[tuple[dict[str, Any], str]] = []
+
+        def lend(layer: nn.Module, name: str, tensor: Tensor) -> None:
+            # Python looks there before it asks the module for its parameter.
+            attributes = vars(layer)
+            attributes[name] = tensor
+            lent.append((attributes, name))
+
+        try:
+            for group in self._groups:
+                norms = [weight.norm for weight in group if weight.norm is not None]
+                scales, shifts = _scales_and_shifts(norms, dtype)
+                parameters = [weight.layer._parameters[weight.name] for weight in group]
+                cast = _CastTogether.apply(dtype, scales, *parameters)
+                for weight, half in zip(group, cast, strict=True):
+                    lend(weight.layer, weight.name, half)
+                for weight, shift in zip(group, shifts, strict=False):
+                    lend(weight.layer, 'bias', shift)
+            yield
+        finally:
+            for attributes, name in lent:
+                del attributes[name]
+
+
+def _weights_of(module: nn.Module, linear: bool) -> list[_Weight]:
+    if isinstance(module, ConvNorm):
+        norm = module.bn if isinstance(module.bn, FrozenBatchNorm2d) else None
+        return [_Weight(module.conv, 'weight', norm)]
+    names = []
+    if linear and isinstance(module, nn.Linear):
+        names = ['weight', 'bias']
+    elif linear and isinstance(module, nn.MultiheadAttention):
+        names = ['in_proj_weight', 'in_proj_bias']
+    return [_Weight(module, name) for name in names if getattr(module, name) is not None]
+
+
+def _scales_and_shifts(
+    norms: Sequence[FrozenBatchNorm2d], dtype: torch.dtype
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """What the weights of frozen norms' convolutions are multiplied by, and their biases."""
+    if not norms:
+        return [], ()
+    scale, shift = frozen_affines(norms)
+    widths = [len(norm.weight) for norm in norms]
+    scales = [part[:, None, None, None] for part in scale.split(widths)]
+    return scales, shift.to(dtype).split(widths)
+
+
+class _CastTogether(torch.autograd.Function):
+    """Weights, the first of them times ``scales``, rounded to ``dtype``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dtype: torch.dtype, scales: list[Tensor], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.scales, ctx.weights = scales, weights
+        ctx.set_materialize_grads(False)
+        halves = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        scaled = [weight * scale for weight, scale in zip(weights, scales, strict=False)]
+        compat.copy_each(halves, [*scaled, *weights[len(scales) :]])
+        return tuple(halves)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = [
+            None if gradient is None else torch.empty_like(weight)
+            for weight, gradient in zip(ctx.weights, gradients, strict=True)
+        ]
+        # Those that lie in memory as their weights do are copied together.
+        alike, others = [], []
+        for target, gradient in zip(found, gradients, strict=True):
+            if gradient is not None:
+                same = target.stride() == gradient.stride()
+                (alike if same else others).append((target, gradient))
+        for pairs in (alike, others):
+            compat.copy_each(*map(list, zip(*pairs, strict=True)) if pairs else ([], []))
+        for gradient, scale in zip(found, ctx.scales, strict=False):
+            if gradient is not None:
+                gradient.mul_(scale)
+        return None, None, *found
