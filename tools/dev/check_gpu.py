@@ -25,8 +25,9 @@ MARK = 'DEIM_MMDET_CHECKED_STEP'
 PATIENCE = 4
 # Lines of a step's output that are kept with its result where it didn't pass.
 TAIL = 40
-# Threads of a step that runs beside others.
+# Threads of a step that runs beside others, and the variables that say so.
 THREADS = 2
+LIMITS = ('OMP_NUM_THREADS', 'TORCHINDUCTOR_COMPILE_THREADS')
 
 
 def run(step: Step, log: Path, limit: float, variables: dict[str, str]) -> dict:
@@ -153,7 +154,7 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
             )
         else:
             log = settings.out / 'logs' / f'{part}_{step.name}.log'.replace(' ', '_')
-            threads = {'OMP_NUM_THREADS': str(THREADS)} if workers[kind] > 1 else {}
+            threads = dict.fromkeys(LIMITS if workers[kind] > 1 else (), str(THREADS))
             row = run(step, log, min(left, PATIENCE * step.share), threads)
         with lock:
             rows[part, step.name] = dict(part=part, **row)

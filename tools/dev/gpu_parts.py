@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,9 @@ def step(args: argparse.Namespace) -> None:
         cfg = load_config(f'configs/{name}.py', dict(image_size=64) if small else {})
         timed = training_step(cfg, batch, args.device)
         put_into(timed.model, args.form)
+        begin = time.perf_counter()
         memory = peak_memory(timed, args.device)
+        first = time.perf_counter() - begin
         for _ in range(WARM_UP):
             timed()
         timed.spans.clear()
@@ -95,6 +98,7 @@ def step(args: argparse.Namespace) -> None:
                 for clock in ('device', 'host')
             },
             memory_mib=memory and round(memory),
+            first_step_s=round(first, 1),
         )
         if args.device == 'cuda':
             # Last, as profilers don't work everywhere.

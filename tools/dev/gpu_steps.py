@@ -86,7 +86,7 @@ def operators(settings: Settings) -> Iterator[Step]:
 
 def precision(settings: Settings) -> Iterator[Step]:
     """Losses and gradients in mixed precision against double precision."""
-    yield settings.part('losses and gradients', 24, 'precision', kind=Kind.CHECKS)
+    yield settings.part('losses and gradients', 20, 'precision', kind=Kind.CHECKS)
 
 
 def reads(settings: Settings) -> Iterator[Step]:
@@ -96,7 +96,7 @@ def reads(settings: Settings) -> Iterator[Step]:
 
 def training(settings: Settings) -> Iterator[Step]:
     """60 iterations through all stages, interrupted and resumed, with the restart from the best."""
-    yield settings.part('60 iterations', 50, 'training', kind=Kind.CHECKS)
+    yield settings.part('60 iterations', 44, 'training', kind=Kind.CHECKS)
 
 
 def steps(settings: Settings) -> Iterator[Step]:
@@ -142,10 +142,10 @@ def compiled(settings: Settings) -> Iterator[Step]:
     """Captured and compiled training against eager, and times of compiled steps."""
     if not settings.small:
         yield settings.part(
-            'captured like eager', 10, 'agreement', '--form', 'captured', kind=Kind.CHECKS
+            'captured like eager', 8, 'agreement', '--form', 'captured', kind=Kind.CHECKS
         )
     yield settings.part(
-        'compiled like eager', 16, 'agreement', '--form', 'compiled', kind=Kind.CHECKS
+        'compiled like eager', 28, 'agreement', '--form', 'compiled', kind=Kind.CHECKS
     )
     yield settings.part('ours, compiled', 24, 'step', '--form', 'compiled')
 

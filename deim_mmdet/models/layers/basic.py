@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ... import compat
 from .predictions import full_precision
@@ -163,15 +163,28 @@ def convolve_and_norm(
         scale, bias = norm.affine()
         weight = weight * scale[:, None, None, None]
 
-    def convolve(*parts: Tensor) -> Tensor:
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    if not with_cp or len(features) == 1 or not torch.is_grad_enabled():
-        x = convolve(*features)
-    else:
-        x = checkpoint(convolve, *features, use_reentrant=False, preserve_rng_state=False)
+    x = features[0] if len(features) == 1 else torch.cat(features, dim=1)
+    # A compiler decides by itself what it keeps.
+    again = with_cp and len(features) > 1 and not torch.compiler.is_compiling()
+    with _keeping_parts(x, features) if again else nullcontext():
+        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return x if frozen else norm(x)
+
+
+def _keeping_parts(x: Tensor, parts: Sequence[Tensor]) -> AbstractContextManager:
+    """Context in which the backward pass keeps the parts of the concatenation x instead of x."""
+    kept = tuple(part.detach() for part in parts)
+    # Nothing here may refer to x, which would keep it.
+    address, shape = x.data_ptr(), x.shape
+
+    def pack(saved: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return kept if saved.data_ptr() == address and saved.shape == shape else saved
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, _joined)
+
+
+def _joined(kept: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(kept, dim=1) if isinstance(kept, tuple) else kept
 
 
 class ConvNorm(nn.Module):
@@ -217,7 +230,7 @@ class ConvNorm(nn.Module):
 
 
 def set_with_cp(model: nn.Module, with_cp: bool | None) -> None:
-    """Switch gradient checkpointing of concatenated inputs in every layer that leaves it open.
+    """Say for every layer that leaves it open whether the backward pass joins its inputs again.
 
     Checkpointing saves memory. It saves time on a CPU and costs time on a GPU. None leaves it open:
     then it is on in the CPU's form of a model, and off otherwise.
@@ -227,12 +240,18 @@ def set_with_cp(model: nn.Module, with_cp: bool | None) -> None:
             module.with_cp = with_cp
 
 
-def build_activation(act: str) -> nn.Module:
-    """Activation layer of the given type in mmcv's registry, e.g. ``'SiLU'``."""
+def build_activation(act: str, of_tokens: bool = False) -> nn.Module:
+    """Activation layer of the given type in mmcv's registry, e.g. ``'SiLU'``.
+
+    Args:
+        act: Its type.
+        of_tokens: Whether it comes behind a linear layer.
+    """
     cfg = dict(type=act)
     if act == 'ReLU':
         # In place, as its gradient needs the output only. The gradient of SiLU needs the input.
-        cfg['inplace'] = True
+        # What a linear layer makes of tokens is a view, for which the gradient would be copied.
+        cfg['inplace'] = not of_tokens
     return build_activation_layer(cfg)
 
 
@@ -247,7 +266,7 @@ class MLP(nn.Module):
     def __init__(self, channels: Sequence[int], act: str) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(channels))
-        self.act = build_activation(act)
+        self.act = build_activation(act, of_tokens=True)
 
     def zero_last(self) -> 'MLP':
         """Set the last layer to zero, so that the MLP starts as the constant 0."""

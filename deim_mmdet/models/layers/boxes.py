@@ -29,25 +29,30 @@ def paired_iou(boxes: Tensor, others: Tensor, eps: float = 1e-9) -> Tensor:
         others: The other one.
         eps: The least union; a pair of empty boxes has the IoU 0.
     """
-    intersection, union = _paired_areas(boxes, others)
-    return intersection / union.clamp(min=eps)
+    sides, other_sides, overlap = _paired_sides(boxes, others)
+    intersection = _area(overlap.clamp(min=0))
+    return intersection / _union(sides, other_sides, intersection, eps)
 
 
 def paired_giou(boxes: Tensor, others: Tensor, eps: float = 1e-9) -> Tensor:
     """GIoU (...) in [-1, 1] (arXiv 1902.09630); see :func:`paired_iou`."""
-    intersection, union = _paired_areas(boxes, others)
-    (low, high), (other_low, other_high) = (each.split(2, dim=-1) for each in (boxes, others))
-    hull = _area(torch.maximum(high, other_high) - torch.minimum(low, other_low)).clamp(min=eps)
-    union = union.clamp(min=eps)
-    return intersection / union - (hull - union) / hull
+    sides, other_sides, overlap = _paired_sides(boxes, others)
+    intersection = _area(overlap.clamp(min=0))
+    union = _union(sides, other_sides, intersection, eps)
+    # A negative overlap is the gap between the boxes.
+    hull = _area(sides + other_sides - overlap).clamp(min=eps)
+    return intersection / union + union / hull - 1
 
 
-def _paired_areas(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas (...) of the intersection and the union of each pair."""
+def _paired_sides(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Width and height (..., 2) of both boxes and of their overlap, which may be negative."""
     (low, high), (other_low, other_high) = (each.split(2, dim=-1) for each in (boxes, others))
     overlap = torch.minimum(high, other_high) - torch.maximum(low, other_low)
-    intersection = _area(overlap.clamp(min=0))
-    return intersection, _area(high - low) + _area(other_high - other_low) - intersection
+    return high - low, other_high - other_low, overlap
+
+
+def _union(sides: Tensor, other_sides: Tensor, intersection: Tensor, eps: float) -> Tensor:
+    return (_area(sides) + _area(other_sides) - intersection).clamp(min=eps)
 
 
 def _area(sides: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class DecoderLayer(nn.Module):
         self.cross_attn = cross_attn
         gated = act == 'SwiGLU'
         self.linear1 = nn.Linear(embed_dims, ffn_channels)
-        self.act = SwiGLU() if gated else build_activation(act)
+        self.act = SwiGLU() if gated else build_activation(act, of_tokens=True)
         self.linear2 = nn.Linear(ffn_channels // 2 if gated else ffn_channels, embed_dims)
         self.norm3 = norm(embed_dims)
         for linear in (self.linear1, self.linear2):

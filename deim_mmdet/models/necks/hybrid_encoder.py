@@ -26,7 +26,7 @@ class TransformerEncoderLayer(nn.Module):
     def __init__(self, embed_dims: int, num_heads: int, ffn_channels: int, act: str) -> None:
         super().__init__()
         self.self_attn = SelfAttention(embed_dims, num_heads)
-        self.act = build_activation(act)
+        self.act = build_activation(act, of_tokens=True)
         self.linear1 = nn.Linear(embed_dims, ffn_channels)
         self.linear2 = nn.Linear(ffn_channels, embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims)

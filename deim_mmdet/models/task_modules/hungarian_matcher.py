@@ -1,6 +1,9 @@
 """One-to-one matching of queries and objects (DETR, arXiv 2005.12872) of all sets at once."""
 
+import functools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,6 +16,16 @@ from .targets import Targets
 
 # So many costs, with what their sum needs, still fit into the cache of a CPU.
 _CACHED_COSTS = 2**20
+
+
+# From so many problems on, threads pay off.
+_MANY_PROBLEMS = 32
+_NUM_THREADS = min(4, os.cpu_count() or 1)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix='matching')
 
 
 class OneToOneMatcher:
@@ -48,22 +61,32 @@ class OneToOneMatcher:
             parts = [slice(first, first + step) for first in range(0, images, step)]
         else:
             parts = [slice(None)]
-        costs = [
-            start_reading(self.costs(scores[:, part], boxes[:, part], targets.of_images(part)))
-            for part in parts
-        ]
+        reads = []
+        for part in parts:
+            costs = self.costs(scores[:, part], boxes[:, part], targets.of_images(part))
+            # Image by image, and with the objects before the queries: SciPy wants the shorter axis
+            # first, and would exchange them problem by problem.
+            reads.append(start_reading(costs.permute(1, 0, 3, 2).contiguous()))
         return lambda: self._cheapest(
-            targets, sets, [image for read in costs for image in read().numpy().swapaxes(0, 1)]
+            targets, sets, [image for read in reads for image in read().double().numpy()]
         )
 
     @staticmethod
     def _cheapest(targets: Targets, num_sets: int, costs: Sequence[np.ndarray]) -> Pairs:
-        """Pairs of lowest cost, given the costs (S, Q, m) of each image; m may differ."""
+        """Pairs of lowest cost, given the costs (S, m, Q) of each image; m may differ."""
         matched = np.full((num_sets, len(targets.counts), targets.max_count), -1)
-        for image, (count, by_set) in enumerate(zip(targets.counts, costs, strict=False)):
-            for set_index, cost in enumerate(by_set[..., :count]):
-                queries, objects = linear_sum_assignment(cost)
-                matched[set_index, image, objects] = queries
+        threads = _NUM_THREADS if num_sets * len(costs) >= _MANY_PROBLEMS else 1
+
+        def match_images(first: int) -> None:
+            for image in range(first, len(costs), threads):
+                count = targets.counts[image]
+                for set_index, cost in enumerate(costs[image][:, :count]):
+                    objects, queries = linear_sum_assignment(cost)
+                    matched[set_index, image, objects] = queries
+
+        # While SciPy solves a problem, other threads can begin theirs.
+        for _ in (map if threads == 1 else _pool().map)(match_images, range(threads)):
+            pass
         sets, images, objects = (matched >= 0).nonzero()
         queries = matched[sets, images, objects]
         return Pairs(*map(torch.from_numpy, (images, queries, objects, sets)))
