@@ -2,6 +2,8 @@
 
 import contextlib
 
+from deim_mmdet.models.detectors import DEIMDetector
+
 import pytest
 import torch
 from golden import build_model
@@ -16,14 +18,16 @@ MODELS = [
 
 @contextlib.contextmanager
 def lending(model, dtype, lend):
+    device = next(model.parameters()).device.type
     lent = model._half_weights(dtype) if lend else contextlib.nullcontext()
-    with torch.autocast('cpu', dtype), lent:
+    with torch.autocast(device, dtype), lent:
         yield
 
 
 def step(model, dtype, lend):
     """Losses and gradients of a step, by name."""
     images, samples = tiny_batch([2, 3], size=64)
+    images = images.to(next(model.parameters()).device)
     for sample in samples:
         sample.gt_instances.labels %= model.bbox_head.num_classes
     torch.manual_seed(0)
@@ -35,21 +39,73 @@ def step(model, dtype, lend):
     return losses, gradients
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize('name', MODELS)
-def test_losses_and_gradients_are_those_of_autocast(name, dtype):
+def both_ways(name, dtype, device='cpu'):
+    """Losses and gradients of a step by autocast alone, and with lent weights."""
     torch.manual_seed(0)
-    model = build_model(name).train()
+    model = build_model(name).train().to(device, memory_format=torch.channels_last)
     for norm in model.modules():
         if hasattr(norm, 'running_var'):
             nn.init.uniform_(norm.running_var, 0.5, 2)
             nn.init.normal_(norm.running_mean, std=0.1)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    losses, gradients = step(model, dtype, lend=False)
+    by_autocast = step(model, dtype, lend=False)
     model.load_state_dict(state)
-    lent_losses, lent_gradients = step(model, dtype, lend=True)
-    assert lent_gradients.keys() == gradients.keys()
+    lent = step(model, dtype, lend=True)
+    assert lent[1].keys() == by_autocast[1].keys()
+    # Nothing is lent for longer.
+    assert not any('weight' in vars(module) for module in model.modules())
+    return by_autocast, lent
+
+
+@pytest.mark.parametrize(
+    ('name', 'dtype'),
+    [*((name, torch.bfloat16) for name in MODELS), ('dfine_l', torch.float16)],
+    ids=str,
+)
+def test_losses_and_gradients_are_those_of_autocast(name, dtype):
+    (losses, gradients), (lent_losses, lent_gradients) = both_ways(name, dtype)
     for expected, found in ((losses, lent_losses), (gradients, lent_gradients)):
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=0, msg=key, equal_nan=True)
             assert found[key].dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('name', MODELS)
+def test_a_gpu_computes_the_same(name, monkeypatch):
+    """Its sums come in any order, so that equal gradients are equal up to rounding."""
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
+    monkeypatch.setattr(DEIMDetector, 'lend_half_weights', lambda *_: contextlib.nullcontext())
+    (losses, gradients), (lent_losses, lent_gradients) = both_ways(name, torch.bfloat16, 'cuda')
+    torch.testing.assert_close(lent_losses, losses, rtol=1e-3, atol=1e-5)
+    for key, gradient in gradients.items():
+        assert lent_gradients[key].stride() == gradient.stride(), key
+        error = (lent_gradients[key] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 0.2, key
+
+
+def test_layers_have_their_parameters_again_after_an_error():
+    model = build_model('dfine_n')
+    conv, parameters = model.backbone.stem.stem1.conv, dict(model.named_parameters())
+
+    def fail():
+        with model._half_weights(torch.bfloat16):
+            assert conv.weight.dtype == torch.bfloat16
+            assert dict(model.named_parameters()).keys() == parameters.keys()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert conv.weight is parameters['backbone.stem.stem1.conv.weight']
+    assert not any('weight' in vars(module) for module in model.modules())
+
+
+def test_who_is_lent_weights():
+    """A GPU under autocast; not a CPU, and not compiled parts."""
+    model = build_model('dfine_n')
+    conv = model.backbone.stem.stem1.conv
+    assert all(torch.is_autocast_enabled(d) is False for d in ('cpu', 'cuda'))
+    with model.lend_half_weights(torch.device('cuda')):
+        assert conv.weight.dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16), model.lend_half_weights(torch.device('cpu')):
+        assert conv.weight.dtype == torch.float32

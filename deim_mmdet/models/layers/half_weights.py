@@ -108,6 +108,10 @@ def _scales_and_shifts(
     return scales, shift.to(dtype).split(widths)
 
 
+def _contiguous(*tensors: Tensor) -> bool:
+    return all(tensor.is_contiguous() for tensor in tensors)
+
+
 class _CastTogether(torch.autograd.Function):
     """Weights, the first of them times ``scales``, rounded to ``dtype``."""
 
@@ -132,11 +136,15 @@ class _CastTogether(torch.autograd.Function):
         # Those that lie in memory as their weights do are copied together.
         alike, others = [], []
         for target, gradient in zip(found, gradients, strict=True):
-            if gradient is not None:
-                same = target.stride() == gradient.stride()
-                (alike if same else others).append((target, gradient))
-        for pairs in (alike, others):
-            compat.copy_each(*map(list, zip(*pairs, strict=True)) if pairs else ([], []))
+            if gradient is None:
+                continue
+            if target.stride() != gradient.stride() and _contiguous(target, gradient):
+                # Strides of 1x1 kernels differ where they mean nothing.
+                gradient = gradient.as_strided(target.shape, target.stride())
+            same = target.stride() == gradient.stride()
+            (alike if same else others).append((target, gradient))
+        for pairs in filter(None, (alike, others)):
+            compat.copy_each(*map(list, zip(*pairs, strict=True)))
         for gradient, scale in zip(found, ctx.scales, strict=False):
             if gradient is not None:
                 gradient.mul_(scale)
