@@ -73,6 +73,39 @@ def test_a_step_takes_no_time_from_later_ones(tool, tmp_path, monkeypatch):
     assert slow['message'].startswith('ended after 3 s')
 
 
+def test_checks_run_side_by_side_between_what_they_need_and_what_is_timed(
+    tool, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tool.os, 'sched_getaffinity', lambda _: range(4))
+    log, both = tmp_path / 'log', tmp_path / 'both'
+    both.mkdir()
+
+    def command(name, wait=False):
+        # A check ends when the other one has begun.
+        code = (
+            f'import os, pathlib, time; pathlib.Path({str(both)!r}, {name!r}).touch()\n'
+            f'while {wait} and len(os.listdir({str(both)!r})) < 3: time.sleep(0.01)\n'
+            f'open({str(log)!r}, "a").write({name!r} + os.environ.get("OMP_NUM_THREADS", "") + " ")'
+        )
+        return [sys.executable, '-c', code]
+
+    def part(settings):
+        kinds = tool.Kind
+        yield tool.Step('timed', command('timed'), 20, kinds.MEASURES)
+        yield tool.Step('one', command('one', wait=True), 20, kinds.CHECKS)
+        yield tool.Step('other', command('other', wait=True), 20, kinds.CHECKS)
+        yield tool.Step('made', command('made'), 20, kinds.MAKES)
+
+    monkeypatch.setitem(tool.PARTS, 'part', part)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    rows = tool.check(['part'], tool.Settings('cuda', tmp_path), minutes=1)
+    assert [row['step'] for row in rows] == ['timed', 'one', 'other', 'made']
+    assert {row['result'] for row in rows} == {'passed'}
+    made, *checks, timed = log.read_text().split()
+    assert (made, timed) == ('made', 'timed')
+    assert sorted(checks) == ['one2', 'other2']
+
+
 def test_all_steps_fit_into_seven_minutes(tool, tmp_path):
     settings = tool.Settings('cuda', tmp_path)
     shares = [step.share for part in tool.PARTS.values() for step in part(settings)]

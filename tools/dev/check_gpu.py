@@ -165,7 +165,8 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
 
     for kind in Kind:
         with ThreadPoolExecutor(workers[kind]) as pool:
-            for ended in [pool.submit(run_next, kind) for _ in waiting[kind]]:
+            count = len(waiting[kind])
+            for ended in [pool.submit(run_next, kind) for _ in range(count)]:
                 ended.result()
     return [rows[part, step.name] for part, step in steps]
 
