@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from .. import compat
 from ..models.layers.attention import SelfAttention
-from ..models.layers.basic import set_with_cp
 
 _HAS_ONEDNN = compat.has_onednn_linear()
 # From this number of multiplications on, oneDNN's product pays for laying out the weight.
@@ -92,8 +91,7 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
     Linear layers and self-attention are replaced by modules that take oneDNN's products; their
     parameters and names stay the same. Weights of convolutions are laid out channels-last, and
     features follow them. With any other layout the kernels convert features before and after each
-    convolution. Training computes concatenated features again in the backward pass instead of
-    keeping them, unless ``with_cp`` says otherwise. Results change by rounding only.
+    convolution. Results change by rounding only.
 
     Args:
         model: Any model, also in training.
@@ -101,9 +99,7 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
     Returns:
         The model itself; a new module only where ``model`` is one of the replaced layers.
     """
-    model = _replaced(model, {})
-    set_with_cp(model, True)
-    return model.to(memory_format=torch.channels_last)
+    return _replaced(model, {}).to(memory_format=torch.channels_last)
 
 
 def _replaced(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -69,7 +69,7 @@ def fitting_batch_size(cfg: Config, device: str | None = None) -> int:
     if not found:
         raise RunFault(
             'not even a batch of one image fits into the memory of the GPU: lower image_size, '
-            'train with --amp, or set model.backbone.with_cp=True and model.neck.with_cp=True'
+            'train with --amp, or set model.backbone.with_cp=True for a ResNet or a ViT'
         )
     print_log(f'--batch-size auto: {found}', logger='current')
     return found

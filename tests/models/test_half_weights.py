@@ -71,9 +71,13 @@ def test_losses_and_gradients_are_those_of_autocast(name, dtype):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', ['dfine_n', 'dfine_l', 'deimv2_pico'])
 def test_a_gpu_computes_the_same(name, monkeypatch):
-    """Its sums come in any order, so that equal gradients are equal up to rounding."""
+    """Equal up to rounding, as a GPU adds in any order.
+
+    Backbones of other models have kernels that do so in half precision: two steps by autocast alone
+    differ too much.
+    """
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     monkeypatch.setattr(DEIMDetector, 'lend_half_weights', lambda *_: contextlib.nullcontext())
     (losses, gradients), (lent_losses, lent_gradients) = both_ways(name, torch.bfloat16, 'cuda')

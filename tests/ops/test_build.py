@@ -45,7 +45,9 @@ def build(kind, source, out, **env):
 def use(wheel, folder):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / 'site')
-    return run(sys.executable, '-W', 'default', '-c', USE, cwd=folder, PYTHONPATH=folder / 'site')
+    # Libraries may lie on this path, too.
+    path = os.pathsep.join([str(folder / 'site'), os.environ.get('PYTHONPATH', '')])
+    return run(sys.executable, '-W', 'default', '-c', USE, cwd=folder, PYTHONPATH=path)
 
 
 @pytest.fixture(scope='module')

@@ -97,7 +97,6 @@ def reads(args: argparse.Namespace) -> None:
 
     cfg = load_config(DEMO, dict(data_root=str(data(args)), image_size=64))
     cfg.work_dir, cfg.launcher = str(args.out / 'reads'), 'none'
-    cfg.env_cfg.cudnn_benchmark = False
     set_mixed_precision(cfg, 'fp16')
     cfg.custom_hooks += [dict(type='WatchReads'), dict(type='StopWatching')]
     runner = RUNNERS.build(cfg)
@@ -118,14 +117,12 @@ def training_command(
 ) -> list[str]:
     """The demo's training, with --amp on a GPU; its data are made.
 
-    Every so many iterations are ``logged``, each without those before it. cuDNN's benchmark, which
-    would take most of the time of so few iterations, is off.
+    Every so many iterations are ``logged``, each without those before it.
     """
     settings = {
         'data_root': data(args),
         'train_dataloader.batch_size': BATCH,
         'default_hooks.checkpoint.interval': 1,
-        'env_cfg.cudnn_benchmark': False,
         'default_hooks.logger.interval': logged,
         'log_processor.window_size': 1,
     }
@@ -185,9 +182,7 @@ def iterations(args: argparse.Namespace) -> None:
     run(training_command(args, work_dir, '--epochs', '8', logged=IMAGES // BATCH))
     lines = list(read_history(work_dir).train.values())[WARM_UP:]
     size = dict(image_size=SMALL) if args.device == 'cpu' else {}
-    cfg = load_config(DEMO, size)
-    cfg.env_cfg.cudnn_benchmark = False
-    step = training_step(cfg, BATCH, args.device)
+    step = training_step(load_config(DEMO, size), BATCH, args.device)
     for _ in range(SETTLED + 10):
         step()
     step.spans = step.spans[SETTLED:]

@@ -5,7 +5,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm, set_with_cp
+from ..layers.basic import ConvNorm
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB
 from .vision_transformer import VisionTransformer
@@ -26,8 +26,8 @@ class ECViT(FreezesStages, BaseModule):
         in_channels: Channels C of the images; weights of three are adapted when they are loaded.
         frozen_stages: How much doesn't train: as of :class:`VisionTransformer`, up to all of it,
             and one more for everything.
-        with_cp: Whether to keep less for the backward pass, in the blocks of the vision transformer
-            and in the other layers; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+        with_cp: Whether the backward pass computes each block of the vision transformer again
+            instead of keeping what is between them.
         init_cfg: See :class:`mmengine.model.BaseModule`.
     """
 
@@ -40,7 +40,7 @@ class ECViT(FreezesStages, BaseModule):
         ffn_channels: int | None = None,
         in_channels: int = RGB,
         frozen_stages: int = -1,
-        with_cp: bool | None = None,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -49,13 +49,12 @@ class ECViT(FreezesStages, BaseModule):
             *(embed_dims, num_heads, depth, ffn_channels, (depth - 2, depth - 1)),
             form='ecvit',
             in_channels=in_channels,
-            with_cp=bool(with_cp),
+            with_cp=with_cp,
         )
         self.projections = nn.ModuleList(
             ConvNorm(embed_dims, out_channels, 1)
             for _ in range(1 if out_channels == embed_dims else 3)
         )
-        set_with_cp(self, with_cp)
         load_alone(self, 'transformer')
         self.freeze_stages([*self.transformer.stages(), [self.projections]], frozen_stages)
 

@@ -207,8 +207,8 @@ class HGNetv2(FreezesStages, BaseModule):
             stage, and so on, up to the whole backbone.
         frozen_stem: The same as ``frozen_stages=0``.
         norm_frozen: Keep statistics, scale and shift of all norms as loaded.
-        with_cp: Whether to keep less for the backward pass; see
-            :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+        with_cp: Whether the backward pass joins concatenated features again instead of keeping
+            them, which saves memory; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -224,7 +224,7 @@ class HGNetv2(FreezesStages, BaseModule):
         frozen_stages: int = -1,
         frozen_stem: bool = False,
         norm_frozen: bool = False,
-        with_cp: bool | None = None,
+        with_cp: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)

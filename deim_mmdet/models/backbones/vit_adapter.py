@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm, set_with_cp
+from ..layers.basic import ConvNorm
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
 from .vision_transformer import VisionTransformer
@@ -54,8 +54,8 @@ class ViTAdapter(FreezesStages, BaseModule):
         in_channels: Channels C of the images; weights of three are adapted when they are loaded.
         frozen_stages: How much doesn't train: as of :class:`VisionTransformer`, up to all of it,
             and one more for everything.
-        with_cp: Whether to keep less for the backward pass, in the blocks of the vision transformer
-            and in the other layers; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+        with_cp: Whether the backward pass computes each block of the vision transformer again
+            instead of keeping what is between them.
         init_cfg: See :class:`mmengine.model.BaseModule`. A checkpoint of a vision transformer alone
             is loaded into that part.
 
@@ -70,12 +70,12 @@ class ViTAdapter(FreezesStages, BaseModule):
         out_channels: int,
         in_channels: int = RGB,
         frozen_stages: int = -1,
-        with_cp: bool | None = None,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.in_channels = in_channels
-        self.vit = VisionTransformer(**vit, in_channels=in_channels, with_cp=bool(with_cp))
+        self.vit = VisionTransformer(**vit, in_channels=in_channels, with_cp=with_cp)
         if len(self.vit.out_indices) != 3:
             raise ValueError(f'ViTAdapter needs three out_indices, got {self.vit.out_indices}')
         self.sta = SpatialTuningAdapter(adapter_channels, in_channels)
@@ -83,7 +83,6 @@ class ViTAdapter(FreezesStages, BaseModule):
             ConvNorm(self.vit.embed_dims + factor * adapter_channels, out_channels, 1)
             for factor in (2, 4, 4)
         )
-        set_with_cp(self, with_cp)
         load_alone(self, 'vit')
         self.freeze_stages([*self.vit.stages(), [self.sta, self.fusions]], frozen_stages)
 

@@ -104,8 +104,8 @@ class HybridEncoder(BaseModule):
             'deimv2' is as 'dfine' but fuses sums of levels, by blocks of other CSP layers without
             3×3 convolutions, and leaves levels that have ``out_channels`` channels unprojected;
             'deimv2_n' is the same with these convolutions.
-        with_cp: Whether to keep less for the backward pass; see
-            :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+        with_cp: Whether the backward pass joins concatenated features again instead of keeping
+            them, which saves memory; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -123,7 +123,7 @@ class HybridEncoder(BaseModule):
         depth: float = 1.0,
         act: str = 'GELU',
         kind: str = 'dfine',
-        with_cp: bool | None = None,
+        with_cp: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)

@@ -21,8 +21,8 @@ class LiteEncoder(BaseModule):
         out_channels: Channels of both outputs.
         expansion: Width of the fusion blocks' branches relative to half of ``out_channels``.
         depth: Factor of the 3 RepVGG blocks of each branch.
-        with_cp: Whether to keep less for the backward pass; see
-            :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+        with_cp: Whether the backward pass joins concatenated features again instead of keeping
+            them, which saves memory; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -36,7 +36,7 @@ class LiteEncoder(BaseModule):
         out_channels: int = 112,
         expansion: float = 0.34,
         depth: float = 0.5,
-        with_cp: bool | None = None,
+        with_cp: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
