@@ -1,17 +1,20 @@
 """Weights that are cast all at once, against autocast, which casts each by itself."""
 
 import contextlib
+import copy
 
 from deim_mmdet.models.detectors import DEIMDetector
 
 import pytest
 import torch
-from golden import build_model
+from golden import CONFIGS, build_model
+from mmdet.registry import MODELS
+from mmengine.config import Config
 from tiny_detectors import tiny_batch
 from torch import nn
 
 # Frozen norms have L and R50; ViTs and shared heads have those of DEIMv2 and ECDet.
-MODELS = [
+NAMES = [
     'dfine_n', 'dfine_l', 'rtdetrv2_r18', 'rtdetrv2_r50', 'deimv2_pico', 'deimv2_s', 'ecdet_s',
 ]  # fmt: skip
 
@@ -59,7 +62,7 @@ def both_ways(name, dtype, device='cpu'):
 
 @pytest.mark.parametrize(
     ('name', 'dtype'),
-    [*((name, torch.bfloat16) for name in MODELS), ('dfine_l', torch.float16)],
+    [*((name, torch.bfloat16) for name in NAMES), ('dfine_l', torch.float16)],
     ids=str,
 )
 def test_losses_and_gradients_are_those_of_autocast(name, dtype):
@@ -102,6 +105,26 @@ def test_layers_have_their_parameters_again_after_an_error():
         fail()
     assert conv.weight is parameters['backbone.stem.stem1.conv.weight']
     assert not any('weight' in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize('trained', ['all', 'head'])
+def test_frozen_stages_get_no_gradient(trained):
+    torch.manual_seed(0)
+    cfg = Config.fromfile(CONFIGS / 'dfine_n.py').model
+    cfg.backbone.update(init_cfg=None, frozen_stages=1 if trained == 'all' else 4)
+    model = MODELS.build(cfg).train()
+    stem, last = model.backbone.stem.stem1.conv, model.backbone.stages[-1]
+    with lending(model, torch.bfloat16, lend=True):
+        assert not stem.weight.requires_grad
+        halves = [m.weight for m in last.modules() if isinstance(m, nn.Conv2d)]
+        assert {half.requires_grad for half in halves} == {trained == 'all'}
+    (losses, gradients), (lent_losses, lent_gradients) = (
+        step(copy.deepcopy(model), torch.bfloat16, lend) for lend in (False, True)
+    )
+    assert lent_gradients.keys() == gradients.keys()
+    assert 'backbone.stem.stem1.conv.weight' not in gradients
+    torch.testing.assert_close(lent_losses, losses, rtol=0, atol=0)
+    torch.testing.assert_close(lent_gradients, gradients, rtol=0, atol=0)
 
 
 def test_who_is_lent_weights():

@@ -72,7 +72,7 @@ class HalfWeights:
             for group in self._groups:
                 norms = [weight.norm for weight in group if weight.norm is not None]
                 scales, shifts = _scales_and_shifts(norms, dtype)
-                parameters = [weight.layer._parameters[weight.name] for weight in group]
+                parameters = [getattr(weight.layer, weight.name) for weight in group]
                 cast = _CastTogether.apply(dtype, scales, *parameters)
                 for weight, half in zip(group, cast, strict=True):
                     lend(weight.layer, weight.name, half)
@@ -124,6 +124,11 @@ class _CastTogether(torch.autograd.Function):
         halves = [torch.empty_like(weight, dtype=dtype) for weight in weights]
         scaled = [weight * scale for weight, scale in zip(weights, scales, strict=False)]
         compat.copy_each(halves, [*scaled, *weights[len(scales) :]])
+        # Nothing is computed for the gradients of frozen stages.
+        trained = ctx.needs_input_grad[2:]
+        ctx.mark_non_differentiable(
+            *(half for half, wanted in zip(halves, trained, strict=True) if not wanted)
+        )
         return tuple(halves)
 
     @staticmethod
