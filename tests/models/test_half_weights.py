@@ -10,6 +10,7 @@ import torch
 from golden import CONFIGS, build_model
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
 from tiny_detectors import tiny_batch
 from torch import nn
 
@@ -136,3 +137,35 @@ def test_who_is_lent_weights():
         assert conv.weight.dtype == torch.float32
     with torch.autocast('cpu', torch.bfloat16), model.lend_half_weights(torch.device('cpu')):
         assert conv.weight.dtype == torch.float32
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('find_unused', [False, True])
+def test_processes_exchange_the_gradients(find_unused, one_process, monkeypatch):
+    """The wrapper for several processes finds all parameters and their gradients."""
+    torch.manual_seed(0)
+    model = build_model('dfine_n').train()
+    losses, gradients = step(copy.deepcopy(model), torch.bfloat16, lend=True)
+    monkeypatch.setattr(
+        DEIMDetector, 'lend_half_weights', lambda self, _: self._half_weights(torch.bfloat16)
+    )
+    wrapper = MMDistributedDataParallel(
+        model, find_unused_parameters=find_unused, gradient_as_bucket_view=True
+    )
+    images, samples = tiny_batch([2, 3], size=64)
+    torch.manual_seed(0)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = wrapper(images, samples, mode='loss')
+    sum(found.values()).backward()
+    torch.testing.assert_close(found, losses, rtol=0, atol=0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=0, msg=name)
