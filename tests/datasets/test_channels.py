@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from deim_mmdet.data_checks.images import ImageTask, inspect_image
 from deim_mmdet.datasets import DenseO2OPhotometricDistort, LoadImageChecked
 from deim_mmdet.datasets.pictures import read_picture
 from deim_mmdet.datasets.transforms import photometric
@@ -93,6 +94,20 @@ def test_grey_pictures_have_one_channel(tmp_path):
         {'img_path': str(tmp_path / 'a.png'), 'shorter_side': 4}
     )
     assert np.array_equal(found['img'], stored)
+
+
+@pytest.mark.parametrize('wrong', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_named(tmp_path, wrong):
+    array = noise(6, np.float32)
+    array[3, 4, 5] = array[0, 0, 0] = wrong
+    path = tmp_path / 'a.npy'
+    np.save(path, array)
+    with pytest.raises(ValueError, match=r'a\.npy cannot be decoded \(2 of 3600 numbers are NaN'):
+        load(path)
+    task = ImageTask(str(path), 'a.npy', (30, 20))
+    [finding] = inspect_image(task, LoadImageChecked('unchanged'))
+    assert (finding.problem, finding.breaks) == ('image_unreadable', True)
+    assert 'numbers are NaN' in finding.says
 
 
 def test_what_is_no_image_or_has_other_channels_is_named(tmp_path):

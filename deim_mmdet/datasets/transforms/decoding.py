@@ -29,7 +29,8 @@ def decode_unchanged(data: bytes, backend: str = 'cv2', channels: int | None = N
         (H, W, C) uint8, uint16, int16 or float32; other numbers become float32.
 
     Raises:
-        ValueError: There is no image in the file, or its pages have several sizes.
+        ValueError: There is no image in the file, its pages have several sizes, or a number of it
+            is NaN or infinite.
     """
     if data.startswith(NPY_START):
         img = np.load(io.BytesIO(data), allow_pickle=False)
@@ -47,6 +48,8 @@ def decode_unchanged(data: bytes, backend: str = 'cv2', channels: int | None = N
         img = img[..., None]
     if img.ndim != 3 or 0 in img.shape or img.dtype.kind not in 'buif':
         raise ValueError(f'no image (H, W, C) of numbers, but {img.dtype} of shape {img.shape}')
+    if img.dtype.kind == 'f' and not (finite := np.isfinite(img)).all():
+        raise ValueError(f'{(~finite).sum()} of {img.size} numbers are NaN or infinite')
     pixel_type = np.uint8 if img.dtype.kind == 'b' else img.dtype.newbyteorder('=')
     return np.ascontiguousarray(img, pixel_type if pixel_type in PIXEL_TYPES else np.float32)
 
