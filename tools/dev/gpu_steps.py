@@ -86,7 +86,7 @@ def operators(settings: Settings) -> Iterator[Step]:
 
 def precision(settings: Settings) -> Iterator[Step]:
     """Losses and gradients in mixed precision against double precision."""
-    yield settings.part('losses and gradients', 20, 'precision', kind=Kind.CHECKS)
+    yield settings.part('losses and gradients', 18, 'precision', kind=Kind.CHECKS)
 
 
 def reads(settings: Settings) -> Iterator[Step]:
@@ -104,12 +104,12 @@ def steps(settings: Settings) -> Iterator[Step]:
     yield settings.part('ours, eager', 16, 'step')
     if not settings.small:
         yield settings.part('ours, captured', 18, 'step', '--form', 'captured')
-    yield settings.part('trainer', 16, 'iterations')
+    yield settings.part('trainer', 26, 'iterations')
     sizes = ('--models', 'dfine_n', '--repeats', 1)
     if not settings.small:
         sizes = ('--amp', '--repeats', 5)
     yield settings.step(
-        'side by side', 34, 'benchmarks/training_step.py', '--device', settings.device, *sizes
+        'side by side', 30, 'benchmarks/training_step.py', '--device', settings.device, *sizes
     )
 
 
@@ -135,7 +135,7 @@ def tests(settings: Settings) -> Iterator[Step]:
         if re.search(r'skipif\(not torch\.cuda|on_gpu', path.read_text())
         and path.parent.name not in ('ops', 'tools')
     ]
-    yield settings.tests('tests', 28, '-m', 'not slow', *chosen)
+    yield settings.tests('tests', 26, '-m', 'not slow', *chosen)
 
 
 def compiled(settings: Settings) -> Iterator[Step]:

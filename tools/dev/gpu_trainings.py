@@ -33,6 +33,8 @@ INTERRUPTED = 4
 STAGES = ('warm-up', 'dense', 'flat', 'no-augmentation')
 # After so many iterations, or epochs, of the demo everything is built and settled.
 SETTLED, WARM_UP = 6, 2
+# Of the training whose iterations are timed.
+ITERATED_EPOCHS = 10
 
 
 def say(**figures: object) -> None:
@@ -113,18 +115,16 @@ def reads(args: argparse.Namespace) -> None:
 
 
 def training_command(
-    args: argparse.Namespace, work_dir: Path, *options: str, logged: int = 1
+    args: argparse.Namespace, work_dir: Path, *options: str, **settings: object
 ) -> list[str]:
-    """The demo's training, with --amp on a GPU; its data are made.
-
-    Every so many iterations are ``logged``, each without those before it.
-    """
+    """The demo's training, with --amp on a GPU and all iterations in the log; its data are made."""
     settings = {
         'data_root': data(args),
         'train_dataloader.batch_size': BATCH,
         'default_hooks.checkpoint.interval': 1,
-        'default_hooks.logger.interval': logged,
+        'default_hooks.logger.interval': 1,
         'log_processor.window_size': 1,
+        **settings,
     }
     if args.device == 'cpu':
         settings['image_size'] = SMALL
@@ -178,8 +178,14 @@ def iterations(args: argparse.Namespace) -> None:
 
     work_dir = args.out / 'iterations'
     shutil.rmtree(work_dir, ignore_errors=True)
-    # The last of each epoch: neither does it wait for the first batch, nor for a log before it.
-    run(training_command(args, work_dir, '--epochs', '8', logged=IMAGES // BATCH))
+    settings = {
+        # The last of each epoch: neither does it wait for the first batch, nor for a log before it.
+        'default_hooks.logger.interval': IMAGES // BATCH,
+        # Saving and evaluating would take most of the time.
+        'default_hooks.checkpoint.interval': ITERATED_EPOCHS,
+        'train_cfg.val_interval': ITERATED_EPOCHS,
+    }
+    run(training_command(args, work_dir, '--epochs', str(ITERATED_EPOCHS), **settings))
     lines = list(read_history(work_dir).train.values())[WARM_UP:]
     size = dict(image_size=SMALL) if args.device == 'cpu' else {}
     step = training_step(load_config(DEMO, size), BATCH, args.device)
