@@ -18,6 +18,7 @@ docs/compatibility.md.
 | the annotations of mmdet's COCO metric | reading the file again would take as long again |
 | whether a preprocessor exchanges channels | no public name says it |
 | copying many tensors, or adding to them, at once | torch has no public operator for it |
+| how often a tensor was changed in place | torch has no public name for it |
 | linear layers by oneDNN | torch has no public operator for them |
 | devices that an operator has kernels for | no public function of torch says it |
 | how many forms of a module are compiled | torch has the option in a private module |
@@ -171,6 +172,11 @@ def copy_each(targets: Any, sources: Any) -> None:
 
     if targets:
         torch._foreach_copy_(targets, sources)
+
+
+def versions(tensors: Any) -> list[int]:
+    """How often each tensor was changed in place; the same for all made in inference mode."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def add_to_each(targets: Any, number: float) -> None:

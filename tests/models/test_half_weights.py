@@ -4,6 +4,8 @@ import contextlib
 import copy
 
 from deim_mmdet.models.detectors import DEIMDetector
+from deim_mmdet.models.layers.basic import ConvNorm, freeze_norms
+from deim_mmdet.models.layers.half_weights import HalfWeights
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from tiny_detectors import tiny_batch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.utils import prune
 
 # Frozen norms have L and R50; ViTs and shared heads have those of DEIMv2 and ECDet.
 NAMES = [
@@ -128,15 +132,93 @@ def test_frozen_stages_get_no_gradient(trained):
     torch.testing.assert_close(lent_gradients, gradients, rtol=0, atol=0)
 
 
-def test_who_is_lent_weights():
-    """A GPU under autocast; not a CPU, and not compiled parts."""
+@pytest.fixture
+def blocks():
+    """Two convolutions with frozen norms that do something, and a linear layer."""
+    torch.manual_seed(0)
+    network = nn.ModuleDict(dict(a=ConvNorm(4, 4, 3), b=ConvNorm(4, 4, 3), c=nn.Linear(4, 4)))
+    freeze_norms(network)
+    for block in (network.a, network.b):
+        block.bn.running_mean.uniform_()
+        block.bn.running_var.uniform_(0.5, 2)
+    return network
+
+
+def largest_change(network, halves):
+    """Of outputs, where weights are lent; those of half precision differ by up to 0.02."""
+    x = torch.randn(1, 4, 5, 5)
+    with torch.autocast('cpu', torch.bfloat16):
+        expected = network.b(network.a(x))
+        with halves(torch.bfloat16):
+            return (network.b(network.a(x)) - expected).abs().max()
+
+
+def test_what_is_no_parameter_is_not_lent(blocks):
+    """Pruning puts a tensor in the place of the weight; the norm is not left out."""
+    prune.identity(blocks.a.conv, 'weight')
+    prune.identity(blocks.c, 'weight')
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(blocks.a(x), blocks.a.bn(blocks.a.conv(x)))
+    halves = HalfWeights([blocks], [blocks])
+    assert largest_change(blocks, halves) == 0
+    with halves(torch.bfloat16):
+        assert blocks.b.conv.weight.dtype == torch.bfloat16
+    assert blocks.a.conv.weight.dtype == blocks.c.weight.dtype == torch.float32
+
+
+def test_a_convolution_with_two_norms_is_not_lent(blocks):
+    blocks.b.conv = blocks.a.conv
+    halves = HalfWeights([blocks], [blocks])
+    assert largest_change(blocks, halves) == 0
+    with halves(torch.bfloat16):
+        assert isinstance(blocks.a.conv.weight, nn.Parameter)
+
+
+def test_a_norm_that_was_frozen_later_is_not_left_out(blocks):
+    blocks.b.bn = nn.BatchNorm2d(4).eval()
+    halves = HalfWeights([blocks], [])
+    freeze_norms(blocks)
+    blocks.b.bn.running_mean.uniform_()
+    # Its scale multiplies a rounded weight.
+    assert largest_change(blocks, halves) < 0.01
+
+
+def test_lending_twice_at_a_time(blocks):
+    halves = HalfWeights([blocks], [blocks])
+    with halves(torch.bfloat16), halves(torch.float16):
+        assert blocks.a.conv.weight.dtype == torch.bfloat16
+    assert isinstance(blocks.a.conv.weight, nn.Parameter)
+    assert 'bias' not in vars(blocks.a.conv)
+
+
+def test_parts_of_others_are_left_alone():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = ConvNorm(3, 4, 1)
+
     model = build_model('dfine_n')
+    model.backbone = Own()
+    with model._half_weights(torch.bfloat16):
+        assert isinstance(model.backbone.conv.conv.weight, nn.Parameter)
+        assert model.neck.input_proj[0].conv.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ('device', 'kind', 'lends'),
+    [('cuda', torch.float32, True), ('cuda', torch.float64, False), ('cpu', torch.float32, False)],
+)
+def test_who_lends_weights(device, kind, lends, monkeypatch):
+    """A GPU under autocast; not a CPU, nor compiled parts."""
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: True)
+    monkeypatch.setattr(torch, 'get_autocast_dtype', lambda device: torch.bfloat16)
+    model = build_model('dfine_n').to(kind)
     conv = model.backbone.stem.stem1.conv
-    assert all(torch.is_autocast_enabled(d) is False for d in ('cpu', 'cuda'))
-    with model.lend_half_weights(torch.device('cuda')):
-        assert conv.weight.dtype == torch.float32
-    with torch.autocast('cpu', torch.bfloat16), model.lend_half_weights(torch.device('cpu')):
-        assert conv.weight.dtype == torch.float32
+    with model.lend_half_weights(torch.device(device)):
+        assert conv.weight.dtype == (torch.bfloat16 if lends else kind)
+    model.compiled = True
+    with model.lend_half_weights(torch.device(device)):
+        assert conv.weight.dtype == kind
 
 
 @pytest.fixture
@@ -169,3 +251,13 @@ def test_processes_exchange_the_gradients(find_unused, one_process, monkeypatch)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=0, msg=name)
+
+
+def test_sharded_parameters_are_not_lent():
+    # Without a GPU it can't be built.
+    unit = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(unit)
+    model = build_model('dfine_n')
+    model.backbone.stages.append(unit)
+    with model._half_weights(torch.bfloat16):
+        assert isinstance(model.backbone.stem.stem1.conv.weight, nn.Parameter)

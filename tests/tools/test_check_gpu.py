@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,33 @@ def test_checks_run_side_by_side_between_what_they_need_and_what_is_timed(
     made, *checks, timed = log.read_text().split()
     assert (made, timed) == ('made', 'timed')
     assert sorted(checks) == ['one2', 'other2']
+
+
+def test_an_interrupted_check_ends_at_once(tool, tmp_path, monkeypatch):
+    def part(settings):
+        for name in 'abc':
+            command = [sys.executable, '-c', 'import time; time.sleep(60)']
+            yield tool.Step(name, command, 60, tool.Kind.CHECKS)
+
+    monkeypatch.setitem(tool.PARTS, 'part', part)
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tool.check(['part'], tool.Settings('cuda', tmp_path), minutes=5)
+    assert time.monotonic() - started < 30
+    assert not [
+        process
+        for process in Path('/proc').glob('[0-9]*')
+        if running(process.name) and tool.MARK in environment_of(process)
+    ]
+
+
+def environment_of(process):
+    try:
+        return (process / 'environ').read_text(errors='replace')
+    except OSError:
+        return ''
 
 
 def test_all_steps_fit_into_seven_minutes(tool, tmp_path):

@@ -30,12 +30,14 @@ THREADS = 2
 LIMITS = ('OMP_NUM_THREADS', 'TORCHINDUCTOR_COMPILE_THREADS')
 
 
-def run(step: Step, log: Path, limit: float, variables: dict[str, str]) -> dict:
+def run(
+    step: Step, log: Path, limit: float, variables: dict[str, str], stop: threading.Event
+) -> dict:
     """Run a step; returns its seconds, its result, a message, and its figures.
 
     Figures are the lines of its output that are JSON objects. It is ended with all processes that
-    it started when ``limit`` seconds are over. Where it doesn't pass, the end of its output is
-    kept. ``variables`` of its environment replace those that there are.
+    it started when ``limit`` seconds are over, or when ``stop`` is set. Where it doesn't pass, the
+    end of its output is kept. ``variables`` of its environment replace those that there are.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
@@ -48,16 +50,17 @@ def run(step: Step, log: Path, limit: float, variables: dict[str, str]) -> dict:
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            code = process.wait(limit)
-            result = 'passed' if code == 0 else 'failed' if code > 0 else 'crashed'
-        except subprocess.TimeoutExpired:
-            code, result = 0, 'took too long'
+            while (code := process.poll()) is None:
+                if stop.wait(0.05) or time.monotonic() > started + limit:
+                    break
         finally:
             end(process, mark)
+    result = 'passed' if code == 0 else 'took too long' if code is None else 'failed'
+    result = 'crashed' if code and code < 0 else result
     lines = log.read_text(errors='replace').splitlines()
     figures = list(filter(None, map(parsed, lines)))
     message = next((line for line in reversed(lines) if line.strip()), '')
-    if code < 0:
+    if result == 'crashed':
         message = f'{signal.Signals(-code).name}: {message}'
     if result == 'took too long':
         message = f'ended after {limit:.0f} s: {message}'
@@ -135,14 +138,15 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
 
     def needed() -> float:
         """Seconds that the steps which wait need."""
+        shares = {kind: [step.share for _, step in pairs] for kind, pairs in waiting.items()}
         return sum(
-            sum(step.share for _, step in pairs) / workers[kind] for kind, pairs in waiting.items()
+            max(sum(each) / workers[kind], max(each, default=0)) for kind, each in shares.items()
         )
 
     finish = time.monotonic() + 60 * minutes
     # With less time than all shares together, all get less.
     scale = min(1.0, 60 * minutes / needed())
-    rows, lock = {}, threading.Lock()
+    rows, lock, stop = {}, threading.Lock(), threading.Event()
 
     def run_next(kind: Kind) -> None:
         with lock:
@@ -155,7 +159,7 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
         else:
             log = settings.out / 'logs' / f'{part}_{step.name}.log'.replace(' ', '_')
             threads = dict.fromkeys(LIMITS if workers[kind] > 1 else (), str(THREADS))
-            row = run(step, log, min(left, PATIENCE * step.share), threads)
+            row = run(step, log, min(left, PATIENCE * step.share), threads, stop)
         with lock:
             rows[part, step.name] = dict(part=part, **row)
             print(f'{part}, {step.name}: {row["result"]}', file=sys.stderr, flush=True)
@@ -166,8 +170,14 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
     for kind in Kind:
         with ThreadPoolExecutor(workers[kind]) as pool:
             count = len(waiting[kind])
-            for ended in [pool.submit(run_next, kind) for _ in range(count)]:
-                ended.result()
+            try:
+                for ended in [pool.submit(run_next, kind) for _ in range(count)]:
+                    ended.result()
+            except BaseException:
+                # Such as Ctrl-C, which processes of another session don't get.
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
     return [rows[part, step.name] for part, step in steps]
 
 

@@ -15,7 +15,6 @@ from ..dense_heads import QuerySelectionHead
 from ..layers.basic import BatchNorm2d, count_batches
 from ..layers.half_weights import HalfWeights
 from ..losses import EncoderView
-from ..necks.hybrid_encoder import TransformerEncoderLayer
 from .graphed import GraphedNetwork
 
 
@@ -110,18 +109,25 @@ class DEIMDetector(SingleStageDetector):
 
     @cached_property
     def _half_weights(self) -> HalfWeights:
-        neck = [self.neck] if self.with_neck else []
-        parts = [*self.backbone.children(), *neck, self.bbox_head]
-        # An own backbone or neck may have layers that are meant to run in single precision.
-        layers = [part for part in self.modules() if isinstance(part, TransformerEncoderLayer)]
-        return HalfWeights(parts, [*layers, self.bbox_head.query_selection, self.bbox_head.decoder])
+        if _is_sharded(self):
+            # Its wrappers change parameters while the network runs.
+            return HalfWeights([], [])
+        head = self.bbox_head
+        parts = [self.neck] if self.with_neck else []
+        # Parts of others may run layers in single precision, whatever autocast says.
+        parts = [part for part in (*parts, head.query_selection, head.decoder) if _is_own(part)]
+        stages = self.backbone.children() if _is_own(self.backbone) else []
+        return HalfWeights([*stages, head.input_proj, *parts], parts)
 
     def lend_half_weights(self, device: torch.device) -> AbstractContextManager:
         """Context in which the network has the weights that autocast would cast one by one.
 
-        A CPU gains nothing, and compiled parts cast by kernels of their own.
+        A CPU gains nothing, compiled parts cast by kernels of their own, and autocast leaves
+        numbers in double precision as they are.
         """
         if device.type == 'cpu' or self.compiled or not torch.is_autocast_enabled(device.type):
+            return nullcontext()
+        if next(self.bbox_head.parameters()).dtype != torch.float32:
             return nullcontext()
         return self._half_weights(torch.get_autocast_dtype(device.type))
 
@@ -190,3 +196,18 @@ class DEIMDetector(SingleStageDetector):
         summed = [term for name, term in losses.items() if 'loss' in name]
         loss = (terms if len(summed) == len(losses) else torch.stack(summed)).sum()
         return loss, LossLog(['loss', *losses], torch.cat([loss[None], terms]).detach())
+
+
+def _is_own(part: torch.nn.Module) -> bool:
+    """Whether the class of a part is one of this package."""
+    return type(part).__module__.partition('.')[0] == __name__.partition('.')[0]
+
+
+def _is_sharded(model: torch.nn.Module) -> bool:
+    """Whether parameters of parts are spread over processes (FSDP)."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    kinds = FSDPModule, FullyShardedDataParallel
+    return any(isinstance(module, kinds) for module in model.modules())

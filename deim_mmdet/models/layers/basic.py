@@ -1,8 +1,8 @@
 """Small layers that backbones, necks and heads share."""
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from ... import compat
 from .predictions import full_precision
+
+# Attribute of a convolution whose weight contains this frozen norm for now; see
+# :class:`~deim_mmdet.models.layers.half_weights.HalfWeights`.
+LENT_NORM = 'lent_norm'
 
 
 class RMSNorm(nn.Module):
@@ -130,15 +134,6 @@ def freeze_norms(module: nn.Module) -> None:
             freeze_norms(child)
 
 
-def has_lent_weights(layer: nn.Module) -> bool:
-    """Whether a layer has other weights than its parameters for now.
-
-    :class:`~deim_mmdet.models.layers.half_weights.HalfWeights` lends them. Those of a convolution
-    contain the frozen norm behind it.
-    """
-    return 'weight' in vars(layer)
-
-
 def convolve_and_norm(
     conv: nn.Conv2d, norm: nn.Module, features: Sequence[Tensor], with_cp: bool = True
 ) -> Tensor:
@@ -158,33 +153,58 @@ def convolve_and_norm(
     """
     frozen = isinstance(norm, FrozenBatchNorm2d)
     weight, bias = conv.weight, conv.bias
-    if frozen and not has_lent_weights(conv):
+    if frozen and vars(conv).get(LENT_NORM) is not norm:
         # A convolution before a norm has no bias of its own.
         scale, bias = norm.affine()
         weight = weight * scale[:, None, None, None]
 
     x = features[0] if len(features) == 1 else torch.cat(features, dim=1)
-    # A compiler decides by itself what it keeps.
-    again = with_cp and len(features) > 1 and not torch.compiler.is_compiling()
-    with _keeping_parts(x, features) if again else nullcontext():
+    with _keeping_parts(x, features) if with_cp and len(features) > 1 else nullcontext():
         x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return x if frozen else norm(x)
 
 
-def _keeping_parts(x: Tensor, parts: Sequence[Tensor]) -> AbstractContextManager:
+@contextmanager
+def _keeping_parts(x: Tensor, parts: Sequence[Tensor]) -> Iterator[None]:
     """Context in which the backward pass keeps the parts of the concatenation x instead of x."""
-    kept = tuple(part.detach() for part in parts)
-    # Nothing here may refer to x, which would keep it.
-    address, shape = x.data_ptr(), x.shape
+    address = _address(x)
+    if address is None or not torch.is_grad_enabled():
+        yield
+        return
+    # Nothing that stays may refer to x, which would keep it.
+    shape, kept = x.shape, [part.detach() for part in parts]
 
-    def pack(saved: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return kept if saved.data_ptr() == address and saved.shape == shape else saved
+    def pack(saved: Tensor) -> tuple[list[Tensor], list[int]]:
+        tensors = [saved]
+        if saved.data_ptr() == address and saved.shape == shape:
+            tensors = [*kept]
+        return tensors, compat.versions(tensors)
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, _joined)
+    with torch.autograd.graph.saved_tensors_hooks(pack, _joined):
+        yield
+    kept.clear()
 
 
-def _joined(kept: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return torch.cat(kept, dim=1) if isinstance(kept, tuple) else kept
+def _joined(packed: tuple[list[Tensor], list[int]]) -> Tensor:
+    tensors, versions = packed
+    if compat.versions(tensors) != versions:
+        # As torch does where it keeps a tensor itself.
+        raise RuntimeError(
+            'features or weights of a convolution were changed in place after it; its backward '
+            'pass needs them as they were (with_cp=False keeps concatenations)'
+        )
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where a tensor lies in memory; None where it is none of its own, as under a compiler."""
+    if torch.compiler.is_compiling():
+        # It decides by itself what it keeps.
+        return None
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return None
 
 
 class ConvNorm(nn.Module):

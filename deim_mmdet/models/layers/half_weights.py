@@ -5,6 +5,7 @@ step, which a GPU does faster than the host can start them. Here a few kernels c
 part of the network. What the layers compute doesn't change.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ... import compat
-from .basic import ConvNorm, FrozenBatchNorm2d, frozen_affines
+from .basic import LENT_NORM, ConvNorm, FrozenBatchNorm2d, frozen_affines
 
 
 class _Weight(NamedTuple):
@@ -37,39 +38,46 @@ class HalfWeights:
     ``linear_parts``. Each part casts by itself. So the gradients of the last layers are there, for
     the exchange between processes, while those of others are still computed.
 
+    Gradient checkpointing that doesn't re-enter autograd may not contain a :class:`ConvNorm` with a
+    frozen norm: its backward pass computes without lent weights.
+
     Args:
-        parts: Parts of the network, in which each parameter is counted once.
-        linear_parts: Those in which nothing but autocast decides about the type of linear layers.
+        parts: Parts of the network, which run under autocast only.
+        linear_parts: Those of them whose linear layers are lent weights.
     """
 
     def __init__(self, parts: Sequence[nn.Module], linear_parts: Sequence[nn.Module]) -> None:
         linear = {layer for part in linear_parts for layer in part.modules()}
-        self._groups: list[list[_Weight]] = []
+        groups: list[list[_Weight]] = []
         seen: set[nn.Module] = set()
         for part in parts:
-            group = []
-            for module in part.modules():
-                if module in seen:
-                    continue
-                seen.add(module)
-                group += _weights_of(module, module in linear)
-            if group:
-                # Convolutions with frozen norms come first.
-                self._groups.append(sorted(group, key=lambda weight: weight.norm is None))
+            new = [module for module in part.modules() if module not in seen]
+            seen.update(new)
+            groups.append([w for module in new for w in _weights_of(module, module in linear)])
+        # One convolution may have two norms, and so no weight that contains its norm.
+        times = Counter((weight.layer, weight.name) for group in groups for weight in group)
+        self._groups = [
+            # Convolutions with frozen norms come first.
+            sorted(
+                (weight for weight in group if times[weight[:2]] == 1),
+                key=lambda weight: weight.norm is None,
+            )
+            for group in groups
+        ]
 
     @contextmanager
     def __call__(self, dtype: torch.dtype) -> Iterator[None]:
         """Context in which the layers have weights of this type."""
-        lent: list[tuple[dict[str, Any], str]] = []
+        before: list[tuple[dict[str, Any], str, Any]] = []
 
-        def lend(layer: nn.Module, name: str, tensor: Tensor) -> None:
+        def lend(layer: nn.Module, name: str, lent: Any) -> None:
             # Python looks there before it asks the module for its parameter.
             attributes = vars(layer)
-            attributes[name] = tensor
-            lent.append((attributes, name))
+            before.append((attributes, name, attributes.get(name)))
+            attributes[name] = lent
 
         try:
-            for group in self._groups:
+            for group in filter(None, map(_lendable, self._groups)):
                 norms = [weight.norm for weight in group if weight.norm is not None]
                 scales, shifts = _scales_and_shifts(norms, dtype)
                 parameters = [getattr(weight.layer, weight.name) for weight in group]
@@ -78,10 +86,14 @@ class HalfWeights:
                     lend(weight.layer, weight.name, half)
                 for weight, shift in zip(group, shifts, strict=False):
                     lend(weight.layer, 'bias', shift)
+                    lend(weight.layer, LENT_NORM, weight.norm)
             yield
         finally:
-            for attributes, name in lent:
-                del attributes[name]
+            for attributes, name, value in reversed(before):
+                if value is None:
+                    attributes.pop(name, None)
+                else:
+                    attributes[name] = value
 
 
 def _weights_of(module: nn.Module, linear: bool) -> list[_Weight]:
@@ -94,6 +106,11 @@ def _weights_of(module: nn.Module, linear: bool) -> list[_Weight]:
     elif linear and isinstance(module, nn.MultiheadAttention):
         names = ['in_proj_weight', 'in_proj_bias']
     return [_Weight(module, name) for name in names if getattr(module, name) is not None]
+
+
+def _lendable(group: Sequence[_Weight]) -> list[_Weight]:
+    """Weights that are parameters: pruning and the like put something else in their place."""
+    return [weight for weight in group if weight.name not in vars(weight.layer)]
 
 
 def _scales_and_shifts(

@@ -11,8 +11,9 @@ from ..layers.boxes import paired_giou
 class PairedGIoULoss(nn.Module):
     """1 - GIoU of each pair (arXiv 1902.09630), as mmdet's ``GIoULoss``.
 
-    The results are the same. mmdet's makes a tensor of ``eps`` at each call, for which the host
-    waits until a GPU has done all work before, and it needs half as many operations again.
+    For boxes whose sides are not negative the results are the same. mmdet's makes a tensor of
+    ``eps`` at each call, for which the host waits until a GPU has done all work before, and it
+    needs half as many operations again.
 
     Args:
         eps: The least area of a union or hull.
@@ -36,7 +37,10 @@ class PairedGIoULoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """Loss of boxes (N, 4) and targets (N, 4) as (x1, y1, x2, y2), weighted by (N,)."""
+        """Loss of boxes (N, 4) and targets (N, 4) as (x1, y1, x2, y2), weighted by (N,) or (N, 4)."""
+        if weight is not None and weight.dim() > 1:
+            # mmdet's heads give one for each coordinate, all alike.
+            weight = weight.mean(-1)
         loss = 1 - paired_giou(pred, target, self.eps)
         reduction = reduction_override or self.reduction
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

@@ -28,6 +28,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix='matching')
 
 
+# A forked process has none of the threads.
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 class OneToOneMatcher:
     """Finds the pairs of queries and objects of lowest cost; a subclass says what a pair costs.
 

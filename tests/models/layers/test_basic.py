@@ -56,6 +56,36 @@ def test_training_keeps_no_concatenation_where_it_is_told(with_cp):
     assert (once.data_ptr() != again.data_ptr()) == with_cp
 
 
+@pytest.mark.parametrize('changed', ['feature', 'weight'])
+@pytest.mark.parametrize('with_cp', [True, False])
+def test_what_is_changed_in_place_before_the_backward_pass_is_an_error(changed, with_cp):
+    conv, norm = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
+    features = [torch.randn(1, 6, 8, 8, requires_grad=True) * 1 for _ in range(2)]
+    out = convolve_and_norm(conv, norm, features, with_cp)
+    with torch.no_grad():
+        (features[0] if changed == 'feature' else conv.weight).mul_(3)
+    if changed == 'feature' and not with_cp:
+        # The concatenation is a copy.
+        out.sum().backward()
+        return
+    with pytest.raises(RuntimeError, match=r'in.?place'):
+        out.sum().backward()
+
+
+def test_without_gradients_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(
+        torch.autograd.graph, 'saved_tensors_hooks', lambda *_: pytest.fail('hooks are set')
+    )
+    conv, norm = nn.Conv2d(4, 2, 1, bias=False), nn.BatchNorm2d(2).eval()
+    features = [torch.randn(3, 2, 5, 5) for _ in range(2)]
+    with torch.no_grad():
+        expected = convolve_and_norm(conv, norm, features)
+    by_image = torch.func.vmap(
+        lambda *parts: convolve_and_norm(conv, norm, [part[None] for part in parts])[0]
+    )
+    torch.testing.assert_close(by_image(*features), expected)
+
+
 @pytest.mark.parametrize('kind', ['backbone', 'neck'])
 def test_networks_hand_the_switch_to_their_layers(kind):
     def build(**options):

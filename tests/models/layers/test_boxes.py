@@ -47,6 +47,7 @@ def test_the_loss_is_that_of_mmdet():
             loss(pred, others),
             loss(pred, others, weight, avg_factor=7.0),
             loss(pred, others, weight, reduction_override='none').square().sum(),
+            loss(pred, others, weight[:, None].expand(-1, 4), avg_factor=7.0),
         ]
         results.append([*values, *torch.autograd.grad(sum(values), pred)])
     for found, expected in zip(*results, strict=True):

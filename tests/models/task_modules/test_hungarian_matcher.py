@@ -1,3 +1,6 @@
+import os
+import signal
+import time
 from collections import Counter
 from itertools import permutations
 
@@ -9,9 +12,11 @@ from deim_mmdet.models.task_modules import (
     denoising_pairs,
     union_set,
 )
+from deim_mmdet.models.task_modules.hungarian_matcher import OneToOneMatcher
 from deim_mmdet.models.task_modules.pairs import to_device
 
 import numpy as np
+import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
@@ -200,3 +205,48 @@ def test_late_matching_is_the_cheapest_by_score_and_overlap():
     boxes = torch.tensor([[[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]]]])
     assert table(matcher.match(scores, boxes, targets)(), (1, 1, 1)) == 1
     assert table(HungarianMatcher().match(scores, boxes, targets)(), (1, 1, 1)) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+@pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
+def test_a_forked_process_matches_with_threads_of_its_own():
+    torch.manual_seed(0)
+    labels, boxes = [torch.arange(3)] * 40, [torch.rand(3, 4) * 0.4 + 0.1] * 40
+    targets = Targets.from_lists(labels, boxes)
+    scores, places = torch.randn(2, 40, 10, 4), torch.rand(2, 40, 10, 4)
+    # 80 problems are enough for threads.
+    expected = HungarianMatcher().match(scores, places, targets)()
+    costs = HungarianMatcher().costs(scores, places, targets).permute(1, 0, 3, 2).double().numpy()
+    child = os.fork()
+    if child == 0:
+        # Nothing of torch, whose own threads a fork doesn't have either.
+        found = OneToOneMatcher._cheapest(targets, 2, [*costs])
+        os._exit(0 if found.queries.numpy().tolist() == expected.queries.tolist() else 3)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail('the child waits for ever')
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_threads_find_the_pairs_of_a_plain_loop():
+    torch.manual_seed(1)
+    counts = [0, 3, 12, 1] * 6
+    targets = Targets.from_lists(
+        [torch.randint(4, (n,)) for n in counts], [torch.rand(n, 4) * 0.4 + 0.1 for n in counts]
+    )
+    scores, boxes = torch.randn(3, len(counts), 8, 4), torch.rand(3, len(counts), 8, 4)
+    found = HungarianMatcher().match(scores, boxes, targets)()
+    costs = HungarianMatcher().costs(scores, boxes, targets).numpy()
+    expected = set()
+    for place, image in np.ndindex(costs.shape[:2]):
+        rows, columns = linear_sum_assignment(costs[place, image, :, : counts[image]])
+        expected |= {(place, image, int(q), int(o)) for q, o in zip(rows, columns, strict=True)}
+    fields = (found.sets, found.images, found.queries, found.objects)
+    assert set(zip(*(field.tolist() for field in fields), strict=True)) == expected
+    assert len(found) == len(expected)
