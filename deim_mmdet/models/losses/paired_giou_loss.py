@@ -37,7 +37,7 @@ class PairedGIoULoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """Loss of boxes (N, 4) and targets (N, 4) as (x1, y1, x2, y2); weights are (N,) or (N, 4)."""
+        """Loss of boxes (N, 4) and targets (N, 4) as (x1, y1, x2, y2); weights (N,) or (N, 4)."""
         if weight is not None and weight.dim() > 1:
             # mmdet's heads give one for each coordinate, all alike.
             weight = weight.mean(-1)
