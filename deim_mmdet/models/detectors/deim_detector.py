@@ -207,7 +207,9 @@ def _is_sharded(model: torch.nn.Module) -> bool:
     """Whether parameters of parts are spread over processes (FSDP)."""
     if not torch.distributed.is_available():
         return False
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed import fsdp
 
-    kinds = FSDPModule, FullyShardedDataParallel
+    # The oldest torch may have one of them only.
+    names = ('FullyShardedDataParallel', 'FSDPModule')
+    kinds = tuple(getattr(fsdp, name) for name in names if hasattr(fsdp, name))
     return any(isinstance(module, kinds) for module in model.modules())
