@@ -109,7 +109,15 @@ def test_checks_run_side_by_side_between_what_they_need_and_what_is_timed(
     assert sorted(checks) == ['one2', 'other2']
 
 
-def test_an_interrupted_check_ends_at_once(tool, tmp_path, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Processes of pytest-xdist ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_check_ends_at_once(tool, tmp_path, monkeypatch, interruptible):
     def part(settings):
         for name in 'abc':
             command = [sys.executable, '-c', 'import time; time.sleep(60)']
