@@ -72,15 +72,21 @@ class OneToOneMatcher:
             # Image by image, and with the objects before the queries: SciPy wants the shorter axis
             # first, and would exchange them problem by problem.
             reads.append(start_reading(costs.permute(1, 0, 3, 2).contiguous()))
+        # On a CPU, torch's own threads wait for work and would be in their way.
+        many = scores.device.type != 'cpu' and images * sets >= _MANY_PROBLEMS
         return lambda: self._cheapest(
-            targets, sets, [image for read in reads for image in read().double().numpy()]
+            targets,
+            sets,
+            [image for read in reads for image in read().double().numpy()],
+            _NUM_THREADS if many else 1,
         )
 
     @staticmethod
-    def _cheapest(targets: Targets, num_sets: int, costs: Sequence[np.ndarray]) -> Pairs:
+    def _cheapest(
+        targets: Targets, num_sets: int, costs: Sequence[np.ndarray], threads: int
+    ) -> Pairs:
         """Pairs of lowest cost, given the costs (S, m, Q) of each image; m may differ."""
         matched = np.full((num_sets, len(targets.counts), targets.max_count), -1)
-        threads = _NUM_THREADS if num_sets * len(costs) >= _MANY_PROBLEMS else 1
 
         def match_images(first: int) -> None:
             for image in range(first, len(costs), threads):

@@ -214,13 +214,12 @@ def test_a_forked_process_matches_with_threads_of_its_own():
     labels, boxes = [torch.arange(3)] * 40, [torch.rand(3, 4) * 0.4 + 0.1] * 40
     targets = Targets.from_lists(labels, boxes)
     scores, places = torch.randn(2, 40, 10, 4), torch.rand(2, 40, 10, 4)
-    # 80 problems are enough for threads.
-    expected = HungarianMatcher().match(scores, places, targets)()
     costs = HungarianMatcher().costs(scores, places, targets).permute(1, 0, 3, 2).double().numpy()
+    expected = OneToOneMatcher._cheapest(targets, 2, [*costs], threads=2)
     child = os.fork()
     if child == 0:
         # Nothing of torch, whose own threads a fork doesn't have either.
-        found = OneToOneMatcher._cheapest(targets, 2, [*costs])
+        found = OneToOneMatcher._cheapest(targets, 2, [*costs], threads=2)
         os._exit(0 if found.queries.numpy().tolist() == expected.queries.tolist() else 3)
     for _ in range(200):
         done, status = os.waitpid(child, os.WNOHANG)
@@ -234,15 +233,17 @@ def test_a_forked_process_matches_with_threads_of_its_own():
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_threads_find_the_pairs_of_a_plain_loop():
+@pytest.mark.parametrize('threads', [1, 2, 4])
+def test_threads_find_the_pairs_of_a_plain_loop(threads):
     torch.manual_seed(1)
     counts = [0, 3, 12, 1] * 6
     targets = Targets.from_lists(
         [torch.randint(4, (n,)) for n in counts], [torch.rand(n, 4) * 0.4 + 0.1 for n in counts]
     )
     scores, boxes = torch.randn(3, len(counts), 8, 4), torch.rand(3, len(counts), 8, 4)
-    found = HungarianMatcher().match(scores, boxes, targets)()
     costs = HungarianMatcher().costs(scores, boxes, targets).numpy()
+    by_image = [*costs.transpose(1, 0, 3, 2)]
+    found = OneToOneMatcher._cheapest(targets, 3, by_image, threads)
     expected = set()
     for place, image in np.ndindex(costs.shape[:2]):
         rows, columns = linear_sum_assignment(costs[place, image, :, : counts[image]])
