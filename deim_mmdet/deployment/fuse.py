@@ -14,7 +14,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 from ..models.backbones.hgnetv2 import Block, ConvBNAct, Stem
 from ..models.dense_heads.query_selection_head import QuerySelectionHead
 from ..models.layers.attention import SelfAttention
-from ..models.layers.basic import FrozenBatchNorm2d
+from ..models.layers.conv_norm import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
 from ..models.layers.rtdetr_decoder import RTDETRDecoder

@@ -3,7 +3,7 @@
 from deim_mmdet.deployment import fuse, fuse_for_export
 from deim_mmdet.deployment.modules import Clamp, SplitBlock, SplitConvolution
 from deim_mmdet.models.layers.affine import LearnableAffine
-from deim_mmdet.models.layers.basic import FrozenBatchNorm2d
+from deim_mmdet.models.layers.conv_norm import FrozenBatchNorm2d
 from deim_mmdet.models.layers.vit import LayerScale, MaskedBiasLinear
 
 import pytest

@@ -5,7 +5,7 @@ import functools
 from deim_mmdet.deployment import fuse
 from deim_mmdet.models.dense_heads import DFINEHead
 from deim_mmdet.models.layers.affine import LearnableAffine
-from deim_mmdet.models.layers.basic import FrozenBatchNorm2d
+from deim_mmdet.models.layers.conv_norm import FrozenBatchNorm2d
 from deim_mmdet.ops import deformable_attention
 
 import pytest

@@ -4,7 +4,7 @@ import contextlib
 import copy
 
 from deim_mmdet.models.detectors import DEIMDetector
-from deim_mmdet.models.layers.basic import ConvNorm, freeze_norms
+from deim_mmdet.models.layers.conv_norm import ConvNorm, freeze_norms
 from deim_mmdet.models.layers.half_weights import HalfWeights
 
 import pytest

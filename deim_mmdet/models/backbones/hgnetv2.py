@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.affine import LearnableAffine
-from ..layers.basic import ConvNorm, freeze_norms, set_with_cp
+from ..layers.conv_norm import ConvNorm, freeze_norms, set_with_cp
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
 
@@ -208,7 +208,7 @@ class HGNetv2(FreezesStages, BaseModule):
         frozen_stem: The same as ``frozen_stages=0``.
         norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         with_cp: Whether the backward pass joins concatenated features again instead of keeping
-            them, which saves memory; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+            them, which saves memory; see :func:`~deim_mmdet.models.layers.conv_norm.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:

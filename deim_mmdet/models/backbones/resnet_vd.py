@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from ...utils.name_table import NameTable
-from ..layers.basic import freeze_norms
+from ..layers.conv_norm import freeze_norms
 from ..layers.input_channels import RGB, adapt_input_channels
 
 #: Pairs of a parameter's name in the published files and in :class:`ResNetVd`.

@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm
+from ..layers.conv_norm import ConvNorm
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
 from .vision_transformer import VisionTransformer

@@ -12,7 +12,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..layers.attention import additive_mask
-from ..layers.basic import ConvNorm, to_tokens
+from ..layers.basic import to_tokens
+from ..layers.conv_norm import ConvNorm
 from ..layers.denoising import DenoisingQueries
 from ..layers.predictions import Predictions, full_precision
 from ..layers.query_selection import SelectedQueries

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...utils.host_reads import allowed_sync
 from ..dense_heads import QuerySelectionHead
-from ..layers.basic import BatchNorm2d, count_batches
+from ..layers.conv_norm import BatchNorm2d, count_batches
 from ..layers.half_weights import HalfWeights
 from ..losses import EncoderView
 from .graphed import GraphedNetwork

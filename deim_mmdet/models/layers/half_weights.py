@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ... import compat
-from .basic import LENT_NORM, ConvNorm, FrozenBatchNorm2d, frozen_affines
+from .conv_norm import LENT_NORM, ConvNorm, FrozenBatchNorm2d, frozen_affines
 
 
 class _Weight(NamedTuple):

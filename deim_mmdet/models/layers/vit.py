@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend, split_last
-from .basic import ConvNorm
+from .conv_norm import ConvNorm
 from .input_channels import RGB, adapt_input_channels
 
 #: Added to the variance by the layer norms, with DINOv3's form or without.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm
+from ..layers.conv_norm import ConvNorm
 
 
 class RepVGGBlock(nn.Module):

@@ -9,7 +9,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.attention import SelfAttention
-from ..layers.basic import ConvNorm, build_activation, set_with_cp, to_tokens
+from ..layers.basic import build_activation, to_tokens
+from ..layers.conv_norm import ConvNorm, set_with_cp
 from .fusion import RepCSPELANBlock, RepCSPLayer, SplitCSPLayer, check_sizes
 
 
@@ -105,7 +106,7 @@ class HybridEncoder(BaseModule):
             3×3 convolutions, and leaves levels that have ``out_channels`` channels unprojected;
             'deimv2_n' is the same with these convolutions.
         with_cp: Whether the backward pass joins concatenated features again instead of keeping
-            them, which saves memory; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+            them, which saves memory; see :func:`~deim_mmdet.models.layers.conv_norm.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:

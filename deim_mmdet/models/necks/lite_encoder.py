@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..layers.basic import ConvNorm, set_with_cp
+from ..layers.conv_norm import ConvNorm, set_with_cp
 from .fusion import RepCSPELANBlock, SplitCSPLayer, check_sizes
 
 
@@ -22,7 +22,7 @@ class LiteEncoder(BaseModule):
         expansion: Width of the fusion blocks' branches relative to half of ``out_channels``.
         depth: Factor of the 3 RepVGG blocks of each branch.
         with_cp: Whether the backward pass joins concatenated features again instead of keeping
-            them, which saves memory; see :func:`~deim_mmdet.models.layers.basic.set_with_cp`.
+            them, which saves memory; see :func:`~deim_mmdet.models.layers.conv_norm.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:

@@ -1,13 +1,8 @@
 """Convolutions of concatenated features against the steps written out; norms of tokens."""
 
 from deim_mmdet.models.backbones.hgnetv2 import HGNetv2
-from deim_mmdet.models.layers.basic import (
-    ConvNorm,
-    FrozenBatchNorm2d,
-    RMSNorm,
-    SwiGLU,
-    convolve_and_norm,
-)
+from deim_mmdet.models.layers.basic import RMSNorm, SwiGLU
+from deim_mmdet.models.layers.conv_norm import ConvNorm, FrozenBatchNorm2d, convolve_and_norm
 from deim_mmdet.models.necks import HybridEncoder, LiteEncoder
 
 import pytest
