@@ -119,6 +119,33 @@ def test_other_threads_may_call_cuda_during_a_capture(monkeypatch, knows_mode):
     assert modes[0][1] is modes[1][1] is not None
 
 
+def test_a_failed_capture_leaves_stream_and_noise_as_they_were(monkeypatch):
+    """With stand-ins for what a GPU has."""
+    used = dict(stream='main', noise=7)
+
+    class Generator:
+        def clone_state(self):
+            return used['noise']
+
+        def graphsafe_set_state(self, noise):
+            used['noise'] = noise
+
+    monkeypatch.setattr(torch.cuda, 'default_generators', [Generator()])
+    monkeypatch.setattr(torch.cuda, 'current_device', int)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda: used['stream'])
+    monkeypatch.setattr(torch.cuda, 'set_stream', lambda stream: used.update(stream=stream))
+    monkeypatch.setattr(compat, '_graph_memory', lambda device: (None, None))
+
+    def capture(module, inputs, allow_unused_input, pool, capture_error_mode):
+        used.update(stream='of the capture', noise='of the capture')
+        raise RuntimeError('not permitted')
+
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', capture)
+    with pytest.raises(RuntimeError, match='not permitted'):
+        compat.capture_cuda_graph(None, ())
+    assert used == dict(stream='main', noise=7)
+
+
 @pytest.mark.slow
 def test_parts_are_compiled_once_for_each_size(runner, tmp_path):
     """Backbone and decoder; other numbers of objects compile nothing, nor does evaluation."""

@@ -9,7 +9,11 @@ def to_corners(boxes: Tensor) -> Tensor:
 
     mmdet's ``bbox_cxcywh_to_xyxy`` does it coordinate by coordinate, with three times the kernels.
     """
-    centres, sizes = boxes.split(2, dim=-1)
+    return corners_around(*boxes.split(2, dim=-1))
+
+
+def corners_around(centres: Tensor, sizes: Tensor) -> Tensor:
+    """Corners (..., 4) as (x1, y1, x2, y2) of boxes with centres (..., 2) and sizes (..., 2)."""
     return torch.cat([centres.sub(sizes, alpha=0.5), centres.add(sizes, alpha=0.5)], dim=-1)
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..layers.boxes import paired_iou, to_corners
+from ..layers.boxes import corners_around, paired_iou, to_corners
 from ..layers.predictions import Predictions
 from ..task_modules import Pairs, Targets
 
@@ -107,8 +107,7 @@ class MatchedSets:
         sizes its GIoU could exceed 1, and training would seek such boxes.
         """
         centres, sizes = self.boxes.split(2, dim=-1)
-        half = sizes.clamp(min=0) * 0.5
-        return torch.cat([centres - half, centres + half], dim=-1)
+        return corners_around(centres, sizes.clamp(min=0))
 
     @cached_property
     def target_boxes(self) -> Tensor:

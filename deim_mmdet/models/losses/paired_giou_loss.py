@@ -1,33 +1,21 @@
 """GIoU loss of paired boxes, without a read by the host."""
 
+from mmdet.models.losses import GIoULoss
 from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.boxes import paired_giou
 
 
 @MODELS.register_module()
-class PairedGIoULoss(nn.Module):
-    """1 - GIoU of each pair (arXiv 1902.09630), as mmdet's ``GIoULoss``.
+class PairedGIoULoss(GIoULoss):
+    """1 - GIoU of each pair (arXiv 1902.09630), as mmdet's ``GIoULoss``, whose arguments it takes.
 
     For boxes whose sides are not negative the results are the same. mmdet's makes a tensor of
     ``eps`` at each call, for which the host waits until a GPU has done all work before, and it
     needs half as many operations again.
-
-    Args:
-        eps: The least area of a union or hull.
-        reduction: ``'none'``, ``'mean'`` or ``'sum'``.
-        loss_weight: Factor of the loss.
     """
-
-    def __init__(
-        self, eps: float = 1e-9, reduction: str = 'mean', loss_weight: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.reduction = reduction
-        self.loss_weight = loss_weight
 
     def forward(
         self,

@@ -52,7 +52,9 @@ class SetCriterion(nn.Module):
             loss=dict(type='MatchabilityAwareLoss', gamma=1.5, loss_weight=1.0),
         ),
         loss_bbox=dict(type='DistanceTerm', loss=dict(type='L1Loss', loss_weight=5.0)),
-        loss_iou=dict(type='OverlapTerm', loss=dict(type='PairedGIoULoss', loss_weight=2.0)),
+        loss_iou=dict(
+            type='OverlapTerm', loss=dict(type='PairedGIoULoss', eps=1e-9, loss_weight=2.0)
+        ),
     )
 
     def __init__(
