@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -136,7 +137,37 @@ class Stem(nn.Module):
         # With one more column at the right and row below, even kernels keep the resolution.
         x = F.pad(self.stem1(x), (0, 1, 0, 1))
         convs = self.stem2b(F.pad(self.stem2a(x), (0, 1, 0, 1)))
-        return F.max_pool2d(x, kernel_size=2, stride=1), convs
+        return largest_of_four(x, self.stem3.with_cp), convs
+
+
+def largest_of_four(x: Tensor, with_cp: bool) -> Tensor:
+    """Maximum of each pixel, its neighbours at the right and below, and the one between these two.
+
+    Args:
+        x: Features (B, C, H, W).
+        with_cp: Whether the backward pass looks for the maxima again. Otherwise their positions are
+            kept, in 8 bytes each: as much as four feature maps in half precision.
+
+    Returns:
+        Features (B, C, H - 1, W - 1).
+    """
+    # A compiler decides by itself what it keeps.
+    recompute = with_cp and torch.is_grad_enabled() and x.requires_grad
+    if not recompute or torch.compiler.is_compiling():
+        return F.max_pool2d(x, kernel_size=2, stride=1)
+    # Without the graph of x.
+    kept = x.detach()
+
+    def pack(saved: Tensor) -> Tensor | None:
+        return saved if saved.is_floating_point() else None
+
+    def unpack(saved: Tensor | None) -> Tensor:
+        if saved is not None:
+            return saved
+        return F.max_pool2d(kept, kernel_size=2, stride=1, return_indices=True)[1]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return F.max_pool2d(x, kernel_size=2, stride=1)
 
 
 class Block(nn.Module):
@@ -208,7 +239,8 @@ class HGNetv2(FreezesStages, BaseModule):
         frozen_stem: The same as ``frozen_stages=0``.
         norm_frozen: Keep statistics, scale and shift of all norms as loaded.
         with_cp: Whether the backward pass joins concatenated features again instead of keeping
-            them, which saves memory; see :func:`~deim_mmdet.models.layers.conv_norm.set_with_cp`.
+            them, and looks for the stem's maxima again, which saves memory; see
+            :func:`~deim_mmdet.models.layers.conv_norm.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
