@@ -169,10 +169,10 @@ def _part_of(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d
 
 
 class BoundedLayerNorm(nn.Module):
-    """Layer norm of tokens that are limited to the range of half precision.
+    """Layer norm behind a bound that no token reaches.
 
-    The bound is only a safeguard. But it keeps ONNX Runtime (1.32) from merging the norm with the
-    sum before it, into an operator that takes ten times as long as both.
+    The bound keeps ONNX Runtime (1.32) from merging the norm with the sum before it, into an
+    operator that takes ten times as long as both.
     """
 
     def __init__(self, norm: nn.LayerNorm) -> None:
@@ -180,7 +180,8 @@ class BoundedLayerNorm(nn.Module):
         self.norm = norm
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens.clamp(-65504, 65504))
+        bound = min(1e30, torch.finfo(tokens.dtype).max)
+        return self.norm(tokens.clamp(-bound, bound))
 
 
 class TokenLinear(nn.Module):

@@ -137,7 +137,7 @@ class Stem(nn.Module):
         # With one more column at the right and row below, even kernels keep the resolution.
         x = F.pad(self.stem1(x), (0, 1, 0, 1))
         convs = self.stem2b(F.pad(self.stem2a(x), (0, 1, 0, 1)))
-        return largest_of_four(x, self.stem3.with_cp), convs
+        return largest_of_four(x, self.stem1.with_cp), convs
 
 
 def largest_of_four(x: Tensor, with_cp: bool) -> Tensor:
