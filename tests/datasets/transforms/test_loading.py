@@ -1,6 +1,6 @@
 from deim_mmdet.datasets import LoadImageChecked, ScaleInstances
 from deim_mmdet.datasets.transforms import loading
-from deim_mmdet.datasets.transforms.loading import is_truncated, jpeg_shape
+from deim_mmdet.datasets.transforms.headers import is_truncated, jpeg_shape
 
 import cv2
 import numpy as np
