@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval
 
-from ..evaluation.coco_metric import coco_evaluation
+from ..evaluation.coco_tables import coco_evaluation
 
 #: A detection finds an object of its class where their boxes have at least this IoU.
 IOU = 0.5
