@@ -15,7 +15,7 @@ from terminaltables import AsciiTable
 
 from .. import compat
 from ..datasets.annotated_size import box_factors, size_warning
-from .coco_tables import CocoTables, faster_evaluation
+from .coco_tables import CocoTables, coco_entries, faster_evaluation
 
 # Detections of a class in an image that count for ``mAP``, as on COCO's leaderboard.
 AP_DETECTIONS = 100
@@ -173,29 +173,8 @@ class CheckedCocoMetric(CocoMetric):
                 print_log(f'results are saved as {prefix}.*.json', logger='current')
                 return {}
             for kind in own:
-                figures.update(self._evaluate(kind, self._in_coco_form(kind, found)))
+                figures.update(self._evaluate(kind, coco_entries(found, self.cat_ids, kind)))
         return figures
-
-    def _in_coco_form(self, kind: str, found: Sequence[dict]) -> list[dict]:
-        """Entries of COCO's results for the detections of all images.
-
-        Those of masks have no box: COCO's evaluation would take its area for the mask's.
-        """
-        entries = []
-        for image in found:
-            if kind == 'segm':
-                name, values = 'segmentation', image['masks']
-                scores = image.get('mask_scores', image['scores'])
-            else:
-                name, scores = 'bbox', image['scores']
-                values = image['bboxes'].astype(float)
-                values[:, 2:] -= values[:, :2]
-                values = values.tolist()
-            entries += [
-                {'image_id': image['img_id'], 'category_id': self.cat_ids[i], 'score': s, name: v}
-                for i, s, v in zip(image['labels'], scores.tolist(), values, strict=True)
-            ]
-        return entries
 
     def _evaluate(self, kind: str, found: list[dict]) -> dict[str, float]:
         """Figures of one kind, 'bbox' or 'segm', from detections in COCO's form."""

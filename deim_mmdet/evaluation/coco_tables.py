@@ -1,7 +1,7 @@
 """COCO's tables of precision and recall, and means over their parts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval
@@ -18,6 +18,36 @@ def faster_evaluation() -> type | None:
     except ImportError:
         return None
     return COCOeval_faster
+
+
+def coco_entries(
+    found: Iterable[dict], category_ids: Sequence[int], kind: str = 'bbox'
+) -> list[dict]:
+    """Entries of COCO's results for the detections of images.
+
+    Those of masks have no box: COCO's evaluation would take its area for the mask's.
+
+    Args:
+        found: Of each image ``img_id``, ``labels``, ``scores``, and ``bboxes`` (x1, y1, x2, y2) or
+            ``masks`` with their ``mask_scores``, if there are some.
+        category_ids: Id of each class's category, by label.
+        kind: 'bbox' or 'segm'.
+    """
+    entries = []
+    for image in found:
+        if kind == 'segm':
+            name, values = 'segmentation', image['masks']
+            scores = image.get('mask_scores', image['scores'])
+        else:
+            name, scores = 'bbox', image['scores']
+            values = image['bboxes'].astype(float)
+            values[:, 2:] -= values[:, :2]
+            values = values.tolist()
+        entries += [
+            {'image_id': image['img_id'], 'category_id': category_ids[i], 'score': s, name: v}
+            for i, s, v in zip(image['labels'], scores.tolist(), values, strict=True)
+        ]
+    return entries
 
 
 def coco_evaluation(evaluator: type, annotations: COCO, found: list[dict], kind: str = 'bbox'):

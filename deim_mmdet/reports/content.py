@@ -7,7 +7,7 @@ import numpy as np
 from mmdet.datasets.api_wrappers import COCO
 
 from ..evaluation.coco_metric import AP_DETECTIONS
-from ..evaluation.coco_tables import CocoTables
+from ..evaluation.coco_tables import CocoTables, coco_entries
 from .counts import SIZES, TrainingCounts, count_input_sizes, count_sizes
 from .curves import curve
 from .errors import KINDS, Errors, find_errors
@@ -41,26 +41,6 @@ class Evaluated:
     image_ids: list
     collected: list[dict]
     about: dict[str, str]
-
-    def entries(self) -> list[dict]:
-        """The detections as entries of COCO's results."""
-        known, entries = set(self.image_ids), []
-        for image in self.collected:
-            boxes = image['boxes'].astype(float)
-            boxes[:, 2:] -= boxes[:, :2]
-            if image['img_id'] in known:
-                entries += [
-                    dict(
-                        image_id=image['img_id'],
-                        category_id=self.category_ids[label],
-                        bbox=box,
-                        score=float(score),
-                    )
-                    for label, score, box in zip(
-                        image['labels'].tolist(), image['scores'], boxes.tolist(), strict=True
-                    )
-                ]
-        return entries
 
 
 @dataclass
@@ -96,7 +76,7 @@ def analyse(evaluated: Evaluated, training: TrainingCounts) -> Analysis:
     category_ids = sorted(evaluated.category_ids)
     image_ids = sorted(set(evaluated.image_ids))
     names = [annotations.cats[id]['name'] for id in category_ids]
-    found = evaluated.entries()
+    found = coco_entries(evaluated.collected, evaluated.category_ids)
     with quiet():
         tables = CocoTables(annotations, found, category_ids, image_ids, [AP_DETECTIONS])
     figures = _figures(tables)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+from deim_mmdet.evaluation.coco_tables import coco_entries
 from deim_mmdet.reports.content import analyse
 from deim_mmdet.reports.counts import TrainingCounts
 from deim_mmdet.reports.curves import curve
@@ -38,7 +39,7 @@ def random_scene(seed=0, images=8):
 
 
 def by_pycocotools(given):
-    entries = given.entries()
+    entries = coco_entries(given.collected, given.category_ids)
     evaluation = COCOeval(given.annotations, given.annotations.loadRes(entries), 'bbox')
     evaluation.evaluate()
     evaluation.accumulate()
