@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools.mask import iou
 
-from .matching import IOU, Boxes, Detections, Objects, match_across_classes
+from .matching import IOU, Boxes, Detections, Objects, by_image, match_across_classes
 
 # Below this IoU a detection isn't about an object.
 APART = 0.1
@@ -114,8 +114,8 @@ class Overlaps:
 
     def __init__(self, detections: Detections, objects: Objects) -> None:
         self.detections, self.objects = detections, objects
-        self._objects_of = _by_image(objects)
-        self._detections_of = _by_image(detections)
+        self._objects_of = by_image(objects)
+        self._detections_of = by_image(detections)
 
     def kind(self, index: int) -> str:
         """Kind of a false positive that isn't confused with another class."""
@@ -171,7 +171,7 @@ def _label_errors(
     found = [LabelError('missing', certainty(i), i, []) for i in lonely]
     found += [LabelError('class', certainty(i), i, [other]) for i, other in errors.confused]
     found = [error for error in found if error.certainty >= 0.5]
-    for members in _by_image(objects).values():
+    for members in by_image(objects).values():
         members = members[~objects.crowd[members]]
         ious = iou(objects.box[members], objects.box[members], [0] * len(members))
         for one, other in zip(*np.nonzero(np.triu(ious, 1) >= TWICE), strict=True):
@@ -190,15 +190,6 @@ def _one_of_a_place(detections: Detections, indices: list[int]) -> list[int]:
         if not others or iou(*boxes, [0] * len(others)).max() < APART:
             others.append(index)
     return [index for index in indices if index in kept[int(detections.image[index])]]
-
-
-def _by_image(boxes: Boxes) -> dict[int, np.ndarray]:
-    """Positions of the boxes of each image that has any."""
-    if not len(boxes):
-        return {}
-    order = np.argsort(boxes.image, kind='stable')
-    images, starts = np.unique(boxes.image[order], return_index=True)
-    return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _chosen(boxes: Boxes, indices: np.ndarray) -> Boxes:
