@@ -92,61 +92,49 @@ def find_errors(detections: Detections, objects: Objects, classes: int, score: f
     alone = [index for index in wrong if index not in taken]
     np.add.at(confusion, (classes, detections.label[alone]), 1)
 
-    overlaps = Overlaps(detections, objects)
-    kinds = {kind: [] for kind in KINDS}
+    kinds, objects_of = {kind: [] for kind in KINDS}, by_image(objects)
     for index in wrong[np.argsort(-detections.score[wrong], kind='stable')]:
-        kind = 'confused' if index in taken else overlaps.kind(index)
+        kind = 'confused' if index in taken else _kind(index, detections, objects, objects_of)
         kinds[kind].append(int(index))
-    near = overlaps.best_scores(lost)
+    detections_of = by_image(detections)
+    near = {index: _best_score(index, detections, objects, detections_of) for index in lost}
     lost = sorted(lost, key=lambda index: (near[index], -objects.area[index], index))
     errors = Errors(score, confusion, kinds, confused, [int(index) for index in lost])
     errors.labels = _label_errors(detections, objects, errors, right)
     return errors
 
 
-class Overlaps:
-    """IoUs of detections and objects of an image.
+def _kind(index: int, detections: Detections, objects: Objects, objects_of: dict) -> str:
+    """Kind of a false positive that isn't confused with another class.
 
-    Args:
-        detections: All detections that count.
-        objects: All objects.
+    ``objects_of`` has the positions of each image's objects, see :func:`by_image`.
     """
+    near = objects_of.get(detections.image[index])
+    if near is None:
+        return 'background'
+    # The IoU with a crowd is the share of the detection that lies on it.
+    ious = iou(detections.box[[index]], objects.box[near], objects.crowd[near])[0]
+    own = (objects.label[near] == detections.label[index]) & ~objects.crowd[near]
+    best = ious[own].max(initial=0)
+    if best >= IOU:
+        return 'duplicate'
+    if best >= APART:
+        return 'misplaced'
+    return 'other' if ious.max() >= APART else 'background'
 
-    def __init__(self, detections: Detections, objects: Objects) -> None:
-        self.detections, self.objects = detections, objects
-        self._objects_of = by_image(objects)
-        self._detections_of = by_image(detections)
 
-    def kind(self, index: int) -> str:
-        """Kind of a false positive that isn't confused with another class."""
-        detections, objects = self.detections, self.objects
-        members = self._objects_of.get(detections.image[index])
-        if members is None:
-            return 'background'
-        # The IoU with a crowd is the share of the detection that lies on it.
-        ious = iou(detections.box[[index]], objects.box[members], objects.crowd[members])[0]
-        own = (objects.label[members] == detections.label[index]) & ~objects.crowd[members]
-        best = ious[own].max(initial=0)
-        if best >= IOU:
-            return 'duplicate'
-        if best >= APART:
-            return 'misplaced'
-        return 'other' if ious.max() >= APART else 'background'
+def _best_score(index: int, detections: Detections, objects: Objects, detections_of: dict) -> float:
+    """The highest score of a detection of an object's class near it, or 0.
 
-    def best_scores(self, indices: list[int]) -> dict[int, float]:
-        """The highest score, for each object, of a detection of its class near it, or 0.
-
-        Near is an IoU of at least 0.1; the detection may have found another object.
-        """
-        detections, objects, best = self.detections, self.objects, {}
-        for index in indices:
-            members = self._detections_of.get(objects.image[index], np.zeros(0, int))
-            members = members[detections.label[members] == objects.label[index]]
-            best[index] = 0.0
-            if len(members):
-                ious = iou(detections.box[members], objects.box[[index]], [0])[:, 0]
-                best[index] = float(detections.score[members][ious >= APART].max(initial=0))
-        return best
+    Near is an IoU of at least 0.1; the detection may have found another object.
+    ``detections_of`` has the positions of each image's detections, see :func:`by_image`.
+    """
+    near = detections_of.get(objects.image[index], np.zeros(0, int))
+    near = near[detections.label[near] == objects.label[index]]
+    if not len(near):
+        return 0.0
+    ious = iou(detections.box[near], objects.box[[index]], [0])[:, 0]
+    return float(detections.score[near][ious >= APART].max(initial=0))
 
 
 def _label_errors(
