@@ -11,10 +11,10 @@ from mmdet.datasets.api_wrappers import COCO, COCOeval, COCOevalMP
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.logging import print_log
-from terminaltables import AsciiTable
 
 from .. import compat
 from ..datasets.annotated_size import box_factors, size_warning
+from ..utils.tables import format_table
 from .coco_tables import CocoTables, coco_entries, faster_evaluation
 
 # Detections of a class in an image that count for ``mAP``, as on COCO's leaderboard.
@@ -225,5 +225,5 @@ class CheckedCocoMetric(CocoMetric):
             values = [round(value, 3) if value > -1 else float('nan') for value in values]
             figures[f'{name}_precision'] = values[0]
             rows.append((name, *map(str, values)))
-        print_log(f'\n{AsciiTable(rows).table}', logger='current')
+        print_log(f'\n{format_table(rows)}', logger='current')
         return figures
