@@ -81,21 +81,22 @@ def find_errors(detections: Detections, objects: Objects, classes: int, score: f
         _chosen(detections, wrong), detections.score[wrong], _chosen(objects, missed)
     )
     confused = [(int(wrong[one]), int(missed[other])) for one, other in pairs]
-    taken = {one for one, _ in confused}
+    taken, found = np.array(confused, int).reshape(-1, 2).T
+    alone, lost = np.setdiff1d(wrong, taken), np.setdiff1d(missed, found)
 
     confusion = np.zeros((classes + 1, classes + 1), int)
-    np.add.at(confusion, (detections.label[right], detections.label[right]), 1)
-    for one, other in confused:
-        confusion[objects.label[other], detections.label[one]] += 1
-    lost = [index for index in missed if index not in {other for _, other in confused}]
-    np.add.at(confusion, (objects.label[lost], classes), 1)
-    alone = [index for index in wrong if index not in taken]
-    np.add.at(confusion, (classes, detections.label[alone]), 1)
+    for annotated, detected in (
+        (objects.label[detections.object[right]], detections.label[right]),
+        (objects.label[found], detections.label[taken]),
+        (objects.label[lost], classes),
+        (classes, detections.label[alone]),
+    ):
+        np.add.at(confusion, (annotated, detected), 1)
 
     kinds, objects_of = {kind: [] for kind in KINDS}, by_image(objects)
-    for index in wrong[np.argsort(-detections.score[wrong], kind='stable')]:
-        kind = 'confused' if index in taken else _kind(index, detections, objects, objects_of)
-        kinds[kind].append(int(index))
+    kinds['confused'] = taken.tolist()
+    for index in alone[np.argsort(-detections.score[alone], kind='stable')]:
+        kinds[_kind(index, detections, objects, objects_of)].append(int(index))
     detections_of = by_image(detections)
     near = {index: _best_score(index, detections, objects, detections_of) for index in lost}
     lost = sorted(lost, key=lambda index: (near[index], -objects.area[index], index))
