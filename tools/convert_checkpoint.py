@@ -38,6 +38,7 @@ from deim_mmdet.checkpoints.convert import (
 from deim_mmdet.checkpoints.files import file_name, read_checkpoint, write_checkpoint
 from deim_mmdet.checkpoints.huggingface import saved_classes
 from deim_mmdet.checkpoints.reverse import to_reference_backbone, to_reference_state_dict
+from deim_mmdet.utils.text import some
 
 from torch import Tensor
 
@@ -157,7 +158,7 @@ def report(weights: Weights, converted: Mapping[str, Tensor], model: Architectur
     for (theirs, ours), count in modules.items():
         print(f'  {count:4} {theirs} → {ours}')
     if others:
-        print(f'  {len(others):4} joined, derived or left out: {", ".join(others[:4])}, …')
+        print(f'  {len(others):4} joined, derived or left out: {some(others, 4)}')
 
 
 def module_of(name: str) -> str:

@@ -85,11 +85,10 @@ def check_classes(model: nn.Module, dataset, split: str) -> None:
     classes = class_names(dataset)
     if expected is None or classes is None or expected == len(classes):
         return
-    names = ', '.join(classes[:8]) + (', …' if len(classes) > 8 else '')
     raise ValueError(
         f'model.bbox_head.num_classes={expected}, but the {split} data set has {len(classes)} '
-        f'classes ({names}): set model.bbox_head.num_classes={len(classes)}, or the class names '
-        "in the data set's metainfo=dict(classes=(...))"
+        f'classes ({some(classes, 8)}): set model.bbox_head.num_classes={len(classes)}, or the '
+        "class names in the data set's metainfo=dict(classes=(...))"
     )
 
 
@@ -182,7 +181,7 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     if not own:
         raise ValueError(
             'the checkpoint holds no parameter of this model (its names begin with '
-            f'{sorted({name.split(".")[0] for name in source})[:5]}): take the config that the '
+            f'{some(sorted({name.split(".")[0] for name in source}))}): take the config that the '
             'checkpoint was trained with'
         )
     differing = [

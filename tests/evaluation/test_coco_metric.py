@@ -253,10 +253,11 @@ def test_both_packages_compute_the_same_tables(write, package, kind):
     tables = metric._tables(kind, copy.deepcopy(found))
     metric.faster = False
     expected = metric._tables(kind, found)
-    assert expected['precision'].max() > 0.1
+    assert expected.precision.max() > 0.1
     for name in ('precision', 'recall'):
-        assert tables[name].shape == expected[name].shape
-        np.testing.assert_allclose(tables[name], expected[name], rtol=0, atol=1e-6)
+        table, other = getattr(tables, name), getattr(expected, name)
+        assert table.shape == other.shape
+        np.testing.assert_allclose(table, other, rtol=0, atol=1e-6)
 
 
 def test_the_package_is_chosen(write, package):

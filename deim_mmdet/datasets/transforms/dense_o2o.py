@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence, Sized
 
-from deim_mmdet.utils.arguments import check_probability
+from deim_mmdet.utils.arguments import check_number
 from deim_mmdet.utils.stage import SharedStage, Stage
 
 import numpy as np
@@ -79,7 +79,7 @@ class DenseO2O(BaseTransform):
         self.load = _compose(load)
         self.single = _compose(single)
         self.mosaic = _compose(mosaic)
-        self.mosaic_prob = check_probability(self, 'mosaic_prob', mosaic_prob) if mosaic else 0.0
+        self.mosaic_prob = check_number(self, 'mosaic_prob', mosaic_prob, 0, 1) if mosaic else 0.0
         drawers = [t for t in self.mosaic.transforms if hasattr(t, 'get_indexes')]
         if mosaic and len(drawers) != 1:
             raise ValueError(

@@ -150,7 +150,11 @@ class LoadImageChecked(LoadImageFromFile):
         shape = jpeg_shape(data)
         if shape is None:
             return 1
-        return max((r for r in REDUCED_FLAGS if min(shape) >= r * needed), default=1)
+        # Sides that become equal would not tell any more whether the image was turned.
+        apart = [
+            r for r in REDUCED_FLAGS if len({-(-side // r) for side in shape}) == len({*shape})
+        ]
+        return max((r for r in apart if min(shape) >= r * needed), default=1)
 
     def _read(self, path: str) -> bytes:
         try:
