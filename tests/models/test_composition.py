@@ -183,6 +183,11 @@ def test_a_term_that_is_not_wanted_goes():
             dict(criterion=dict(terms=dict(loss_clss=None))),
             'terms.loss_clss=None removes nothing: the terms are loss_cls, loss_bbox',
         ),
+        (
+            'rtdetr',
+            dict(criterion=dict(terms=dict(loss_cls=None, loss_bbox=None, loss_iou=None))),
+            'criterion.terms leaves no term',
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(head, change, message):
