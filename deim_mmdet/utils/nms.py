@@ -22,9 +22,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
         (K,) int64, from the best box to the worst.
     """
     order = scores.sort(descending=True).indices
-    x1, y1, x2, y2 = boxes[order].to(torch.promote_types(boxes.dtype, torch.float32)).unbind(1)
+    # On the host: the loop asks for each box whether it is still there.
+    sorted_boxes = boxes[order].cpu()
+    wide = torch.promote_types(boxes.dtype, torch.float32)
+    x1, y1, x2, y2 = sorted_boxes.to(wide).unbind(1)
     areas = (x2 - x1 + offset) * (y2 - y1 + offset)
-    stays = torch.ones_like(order, dtype=torch.bool)
+    stays = torch.ones(len(order), dtype=torch.bool)
     for best in range(len(order)):
         if stays[best]:
             worse = slice(best + 1, None)
@@ -33,4 +36,4 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
             overlap = (width + offset).clamp(min=0) * (height + offset).clamp(min=0)
             # Two boxes without area have the IoU NaN, and both stay.
             stays[worse] &= ~(overlap / (areas[best] + areas[worse] - overlap) > iou_threshold)
-    return order[stays]
+    return order[stays.to(order.device)]
