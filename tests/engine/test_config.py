@@ -156,6 +156,24 @@ def test_dumped_config_carries_root_and_size(tmp_path):
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (320, 320)
 
 
+@pytest.mark.parametrize('root', ['data/coco', 'data/coco/'])
+def test_new_root_leaves_siblings_of_the_old_one_alone(tmp_path, root):
+    path = tmp_path / 'dumped.py'
+    files = ['data/coco/a.json', 'data/coco2017/b.json', 'data/coco', 'data/coco/', '']
+    path.write_text(f'data_root = {root!r}\ntest_evaluator = dict(files={files})\n')
+    cfg = load_config(str(path), {'data_root': '/new'})
+    assert cfg.data_root == '/new/'
+    assert cfg.test_evaluator.files == ['/new/a.json', 'data/coco2017/b.json', '/new/', '/new/', '']
+
+
+def test_new_root_in_place_of_an_empty_one_is_refused(tmp_path):
+    """Every text begins with the empty one, the names of types as well."""
+    path = tmp_path / 'dumped.py'
+    path.write_text("data_root = ''\nevaluator = dict(type='CocoMetric', ann_file='/a.json')\n")
+    with pytest.raises(ValueError, match=r'data_root: it is empty.*dataset\.data_root'):
+        load_config(str(path), {'data_root': '/new'})
+
+
 @pytest.mark.parametrize('root', ['data/mine', 'data/mine/'])
 def test_root_of_own_data_with_and_without_slash(tmp_path, root):
     cfg = Config.fromfile(custom(tmp_path, data_root=root))
