@@ -150,7 +150,11 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
             continue
         if id(part) not in checked:
             checked[id(part)] = [part.get_data_info(index) for index in range(len(part))]
-        fault = _fault_of_images(checked[id(part)], metric.annotations.imgs)
+        # What a data set leaves out of its file on purpose is missing in it by right.
+        annotated = {
+            id: image for id, image in metric.annotations.imgs.items() if not _left_out(part, image)
+        }
+        fault = _fault_of_images(checked[id(part)], annotated)
         if fault is None:
             fault = _fault_of_classes(class_names(part) or (), metric.categories)
         if fault is not None:
@@ -193,6 +197,14 @@ def _fault_of_classes(classes: Sequence[str], categories: dict[str, Any]) -> str
     return (
         f'the evaluator has no category {some(map(repr, missing))}; the classes of the data set '
         f"are {list(classes)}, the evaluator's categories {list(categories)}"
+    )
+
+
+def _left_out(dataset, image: dict) -> bool:
+    """Whether a data set leaves out an image, given by its entry in the annotation file."""
+    return any(
+        isinstance(base, CheckedCocoDataset) and base.image_file(image) is None
+        for base in base_datasets(dataset)
     )
 
 
