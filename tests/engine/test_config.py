@@ -116,6 +116,14 @@ def test_variable_of_a_base_and_parts_of_variables():
     assert cfg.test_dataloader.dataset.pipeline[1].scale == (9, 9)
 
 
+@pytest.mark.parametrize('text', ['\x0c# Own data\n{}', '# \u2028\n{}', 'a = "\x85"\n{}'])
+def test_lines_of_a_config_are_those_of_python(tmp_path, text):
+    """There are more characters at which str.splitlines cuts."""
+    path = tmp_path / 'mine.py'
+    path.write_text(text.format('max_epochs = 5\ntrain_cfg = dict(max_epochs=max_epochs)\n'))
+    assert load_config(str(path), {'max_epochs': 3}).train_cfg.max_epochs == 3
+
+
 def test_one_class_is_not_taken_for_its_letters(tmp_path):
     assert load_config(custom(tmp_path), {'classes': 'cat'}).model.bbox_head.num_classes == 1
 
