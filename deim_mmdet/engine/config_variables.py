@@ -92,8 +92,8 @@ class _Copies:
         return lines
 
 
-def _imports_neighbours(path: str) -> bool:
-    nodes = ast.walk(ast.parse(Path(path).read_text(encoding='utf-8')))
+def _imports_neighbours(path: Path) -> bool:
+    nodes = ast.walk(ast.parse(path.read_text(encoding='utf-8')))
     return any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
 
 
