@@ -1,5 +1,6 @@
 """Starts the last stage from the best checkpoint of the stages with augmentation."""
 
+import math
 import os
 from typing import Any
 
@@ -39,7 +40,8 @@ class EMARestartHook(Hook):
     restart is decided after an evaluation and carried out before the next epoch. Until that epoch
     is saved, checkpoints say that the restart is due. So a resumed run restarts where the
     uninterrupted one did. The message hub, and so every checkpoint, keeps the state (epoch and
-    score of the checkpoint, decay, restart due) as ``ema_restart``. Every process reads the file
+    score of the checkpoint, how often the decay was made smaller, restart due) as ``ema_restart``;
+    the decay follows from it by the config of the present run. Every process reads the file
     itself. If one has a work directory of its own and doesn't see the file, the main process sends
     it the content.
 
@@ -109,10 +111,9 @@ class EMARestartHook(Hook):
             )
         self._warn_of_late_evaluation(runner, begin)
         state = self._state(runner)
-        if runner.epoch < begin and state['decay'] is not None:
+        if runner.epoch < begin and state['lowered'] is not None:
             # Resumed with more epochs than before: the last phase lies ahead again.
-            self._update(runner, decay=None, due=False)
-        self._follow_settings(runner)
+            self._update(runner, lowered=None, due=False)
         if state['epoch'] is not None:
             self._check_file(runner)
 
@@ -128,10 +129,9 @@ class EMARestartHook(Hook):
                     'without a restart'
                 )
             return
-        if state['decay'] is None:
-            numbers = [self.restart_decay, self.decay_step]
-            state = self._update(runner, decay=self.restart_decay, numbers=numbers, due=True)
-        _find_hook(runner, ExpWarmupEMAHook).ema_model.decay = state['decay']
+        if state['lowered'] is None:
+            state = self._update(runner, lowered=0, due=True)
+        _find_hook(runner, ExpWarmupEMAHook).ema_model.decay = self._decay(state)
         if state['due']:
             self._restart(runner, state)
             self._update(runner, due=False)
@@ -151,13 +151,13 @@ class EMARestartHook(Hook):
             # Epochs are counted up before they are evaluated.
             if runner.epoch <= begin:
                 self._save(runner, score)
-        elif state['decay'] is not None and self.search is not False:
-            decay = max(0.0, state['decay'] - self.decay_step)
-            self._update(runner, decay=decay, due=True)
+        elif state['lowered'] is not None and self.search is not False:
+            state = self._update(runner, lowered=state['lowered'] + 1, due=True)
             if runner.epoch < runner.max_epochs:
                 runner.logger.info(
                     f'No new best in epoch {runner.epoch}: the next one starts from the best '
-                    f'checkpoint of the augmented stages again, with EMA decay {decay:.6g}'
+                    'checkpoint of the augmented stages again, with EMA decay '
+                    f'{self._decay(state):.6g}'
                 )
 
     def _save(self, runner, score: float) -> None:
@@ -188,7 +188,7 @@ class EMARestartHook(Hook):
         runner.logger.info(
             f'Epoch {runner.epoch + 1} of {runner.max_epochs}: restart from the best checkpoint of '
             f'the augmented stages, of epoch {epoch} with {state["score"]:.4f}; EMA decay '
-            f'{state["decay"]:.6g}'
+            f'{self._decay(state):.6g}'
         )
 
     def _read(self, runner) -> tuple[dict | None, str | None]:
@@ -227,16 +227,8 @@ class EMARestartHook(Hook):
                 f'train_cfg.val_interval={interval}'
             )
 
-    def _follow_settings(self, runner) -> None:
-        """Where a resumed run has other numbers, apply its own for as many restarts as before."""
-        state, numbers = self._state(runner), [self.restart_decay, self.decay_step]
-        # Checkpoints of version 0.1 don't say from which numbers their decay was computed.
-        before = state.get('numbers') or numbers
-        if state['decay'] is None or before == numbers:
-            return
-        steps = round((before[0] - state['decay']) / before[1]) if before[1] else 0
-        decay = max(0.0, self.restart_decay - steps * self.decay_step)
-        self._update(runner, decay=decay, numbers=numbers)
+    def _decay(self, state: dict[str, Any]) -> float:
+        return max(0.0, self.restart_decay - state['lowered'] * self.decay_step)
 
     def _first_epoch(self, runner) -> int:
         if self.begin is not None:
@@ -256,10 +248,17 @@ class EMARestartHook(Hook):
     def _checkpoint_hook(runner) -> CheckpointHook:
         return _find_hook(runner, CheckpointHook)
 
-    @staticmethod
-    def _state(runner) -> dict[str, Any]:
-        nothing = dict(epoch=None, score=None, decay=None, due=False)
-        return runner.message_hub.get_info(STATE, nothing)
+    def _state(self, runner) -> dict[str, Any]:
+        nothing = dict(epoch=None, score=None, lowered=None, due=False)
+        state = runner.message_hub.get_info(STATE, nothing)
+        if 'lowered' not in state:
+            # Older checkpoints hold the decay, and not all of them the numbers that it came from.
+            first, step = state.pop('numbers', None) or (self.restart_decay, self.decay_step)
+            last = state.pop('decay')
+            # Rounded up, as the decay ends at 0.
+            lowered = None if last is None else math.ceil((first - last) / (step or 1) - 0.01)
+            state['lowered'] = lowered
+        return state
 
     def _update(self, runner, **changes) -> dict[str, Any]:
         state = {**self._state(runner), **changes}
