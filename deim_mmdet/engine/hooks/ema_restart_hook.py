@@ -1,11 +1,10 @@
 """Starts the last stage from the best checkpoint of the stages with augmentation."""
 
 import math
-import os
 from typing import Any
 
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
 
@@ -41,13 +40,12 @@ class EMARestartHook(Hook):
     is saved, checkpoints say that the restart is due. So a resumed run restarts where the
     uninterrupted one did. The message hub, and so every checkpoint, keeps the state (epoch and
     score of the checkpoint, how often the decay was made smaller, restart due) as ``ema_restart``;
-    the decay follows from it by the config of the present run. Every process reads the file
-    itself. If one has a work directory of its own and doesn't see the file, the main process sends
-    it the content.
+    the decay follows from it by the config of the present run. Every process reads the file.
 
     Without an evaluation before the last phase there is no restart; a line is logged. A
-    resumed run without its ``best_augmented.pth`` doesn't start. If the file disappears or can't be
-    read during a run, an error is logged and training goes on from the weights that it has.
+    resumed run without its ``best_augmented.pth`` doesn't start. If a process can't read the file
+    during a run, or the processes see different ones, an error is logged and training goes on from
+    the weights that it has.
 
     Args:
         restart_decay: Decay of the EMA after the first restart, in [0, 1). If None,
@@ -192,23 +190,22 @@ class EMARestartHook(Hook):
         )
 
     def _read(self, runner) -> tuple[dict | None, str | None]:
-        """The checkpoint, or what is wrong with it; the same in all processes."""
-        path, result = self._path(runner), [None, None]
-        shared = len(set(all_gather_object(_identity(path)))) == 1
-        if shared or is_main_process():
-            try:
-                result[0] = load_from_deim_mmdet(path, 'cpu')
-            except (OSError, RuntimeError) as error:
-                result[1] = str(error)
-        if not shared:
-            broadcast_object_list(result)
-        return result[0], next(filter(None, all_gather_object(result[1])), None)
+        """The checkpoint, or what is wrong with it; every process comes to the same result."""
+        checkpoint = problem = None
+        try:
+            checkpoint = load_from_deim_mmdet(self._path(runner), 'cpu')
+        except (OSError, RuntimeError) as error:
+            problem = str(error)
+        found = all_gather_object(checkpoint['meta']['epoch'] if checkpoint else problem)
+        if problems := [each for each in found if isinstance(each, str)]:
+            return None, problems[0]
+        if len(epochs := {*found}) > 1:
+            return None, f'processes see files of the epochs {sorted(epochs)}'
+        return checkpoint, None
 
     def _check_file(self, runner) -> None:
         path = self._path(runner)
-        found = [is_main_process() and self._checkpoint_hook(runner).file_backend.isfile(path)]
-        broadcast_object_list(found)
-        if not found[0]:
+        if not all(all_gather_object(self._checkpoint_hook(runner).file_backend.isfile(path))):
             raise FileNotFoundError(
                 f'{path} is missing, the best checkpoint of the augmented stages, from which the '
                 'last phase of this training restarts: copy it there from the folder that the '
@@ -278,15 +275,6 @@ def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
     schedule = {k: v for k, v in current.items() if k in ('param_groups', 'base_param_settings')}
     optim_wrapper.load_state_dict({**saved, **schedule})
     match_parameters(optim_wrapper.optimizer)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Tells a file from others, and from an older one of the same name; None without a file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _find_hook(runner, kind: type[Hook]) -> Any:
