@@ -184,6 +184,25 @@ def test_metric_of_mmdet_is_replaced(folder, request):
     assert evaluated(cfg)['coco/disc_precision'] == 1.0
 
 
+def test_figures_that_a_metric_lacks_are_refused_before_the_evaluation(folder, request):
+    """Also under the name of mmdet's metric, in whose place ours computes them."""
+    cfg = config(folder, request)
+    cfg.test_evaluator.update(type='CocoMetric', metric_items=['mAP_60'])
+    with pytest.raises(ValueError, match=r"metric_items: there is no 'mAP_60'"):
+        DEIMRunner.from_cfg(cfg).test()
+
+
+@pytest.mark.parametrize('runner', [DEIMRunner, Runner])
+def test_metric_of_mmdet_that_is_not_replaced_is_refused(folder, request, runner):
+    """It would take labels for the classes in the order of its file."""
+    cfg = config(folder, request)
+    cfg.test_evaluator.type = 'CocoMetric'
+    if runner is DEIMRunner:
+        cfg.test_evaluator = [METRICS.build(cfg.test_evaluator)]
+    with pytest.raises(ValueError, match=r"CocoMetric, which .*type='CheckedCocoMetric'"):
+        runner.from_cfg(cfg).test()
+
+
 @pytest.mark.parametrize('runner', [DEIMRunner, Runner])
 def test_other_names_than_the_checkpoints_are_refused_with_both_lists(folder, request, runner):
     cfg = config(
