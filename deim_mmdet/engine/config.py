@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from .config_variables import set_variables
-from .image_size import apply_image_size, input_sizes, set_image_size, stretch_images
+from .image_size import apply_image_size, input_sizes, keep_aspect_ratio, set_image_size
 
 #: The top-level names of a config that runners and tools read. Others are its own variables.
 RUNNER_OPTIONS = {
@@ -173,7 +173,7 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
         cfg.keep_ratio = variables['keep_ratio']
         if not cfg.keep_ratio:
             # Also where somebody wrote a Letterbox by hand.
-            stretch_images(cfg)
+            keep_aspect_ratio(cfg, keep=False)
     return cfg
 
 
