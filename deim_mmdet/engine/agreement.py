@@ -238,19 +238,6 @@ def _fault_of_images(infos: Sequence[dict], annotated: dict[Any, dict]) -> str |
     return None
 
 
-def saved_classes(checkpoint: dict) -> tuple[tuple[str, ...] | None, bool]:
-    """Class names that a checkpoint states, and whether they are certain.
-
-    A converted checkpoint of 80 classes is taken for one of COCO; its names aren't certain.
-    """
-    meta = checkpoint.get('meta') or {}
-    # MMDetection 2 wrote 'CLASSES'.
-    stated = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}
-    classes = stated.get('classes', stated.get('CLASSES'))
-    certain = not meta.get('assumed_classes', False)
-    return (None if classes is None else tuple(classes)), certain
-
-
 def say_unnamed(classes: Sequence[str], reason: str) -> None:
     """Warn that the order of a checkpoint's classes is not known."""
     print_log(

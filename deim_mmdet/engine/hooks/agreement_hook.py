@@ -5,12 +5,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
 from ... import compat
+from ...checkpoints.classes import are_assumed, stated_classes
 from ..agreement import (
     annotation_files,
     check_evaluator,
     check_numbering,
     class_names,
-    saved_classes,
     say_unnamed,
     set_class_order,
 )
@@ -63,14 +63,14 @@ class AgreementHook(Hook):
         loops = compat.built_loops(runner)
         if 'training' in loops and not compat.resumes(runner):
             return  # CheckpointCheckHook fits the class layers to the training set.
-        theirs, certain = saved_classes(checkpoint)
+        theirs = stated_classes(checkpoint)
         for split, loop in loops.items():
             own = class_names(loop.dataloader.dataset)
             if own is None:
                 continue
             if theirs is None:
                 say_unnamed(own, 'the checkpoint holds no class names')
-            elif not certain and sorted(own) != sorted(theirs):
+            elif are_assumed(checkpoint) and sorted(own) != sorted(theirs):
                 say_unnamed(own, "the checkpoint holds no class names, and COCO's do not fit")
             else:
                 _renumber(runner, split, loop, theirs, 'the checkpoint')
