@@ -113,7 +113,7 @@ def _join(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def saved_classes(filename: str | Path) -> list[str] | None:
+def classes_beside(filename: str | Path) -> list[str] | None:
     """Class names in the ``config.json`` that ``save_pretrained`` wrote beside a model's file.
 
     Args:

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..models.detectors import DEIMDetector
 from ..utils.text import some
@@ -116,6 +117,19 @@ def check_object_counts(model: nn.Module, dataset) -> None:
                     f'{num_queries} queries: set model.bbox_head.query_selection.num_queries to at '
                     f'least {count}, or leave the image out'
                 )
+
+
+def check_fills_a_batch(dataloader: DataLoader) -> None:
+    """Refuse a training set that doesn't fill a single batch.
+
+    Raises:
+        ValueError: It doesn't; the message names both numbers.
+    """
+    if len(dataloader) == 0:
+        raise ValueError(
+            f'the training set has {len(dataloader.dataset)} images, too few for one batch of '
+            f'{dataloader.batch_size} a process: lower train_dataloader.batch_size'
+        )
 
 
 def check_resumable(checkpoint: dict) -> None:

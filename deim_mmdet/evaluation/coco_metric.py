@@ -92,20 +92,6 @@ class CheckedCocoMetric(CocoMetric):
             return
         raise ValueError(f'metric_items: there is no {item!r}; there are {known}')
 
-    @classmethod
-    def from_metric(cls, metric: CocoMetric, ann_file: str | None) -> 'CheckedCocoMetric':
-        """Turn a built ``CocoMetric`` into one of this class.
-
-        Args:
-            metric: The metric. The new one takes over its state, so don't use it any more.
-            ann_file: The annotation file, whose name ``metric`` doesn't keep.
-        """
-        new = cls.__new__(cls)
-        new.__dict__.update(metric.__dict__)
-        new.annotations = compat.annotations_of(metric)
-        new.ann_file, new.faster, new._size_warned = ann_file, None, False
-        return new
-
     @property
     def categories(self) -> dict[str, int]:
         """Id of each category of the annotation file, by its name."""

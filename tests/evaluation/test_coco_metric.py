@@ -207,18 +207,6 @@ def test_unknown_figures_are_refused_before_the_evaluation(write, item):
         CheckedCocoMetric(ann_file=str(write(annotations())), metric_items=[item])
 
 
-def test_takes_the_place_of_a_metric_of_mmdet(write):
-    content = annotations((4, 3, 2, 1))
-    path = write(content)
-    samples = samples_of(detections(content, (4, 3, 2, 1)), CLASSES)
-    metric = CheckedCocoMetric.from_metric(CocoMetric(str(path), classwise=True), str(path))
-    metric.dataset_meta = dict(classes=CLASSES)
-    metric.process({}, samples)
-    assert metric.compute_metrics(metric.results) == pytest.approx(
-        evaluate(CheckedCocoMetric, path, samples, classwise=True)
-    )
-
-
 def crowded_annotations():
     """Objects of all sizes, a fifth of them crowds, with masks of three corners."""
     content = annotations(objects=20)
