@@ -50,14 +50,15 @@ def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float)
             ]
 
 
-def size_warning(path: str, annotated: Size, read: Size, color_type: str) -> str:
+def size_warning(path: str, annotated: Size, read: Size, color_type: str = 'color') -> str:
     """What to say of an image that has another size than annotated.
 
     Args:
         path: The image.
         annotated: Size in the annotation file.
         read: Size of the image as it was read.
-        color_type: How it was read, see :class:`~deim_mmdet.datasets.LoadImageChecked`.
+        color_type: How it was read, as far as it is known; see
+            :class:`~deim_mmdet.datasets.LoadImageChecked`.
     """
     found = (
         f'Image {path} is {read[1]}x{read[0]}, but {annotated[1]}x{annotated[0]} in the '
