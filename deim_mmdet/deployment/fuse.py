@@ -206,16 +206,21 @@ def _fold_scales(block: ViTBlock) -> nn.Module:
     return block
 
 
-def _drop_unused_heads(decoder: DFINEDecoder | RTDETRDecoder) -> None:
-    """Drop the decoder's parameters that evaluation doesn't use; the others keep their names."""
+def _drop_unused_heads(decoder: nn.Module) -> None:
+    """Drop the decoder's parameters that evaluation doesn't use; the others keep their names.
+
+    A decoder that isn't this package's stays as it is.
+    """
     if isinstance(decoder, RTDETRDecoder):
         used = decoder.num_eval_layers
         decoder.layers, decoder.box_heads = decoder.layers[:used], decoder.box_heads[:used]
         decoder.score_heads = decoder.score_heads[:used]
         per_layer = [decoder.score_heads]
-    else:
+    elif isinstance(decoder, DFINEDecoder):
         per_layer = [decoder.score_heads, decoder.quality_estimators]
         decoder.fixed_bin_distances = decoder.bin_distances()
+    else:
+        per_layer = []
     for heads in per_layer:
         for i in range(len(heads) - 1):
             heads[i] = nn.Identity()
