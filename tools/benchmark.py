@@ -134,7 +134,7 @@ def measure(path: str, args: argparse.Namespace) -> Results:
     cfg = load_config(path, args.cfg_options)
     size = network_size(cfg) if args.size is None else tuple(args.size)
     model = build(cfg)
-    check_size(size, max(model.neck.feat_strides))
+    check_size(size, model)
     name = Path(path).stem
     same = [other for other in args.configs if Path(other).stem == name]
     results = Results(
