@@ -33,6 +33,7 @@ def export_onnx(
     half: bool = False,
     classes: Sequence[str] | None = None,
     letterbox: bool = False,
+    padding: float | None = None,
 ) -> Path:
     """Write a detector as an ONNX file.
 
@@ -50,6 +51,8 @@ def export_onnx(
         letterbox: The images keep their proportions, see :class:`DeployedDetector`; the file's
             metadata say so under ``letterbox``. Where the file takes the values of image files
             (:func:`~deim_mmdet.deployment.detector.takes_file_values`), they say ``values: file``.
+        padding: Value of the padding that these images have, for the metadata under ``padding``;
+            None where it is that of :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox`.
 
     Returns:
         ``path``.
@@ -94,6 +97,8 @@ def export_onnx(
     metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
     if letterbox:
         metadata['letterbox'] = 'true'
+        if padding is not None:
+            metadata['padding'] = str(padding)
     if takes_file_values(model):
         metadata['values'] = 'file'
     if metadata:
