@@ -40,6 +40,7 @@ try:
     from measuring.counterparts import check_counterpart, missing_counterpart
     from measuring.installed import reason_against
     from measuring.latency import BACKENDS, EXPORTED, Candidate
+    from measuring.machine import processor
     from measuring.report import Results, as_json, as_text, plot
     from measuring.timing import alternate, peak_memory
     from measuring.training import TrainingStep, pipeline_speed
@@ -227,19 +228,13 @@ def measure_latency(
 
 def machine(device: str) -> dict[str, str | int]:
     """The machine's properties that the times on a device depend on."""
-    names = [line.split(':', 1)[1].strip() for line in _cpu_info() if line.startswith('model name')]
     return dict(
-        cpu=names[0] if names else platform.processor(),
+        cpu=processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
         **(dict(gpu=torch.cuda.get_device_name()) if device == 'cuda' else {}),
     )
-
-
-def _cpu_info() -> list[str]:
-    path = Path('/proc/cpuinfo')
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def main() -> None:
