@@ -5,7 +5,7 @@
 Times are those of this machine's CPU or, with --device cuda, of its GPU. Each candidate has a
 process of its own, and they take turns, so that other work on the machine disturbs all of them
 alike. Results are medians, percentiles and ratios. They are printed as tables and written to DIR as
-results.json and, if matplotlib is installed, accuracy_latency.png.
+results.json and accuracy_latency.png.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
@@ -253,9 +252,8 @@ def main() -> None:
         )
         path.write_text(json.dumps(content, indent=1))
         print(path)
-        if is_installed('matplotlib'):
-            plot(all_results, args.out / 'accuracy_latency.png')
-            print(args.out / 'accuracy_latency.png')
+        plot(all_results, args.out / 'accuracy_latency.png')
+        print(args.out / 'accuracy_latency.png')
 
 
 if __name__ == '__main__':

@@ -27,7 +27,6 @@ def run(tool, monkeypatch):
 
 
 def test_tables_and_files(tool, run, tmp_path, capsys):
-    pytest.importorskip('matplotlib')
     run(
         CONFIGS / 'deim_dfine_n.py', '--backends', 'pytorch', 'fused', '--batches', 1, 2,
         '--size', 64, 96, '--rounds', 1, '--out', tmp_path,
