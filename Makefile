@@ -51,7 +51,7 @@ lint: $(DEV)
 	@$(BIN)/ruff format --check $(LINTED)
 	@$(BIN)/vermin --quiet --violations --eval-annotations -t=$(LOWEST_PYTHON)- $(LINTED)
 
-# MMCV with its operators, for models of MMDetection that need them (RoI heads, NMS).
+# MMCV with its operators, for models of MMDetection that need them (RoI heads).
 ops: $(READY)
 	@STACK=$(STACK) bash tools/dev/build_mmcv.sh $(CURDIR)/$(VENV)
 

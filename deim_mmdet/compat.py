@@ -6,7 +6,8 @@ docs/compatibility.md.
 | what | why |
 |---|---|
 | stand-ins for MMCV's operators | ``mmcv-lite``, a wheel on PyPI, has none, and ``mmdet`` imports |
-| | them everywhere; this package's models need none of them |
+| | them everywhere; this package's models need none of them, test-time augmentation and many of |
+| | mmdet's need one |
 | loops that a runner has built | its public properties build the missing ones |
 | the checkpoint that a runner resumes from | no public name says it |
 | setting a loop's iteration | the public property can only be read |
@@ -45,8 +46,9 @@ class MissingOperatorError(RuntimeError):
 def provide_operators() -> bool:
     """Let ``mmcv.ops`` be imported where MMCV has no compiled operators.
 
-    Each of them then raises :class:`MissingOperatorError` when it is called. Operators that are
-    there are never replaced. ``import deim_mmdet`` does this before it imports mmdet.
+    Non-maximum suppression is then computed in PyTorch. Each of the others raises
+    :class:`MissingOperatorError` when it is called. Operators that are there are never replaced.
+    ``import deim_mmdet`` does this before it imports mmdet.
 
     Returns:
         Whether operators were missing and now have stand-ins.
@@ -63,7 +65,13 @@ def provide_operators() -> bool:
 
 
 class _MissingOperators(ModuleType):
-    """Replaces ``mmcv._ext``: has an operator of any name."""
+    """Replaces ``mmcv._ext``: has an operator of any name, of which only ``nms`` works."""
+
+    @staticmethod
+    def nms(boxes: Any, scores: Any, iou_threshold: float, offset: int) -> Any:
+        from .utils.nms import nms
+
+        return nms(boxes, scores, iou_threshold, offset)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):

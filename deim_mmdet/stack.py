@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
 
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 
 from .version import __version__
 
@@ -21,19 +21,19 @@ STACKS = {
     'openmmlab': ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet'),
     'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
 }
-# By import name, lowest and highest version that the tests passed with (docs/compatibility.md).
+# By import name, the versions that the tests passed with (docs/compatibility.md).
 TESTED_VERSIONS = {
     'openmmlab': {
-        'torch': ('2.6', '2.15'),
-        'mmengine': ('0.10.7', '0.10.7'),
-        'mmcv': ('2.1', '2.1'),
-        'mmdet': ('3.3', '3.3'),
+        'torch': '>=2.6,<2.16',
+        'mmengine': '==0.10.7',
+        'mmcv': '==2.1.*',
+        'mmdet': '==3.3.*',
     },
     'onedl': {
-        'torch': ('2.13', '2.13'),
-        'mmengine': ('0.10.12', '0.10.12'),
-        'mmcv': ('2.3.6', '2.3.6'),
-        'mmdet': ('3.5.1', '3.5.1'),
+        'torch': '==2.13.*',
+        'mmengine': '==0.10.12',
+        'mmcv': '==2.3.6',
+        'mmdet': '==3.5.1',
     },
 }
 INSTALL = (
@@ -110,9 +110,9 @@ def check_versions(versions: dict[str, str], stack: str) -> None:
     """
     tested = TESTED_VERSIONS[stack]
     others = [
-        f'{name} {version} ({_span(*tested[name])})'
+        f'{name} {version} ({tested[name]})'
         for name, version in versions.items()
-        if not _within(version, *tested[name])
+        if not SpecifierSet(tested[name]).contains(version, prereleases=True)
     ]
     # Data-loader workers don't repeat it.
     if others and multiprocessing.parent_process() is None:
@@ -121,16 +121,6 @@ def check_versions(versions: dict[str, str], stack: str) -> None:
             'is what it has been tested with; docs/compatibility.md has the table',
             stacklevel=3,
         )
-
-
-def _within(version: str, lowest: str, highest: str) -> bool:
-    """Whether a version lies between two others; '2.13' stands for all of 2.13."""
-    release, first, last = (Version(text).release for text in (version, lowest, highest))
-    return release[: len(first)] >= first and release[: len(last)] <= last
-
-
-def _span(lowest: str, highest: str) -> str:
-    return lowest if lowest == highest else f'{lowest} to {highest}'
 
 
 def import_mmdet() -> ModuleType:

@@ -12,5 +12,5 @@ HAS_OPERATORS = not provide_operators()
 # What stands between the interpreter and one of TOOLS.
 LAUNCHER = () if HAS_OPERATORS else ('-m', 'deim_mmdet')
 needs_operators = pytest.mark.skipif(
-    not HAS_OPERATORS, reason="needs MMCV's compiled operators (NMS, RoI pooling): make ops"
+    not HAS_OPERATORS, reason="needs MMCV's compiled operators: make ops"
 )

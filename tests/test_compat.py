@@ -52,12 +52,12 @@ def test_models_need_no_operators_of_mmcv():
 import deim_mmdet
 import mmcv.ops
 try:
-    mmcv.ops.nms(__import__('torch').rand(3, 4), __import__('torch').rand(3), 0.5)
+    mmcv.ops.soft_nms(__import__('torch').rand(3, 4), __import__('torch').rand(3))
 except deim_mmdet.compat.MissingOperatorError as error:
     print('refused:', error)
 {DETECT}"""
     )
-    assert "refused: MMCV's operator nms is called, but this MMCV is installed without" in out
+    assert "refused: MMCV's operator softnms is called, but this MMCV is installed without" in out
     assert 'boxes (1, 10, 4)' in out
 
 

@@ -10,6 +10,7 @@ from deim_mmdet.checkpoints.reference import convert_name
 from deim_mmdet.data_checks.config import check_datasets
 from deim_mmdet.datasets import CheckedObjects365V2Dataset
 from deim_mmdet.engine import PublishedRecipe, derive_recipe
+from deim_mmdet.engine.agreement import check_evaluator
 from deim_mmdet.engine.config import load_config
 
 import cv2
@@ -18,6 +19,7 @@ import pytest
 from mmdet.datasets import Objects365V2Dataset
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from schedules import schedule
 
@@ -71,6 +73,14 @@ def test_data_set_reads_what_mmdets_reads(options):
     assert [i['bbox_label'] for n in range(2) for i in ours.get_data_info(n)['instances']] == [
         92, 364,
     ]  # fmt: skip
+
+
+def test_evaluator_may_know_the_image_that_is_left_out(options, tmp_path):
+    evaluator = Evaluator(dict(type='CheckedCocoMetric', ann_file=f'{tmp_path}/train.json'))
+    check_evaluator(evaluator, CheckedObjects365V2Dataset(**options), 'test')
+    shorter = CheckedObjects365V2Dataset(**options, indices=1)
+    with pytest.raises(ValueError, match=r"1 of the 2 of the evaluator's not in the data set"):
+        check_evaluator(evaluator, shorter, 'test')
 
 
 def test_data_check_finds_the_images(options):

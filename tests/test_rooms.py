@@ -18,7 +18,7 @@ BOTTOM = {'models', 'datasets', 'checkpoints', 'evaluation', *MODELS}
 ROOMS = {
     'version': set(),
     'utils': set(),
-    'compat': set(),
+    'compat': {'utils'},
     'stack': {'version'},
     'ops': SIDE,
     'models': MODELS,

@@ -36,8 +36,9 @@ from deim_mmdet.checkpoints.convert import (
     trained_size,
 )
 from deim_mmdet.checkpoints.files import file_name, read_checkpoint, write_checkpoint
-from deim_mmdet.checkpoints.huggingface import saved_classes
+from deim_mmdet.checkpoints.huggingface import classes_beside
 from deim_mmdet.checkpoints.reverse import to_reference_backbone, to_reference_state_dict
+from deim_mmdet.utils.text import some
 
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def class_names(args: argparse.Namespace, num_classes: int) -> Sequence[str] | N
     """
     if args.ann_file:
         return classes_of_annotations(args.ann_file, num_classes)
-    classes = args.classes or saved_classes(args.src) or default_classes(num_classes)
+    classes = args.classes or classes_beside(args.src) or default_classes(num_classes)
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f'{len(classes)} class names for a checkpoint of {num_classes} classes')
     return classes
@@ -157,7 +158,7 @@ def report(weights: Weights, converted: Mapping[str, Tensor], model: Architectur
     for (theirs, ours), count in modules.items():
         print(f'  {count:4} {theirs} → {ours}')
     if others:
-        print(f'  {len(others):4} joined, derived or left out: {", ".join(others[:4])}, …')
+        print(f'  {len(others):4} joined, derived or left out: {some(others, 4)}')
 
 
 def module_of(name: str) -> str:

@@ -60,6 +60,7 @@ def read(path: Path, model: Model) -> np.ndarray | None:
     """A file as an image (H, W, C), BGR where it has three channels; None if it isn't one.
 
     For a model that takes the values of files this may be an array or a TIFF with several pages.
+    A picture is turned by its EXIF orientation, but not a PNG with four channels.
     """
     channels = model.shape[0]
     if path.suffix == '.npy':
@@ -69,16 +70,28 @@ def read(path: Path, model: Model) -> np.ndarray | None:
         kept = image.dtype in (np.uint8, np.uint16, np.int16, np.float32)
         return np.dstack([image if kept else image.astype(np.float32)])
     if channels == 1:
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        image = decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         return None if image is None else image[..., None]
     if 'values' not in model.metadata:
-        return cv2.imread(str(path))
+        return decode(path, cv2.IMREAD_COLOR)
     pages = cv2.imreadmulti(str(path), flags=cv2.IMREAD_UNCHANGED)[1]
     if not pages:
         return None
+    if len(pages) == 1 and pages[0].shape[2:] == (3,):
+        # Unlike IMREAD_UNCHANGED, this turns it by its EXIF orientation.
+        return decode(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     # OpenCV gives the first three of four channels in reverse.
     is_bgra = len(pages) == 1 and pages[0].shape[2:] == (4,)
     return pages[0][..., [2, 1, 0, 3]] if is_bgra else np.dstack(pages)
+
+
+def decode(path: Path, flags: int) -> np.ndarray | None:
+    """A picture; None if the file isn't one.
+
+    ``cv2.imread`` of OpenCV 4.12 to 5.0 fails for TIFFs that it should turn by a quarter.
+    """
+    data = np.fromfile(path, np.uint8)
+    return cv2.imdecode(data, flags) if data.size else None
 
 
 def to_input(image: np.ndarray, model: Model) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
+from deim_mmdet.checkpoints.classes import are_assumed, stated_classes
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.deployment.detector import DeployedDetector, takes_file_values
 from deim_mmdet.deployment.evaluation import calibration_set, evaluate, read_inputs, spread
@@ -38,7 +39,7 @@ from deim_mmdet.deployment.runtimes import (
     export_openvino,
 )
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
-from deim_mmdet.engine.agreement import checked_test_set, saved_classes
+from deim_mmdet.engine.agreement import checked_test_set
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.models.layers.input_channels import input_channels
@@ -162,12 +163,12 @@ def labels_of(cfg: Config, checkpoint: dict) -> tuple[str, ...] | None:
         ValueError: The config's test set has other classes; the message lists both.
     """
     given = (test_set(cfg).get('metainfo') or {}).get('classes')
-    saved, certain = saved_classes(checkpoint)
+    saved = stated_classes(checkpoint)
     if saved is None or given is None:
         return saved or given
     if sorted(saved) == sorted(given):
         return saved
-    if certain:
+    if not are_assumed(checkpoint):
         raise ValueError(
             f'classes differ: the checkpoint {list(saved)}, the test set of the config '
             f'{list(given)}: take the config that the checkpoint was trained with'

@@ -54,10 +54,10 @@ class Batch(NamedTuple):
 
 
 def make_batch(images: Tensor, seed: int) -> Batch:
-    """Two images (2, 3, S, S), float64, with five and three random objects."""
+    """An even number of images (B, 3, S, S), float64, with five or three random objects each."""
     generator = torch.Generator().manual_seed(seed)
     targets = []
-    for count in (5, 3):
+    for count in (5, 3) * (len(images) // 2):
         boxes = torch.rand(count, 4, generator=generator, dtype=torch.float64) * 0.3 + 0.05
         boxes[:, :2] += 0.3
         labels = torch.randint(80, (count,), generator=generator).to(images.device)
@@ -245,13 +245,18 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def randomise(side: Side, batch: Batch, seed: int) -> None:
+def randomise(side: Side, batch: Batch, seed: int, one_scale: bool = False) -> None:
     """Change all weights, and let norms of fixed statistics normalise, as trained models do.
+
+    A norm that subtracts the mean of each channel and divides by its spread enlarges rounding
+    errors. In a deep network of random weights they hide the result in the end. With ``one_scale``
+    norms subtract nothing, and divide all channels by their common root mean square.
 
     Args:
         side: The implementation, in float32.
         batch: In float32; what the norms normalise.
         seed: Of the weights.
+        one_scale: Whether norms only scale; for an implementation whose norms are fixed.
     """
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -263,8 +268,14 @@ def randomise(side: Side, batch: Batch, seed: int) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2 * inputs**-0.5)
 
     def normalise(norm, args):
-        norm.running_mean.copy_(args[0].mean((0, 2, 3)))
-        norm.running_var.copy_(args[0].var((0, 2, 3)))
+        if one_scale:
+            # What follows sees what it will see when the norms are fixed.
+            norm.eval()
+            norm.running_mean.zero_()
+            norm.running_var.fill_(args[0].square().mean())
+        else:
+            norm.running_mean.copy_(args[0].mean((0, 2, 3)))
+            norm.running_var.copy_(args[0].var((0, 2, 3)))
 
     frozen = [m for m in side.model.modules() if 'FrozenBatchNorm' in type(m).__name__]
     frozen += batch_norms(side.model)

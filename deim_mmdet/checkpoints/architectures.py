@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import Size, Tensor
 
 from ..models.backbones.hgnetv2 import ARCHS
+from ..utils.text import some
 from .convert import CRITERION, count_classes
 from .published import config_path, published_file, published_models
 
@@ -84,7 +85,7 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         parts = (
-            f'{len(names)} {what} ({", ".join(names[:3])}{", …" if len(names) > 3 else ""})'
+            f'{len(names)} {what} ({some(names, 3)})'
             for what, names in zip(('missing', 'unexpected', 'of another shape'), self, strict=True)
             if names
         )

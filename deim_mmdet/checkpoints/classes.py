@@ -15,6 +15,20 @@ CLASS_LAYERS = re.compile(
 _EMBEDDING = 'bbox_head.denoising.embedding.'
 
 
+def stated_classes(checkpoint: dict) -> tuple[str, ...] | None:
+    """Class names that a checkpoint states, in the order of its scores; None if it states none."""
+    meta = checkpoint.get('meta') or {}
+    # MMDetection 2 wrote 'CLASSES'.
+    stated = meta.get('dataset_meta') or {'CLASSES': meta.get('CLASSES')}
+    classes = stated.get('classes', stated.get('CLASSES'))
+    return None if classes is None else tuple(classes)
+
+
+def are_assumed(checkpoint: dict) -> bool:
+    """Whether the class names of a converted checkpoint follow from their number alone."""
+    return (checkpoint.get('meta') or {}).get('assumed_classes', False)
+
+
 def adapt_class_layers(
     model: nn.Module, checkpoint: dict, classes: Sequence[str] | None
 ) -> str | None:
@@ -40,8 +54,8 @@ def adapt_class_layers(
     }
     if not own:
         return None
-    theirs, ours = _known_classes(checkpoint, _count(source)), list(classes or ())
-    if theirs and len(ours) == _count(own):
+    theirs, ours = stated_classes(checkpoint) or (), tuple(classes or ())
+    if len(theirs) == _count(source) and len(ours) == _count(own):
         same = theirs == ours
         shared = same_classes(ours, theirs)
     else:
@@ -73,13 +87,12 @@ def drop_unused_row(checkpoint: dict) -> str | None:
         A line for the log that says so; ``None`` for others.
     """
     meta = checkpoint.get('meta') or {}
-    stated = meta.get('dataset_meta') or {}
-    if tuple(stated.get('classes') or ()) != OBJECTS365_ROWS or 'epoch' in meta:
+    if stated_classes(checkpoint) != OBJECTS365_ROWS or 'epoch' in meta:
         return None
     source = checkpoint['state_dict']
     for name in filter(CLASS_LAYERS.fullmatch, source):
         source[name] = source[name][1:]
-    meta['dataset_meta'] = dict(stated, classes=OBJECTS365_ROWS[1:])
+    meta['dataset_meta'] = dict(meta.get('dataset_meta') or {}, classes=OBJECTS365_ROWS[1:])
     return (
         f'{len(OBJECTS365_ROWS)} scores are those of Objects365. The first stands for no class and '
         f'is left out, which leaves {len(OBJECTS365_ROWS) - 1} classes'
@@ -90,13 +103,6 @@ def _count(state_dict: dict[str, Tensor]) -> int:
     """Number of classes, from any one of the class layers."""
     name = next(name for name in state_dict if CLASS_LAYERS.fullmatch(name))
     return len(state_dict[name]) - name.startswith(_EMBEDDING)
-
-
-def _known_classes(checkpoint: dict, count: int) -> list[str]:
-    """Class names that the checkpoint states; none if their number isn't ``count``."""
-    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    classes = list(meta.get('classes') or ())
-    return classes if len(classes) == count else []
 
 
 def _with_shared_rows(

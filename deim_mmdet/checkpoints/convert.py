@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.backbones.resnet_vd import rename_resnet_vd
 from ..models.backbones.vision_transformer import rename_vit
+from ..utils.text import some
 from .huggingface import to_reference_names
 from .reference import convert_reference_state_dict
 
@@ -70,7 +71,7 @@ def find_weights(checkpoint: Mapping[str, Any]) -> Weights:
         if isinstance(state_dict, Mapping) and _holds_tensors(state_dict):
             state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
             return Weights(state_dict, part, _naming(state_dict))
-    raise ValueError(f'there are no parameters, only {sorted(map(str, checkpoint))[:5]}')
+    raise ValueError(f'there are no parameters, only {some(sorted(map(str, checkpoint)))}')
 
 
 def _holds_tensors(state_dict: Mapping) -> bool:
@@ -104,8 +105,8 @@ def to_our_names(weights: Weights) -> dict[str, Tensor]:
         bare = {name.removeprefix('_model.'): v for name, v in weights.state_dict.items()}
         return rename_vit({rename_resnet_vd(name): value for name, value in bare.items()})
     raise ValueError(
-        f'its {len(weights.state_dict)} names are of no model known here, e.g. '
-        f'{sorted(weights.state_dict)[:5]}'
+        f'its {len(weights.state_dict)} names are of no model known here: '
+        f'{some(sorted(weights.state_dict))}'
     )
 
 

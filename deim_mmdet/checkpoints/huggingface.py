@@ -34,7 +34,7 @@ _SELECTION_IDENTITY = 'model.enc_output.'
 
 @cache
 def _table(kind: str) -> NameTable:
-    return NameTable([*KINDS[kind], *NECK, *HEAD])
+    return NameTable([*KINDS[kind], *NECK, *HEAD], _DERIVED)
 
 
 def _kind(state_dict: Mapping[str, Tensor]) -> str:
@@ -59,33 +59,13 @@ def to_reference_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             hold different values; the message lists them. Or a DEIMv2 was trained in transformers.
     """
     kind = _kind(state_dict)
-    table = _table(kind)
     vit = convert_vit(state_dict)
     if kind == DEIMV2:
         state_dict = _without_selection_identity(state_dict)
     if vit:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith(BACKBONE)}
-    converted, unknown, differing = dict(vit), [], []
-    for name, tensor in _join(state_dict).items():
-        if _DERIVED.fullmatch(name):
-            continue
-        try:
-            new_name = table(name)
-        except KeyError:
-            unknown.append(name)
-            continue
-        if not torch.equal(converted.setdefault(new_name, tensor), tensor):
-            differing.append(name)
-    if unknown:
-        raise ValueError(
-            f'{len(unknown)} of {len(state_dict)} names are not of a D-FINE or RT-DETRv2 model of '
-            f'transformers, e.g. {unknown[:5]}'
-        )
-    if differing:
-        raise ValueError(
-            f'parameters that transformers stores twice differ from their second copy: {differing}'
-        )
-    return converted
+    owner = 'a D-FINE, RT-DETRv2 or DEIMv2 model of transformers'
+    return vit | _table(kind).renamed(_join(state_dict), owner)
 
 
 def _without_selection_identity(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,7 +113,7 @@ def _join(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def saved_classes(filename: str | Path) -> list[str] | None:
+def classes_beside(filename: str | Path) -> list[str] | None:
     """Class names in the ``config.json`` that ``save_pretrained`` wrote beside a model's file.
 
     Args:

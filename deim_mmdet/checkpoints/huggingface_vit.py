@@ -20,45 +20,41 @@ _HEAD_DIMS = 64
 def _table(gated: bool) -> NameTable:
     names = dict(gate_proj='w1', up_proj='w2', down_proj='w3') if gated else {}
     ffn = names or dict(up_proj='fc1', down_proj='fc2')
-    return NameTable(
-        [
-            ('backbone.embeddings.register_tokens', 'dinov3.storage_tokens'),
-            ('backbone.embeddings.patch_embeddings.{leaf}', 'dinov3.patch_embed.proj.{leaf}'),
-            ('backbone.embeddings.{leaf}', 'dinov3.{leaf}'),
-            ('backbone.norm.{leaf}', 'dinov3.norm.{leaf}'),
-            *(
-                (f'{_LAYER}.{theirs}.{{leaf}}', f'dinov3.blocks.{{i}}.{ours}.{{leaf}}')
-                for theirs, ours in (
-                    ('norm1', 'norm1'),
-                    ('norm2', 'norm2'),
-                    ('attention.o_proj', 'attn.proj'),
-                    *((f'attention.{part}_proj', f'attn.{part}') for part in 'qkv'),
-                    *((f'mlp.{layer}', f'mlp.{name}') for layer, name in ffn.items()),
-                )
-            ),
-            *(
-                (f'{_LAYER}.layer_scale{k}.lambda1', f'dinov3.blocks.{{i}}.ls{k}.gamma')
-                for k in (1, 2)
-            ),
-            *(
-                (f'{theirs}.{{leaf}}', f'{ours}.{{leaf}}')
-                for theirs, ours in (
-                    ('fusion_proj.{i}.conv', 'convs.{i}'),
-                    ('fusion_proj.{i}.norm', 'norms.{i}'),
-                    *(
-                        (f'spatial_tuning_adapter.{conv}.{part}', f'sta.{name}.{first + k}')
-                        for conv, name, first in (
-                            ('stem_conv', 'stem', 0),
-                            ('conv2', 'conv2', 0),
-                            ('conv3', 'conv3', 1),
-                            ('conv4', 'conv4', 1),
-                        )
-                        for k, part in enumerate(('conv', 'norm'))
-                    ),
-                )
-            ),
-        ]
-    )
+    pairs = [
+        ('backbone.embeddings.register_tokens', 'dinov3.storage_tokens'),
+        ('backbone.embeddings.patch_embeddings.{leaf}', 'dinov3.patch_embed.proj.{leaf}'),
+        ('backbone.embeddings.{leaf}', 'dinov3.{leaf}'),
+        ('backbone.norm.{leaf}', 'dinov3.norm.{leaf}'),
+        *(
+            (f'{_LAYER}.{theirs}.{{leaf}}', f'dinov3.blocks.{{i}}.{ours}.{{leaf}}')
+            for theirs, ours in (
+                ('norm1', 'norm1'),
+                ('norm2', 'norm2'),
+                ('attention.o_proj', 'attn.proj'),
+                *((f'attention.{part}_proj', f'attn.{part}') for part in 'qkv'),
+                *((f'mlp.{layer}', f'mlp.{name}') for layer, name in ffn.items()),
+            )
+        ),
+        *((f'{_LAYER}.layer_scale{k}.lambda1', f'dinov3.blocks.{{i}}.ls{k}.gamma') for k in (1, 2)),
+        *(
+            (f'{theirs}.{{leaf}}', f'{ours}.{{leaf}}')
+            for theirs, ours in (
+                ('fusion_proj.{i}.conv', 'convs.{i}'),
+                ('fusion_proj.{i}.norm', 'norms.{i}'),
+                *(
+                    (f'spatial_tuning_adapter.{conv}.{part}', f'sta.{name}.{first + k}')
+                    for conv, name, first in (
+                        ('stem_conv', 'stem', 0),
+                        ('conv2', 'conv2', 0),
+                        ('conv3', 'conv3', 1),
+                        ('conv4', 'conv4', 1),
+                    )
+                    for k, part in enumerate(('conv', 'norm'))
+                ),
+            )
+        ),
+    ]
+    return NameTable((f'{BACKBONE}{theirs}', f'backbone.{ours}') for theirs, ours in pairs)
 
 
 def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +68,7 @@ def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         joined. What transformers derives is added: the mask of the bias, and periods of positions.
 
     Raises:
-        ValueError: A tensor of the backbone has a name that isn't known. Or the model is S or M,
+        ValueError: Tensors of the backbone have names that aren't known. Or the model is S or M,
             whose ViT-T is another network in transformers (5.23).
     """
     registers = state_dict.get(f'{BACKBONE}backbone.embeddings.register_tokens')
@@ -84,14 +80,8 @@ def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "last output of ViT-T and lacks the biases of its keys. Take the authors' file"
         )
     gated = any('.mlp.gate_proj.' in name and '.backbone.' in name for name in state_dict)
-    rename, converted = _table(gated), {}
-    for name, value in state_dict.items():
-        if not name.startswith(BACKBONE):
-            continue
-        try:
-            converted[f'backbone.{rename(name.removeprefix(BACKBONE))}'] = value
-        except KeyError:
-            raise ValueError(f'{name} is not of a DEIMv2 of transformers with DINOv3') from None
+    own = {name: value for name, value in state_dict.items() if name.startswith(BACKBONE)}
+    converted = _table(gated).renamed(own, 'a DEIMv2 of transformers with DINOv3')
     for name in [name for name in converted if name.endswith('.attn.q.weight')]:
         attention = name.removesuffix('.q.weight')
         zeros = torch.zeros_like(converted[f'{attention}.q.bias'])

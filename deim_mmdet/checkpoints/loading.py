@@ -27,7 +27,7 @@ from .convert import (
     to_our_names,
 )
 from .files import file_name, is_url, local_path, read_checkpoint
-from .huggingface import saved_classes
+from .huggingface import classes_beside
 from .safe_globals import load
 from .timm_weights import load_from_timm  # noqa: F401  (registers its scheme)
 
@@ -117,7 +117,7 @@ def _converted(checkpoint: dict, filename: str) -> dict:
             f'{name}: of RT-DETRv4; left out, as only its training uses them: {", ".join(dropped)}',
             logger='current',
         )
-    classes = saved_classes(filename)
+    classes = classes_beside(filename)
     # 80 scores without class names are most often COCO's, 366 are Objects365's.
     assumed = classes is None
     if assumed:

@@ -136,10 +136,18 @@ _LAYER_HEAD, _LAYER_SCORE = (
 
 
 @cache
-def _table(kind: str, reverse: bool = False) -> NameTable:
+def name_table(kind: str, reverse: bool = False) -> NameTable:
+    """From the reference's names to ours, or the other way round.
+
+    Args:
+        kind: The kind of decoder, as :func:`decoder_kind` gives it.
+        reverse: From our names to the reference's.
+    """
     backbone = [(f'backbone.{theirs}', f'backbone.{ours}') for theirs, ours in _BACKBONE]
     pairs = [*backbone, *_NECK, *_DECODER[kind], *_HEAD]
-    return NameTable((ours, theirs) if reverse else (theirs, ours) for theirs, ours in pairs)
+    if reverse:
+        return NameTable((ours, theirs) for theirs, ours in pairs)
+    return NameTable(pairs, _DERIVED)
 
 
 def decoder_kind(names: Iterable[str]) -> str:
@@ -175,7 +183,7 @@ def convert_name(name: str, kind: str = DFINE) -> str | None:
     Raises:
         KeyError: The reference has no parameter of that name.
     """
-    return None if _DERIVED.fullmatch(name) else _table(kind)(name)
+    return name_table(kind)(name)
 
 
 def reference_name(name: str, kind: str = DFINE) -> str:
@@ -184,7 +192,7 @@ def reference_name(name: str, kind: str = DFINE) -> str:
     Raises:
         KeyError: This package has no parameter of that name.
     """
-    return _table(kind, reverse=True)(name)
+    return name_table(kind, reverse=True)(name)
 
 
 def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,24 +205,14 @@ def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
         The same tensors by the names of this package.
 
     Raises:
-        ValueError: There are names that the reference doesn't have; the message lists them.
+        ValueError: There are names that the reference doesn't have, or two names of one parameter
+            hold different values; the message lists them.
     """
     kind = decoder_kind(state_dict)
-    converted, unknown = {}, []
-    for name, tensor in _with_all_names(state_dict).items():
-        try:
-            new_name = convert_name(name, kind)
-        except KeyError:
-            unknown.append(name)
-            continue
-        if new_name is not None:
-            converted[new_name] = tensor
-    if unknown:
-        raise ValueError(
-            f'{len(unknown)} of {len(state_dict)} names are not of a reference DEIM, D-FINE, '
-            f'RT-DETRv2, DEIMv2 or ECDet model, e.g. {unknown[:5]}'
-        )
-    return converted
+    return name_table(kind).renamed(
+        _with_all_names(state_dict),
+        'a reference DEIM, D-FINE, RT-DETRv2, DEIMv2 or ECDet model',
+    )
 
 
 def _with_all_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .reference import DFINE, RTDETRV2, decoder_kind, reference_name
+from .reference import DFINE, RTDETRV2, decoder_kind, name_table
 
 #: The margin at the border within which anchors are invalid, as a share of the image.
 ANCHOR_MARGIN = 0.01
@@ -58,14 +58,7 @@ def to_reference_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _renamed(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    renamed, unknown = {}, []
-    for name, tensor in state_dict.items():
-        try:
-            renamed[reference_name(name, kind)] = tensor
-        except KeyError:
-            unknown.append(name)
-    if unknown:
-        raise ValueError(f'{len(unknown)} names are not of this package, e.g. {unknown[:5]}')
+    renamed = name_table(kind, reverse=True).renamed(state_dict, 'this package')
     if 'backbone.vit.storage_tokens' in state_dict:
         # DINOv3 has no wrapper, as DEIMv2's own vision transformers have.
         return {name.replace('.dinov3._model.', '.dinov3.'): v for name, v in renamed.items()}

@@ -7,8 +7,6 @@ exactly these types on the list while it reads a file. All others stay refused.
 
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,37 +59,27 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
         map_location: See ``torch.load``.
 
     Raises:
-        RuntimeError: The file is damaged, or holds a type that isn't allowed.
-    """
-    with explain_load_errors(name), torch.serialization.safe_globals(ALLOWED):
-        return torch.load(file, map_location=map_location, weights_only=True)
-
-
-@contextmanager
-def explain_load_errors(filename: str) -> Iterator[None]:
-    """Turn the errors of ``torch.load`` for a refused or damaged file into one clear message.
-
-    Raises:
-        RuntimeError: The file is refused or damaged; the message names it, the refused type where
-            there is one, and the remedy.
+        RuntimeError: The file is damaged, or holds a type that isn't allowed; the message names the
+            file, the refused type where there is one, and the remedy.
     """
     try:
-        yield
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))
         if refused is None:
-            raise RuntimeError(f'{filename} is no checkpoint, or is damaged') from error
+            raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error
         raise RuntimeError(
-            f'checkpoint {filename} holds an object of type {refused[1]}, which is refused because '
+            f'checkpoint {name} holds an object of type {refused[1]}, which is refused because '
             'loading it could run code. If you trust the file, take its weights out where you made '
             "it: torch.save({'state_dict': model.state_dict()}, new_file); or put the type on "
             "torch's list yourself with torch.serialization.add_safe_globals"
         ) from None
     except EOFError as error:
-        raise RuntimeError(f'checkpoint {filename} is empty') from error
+        raise RuntimeError(f'checkpoint {name} is empty') from error
     except RuntimeError as error:
         if 'PytorchStreamReader' not in str(error):
             raise
         raise RuntimeError(
-            f'checkpoint {filename} is damaged or was not written completely; take an earlier one'
+            f'checkpoint {name} is damaged or was not written completely; take an earlier one'
         ) from error

@@ -9,9 +9,16 @@ from mmengine import fileio
 from PIL import Image
 
 from ..datasets.annotation_problems import Finding
-from ..datasets.transforms.loading import PNG_START, is_truncated, oversize
+from ..datasets.transforms.headers import (
+    AS_STORED,
+    PNG_START,
+    TIFF_STARTS,
+    is_truncated,
+    orientations,
+    oversize,
+)
+from ..datasets.transforms.loading import LoadImageChecked
 
-EXIF_ORIENTATION = 0x0112
 TIFF_BITS_PER_SAMPLE = 258
 # Pillow's modes of grey images; "I" and "F" have 32 bits.
 GREYSCALE = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F')
@@ -59,11 +66,14 @@ def inspect_image(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
         return [finding(problem, str(error).split(path)[-1].strip(' :')[:100], breaks=True)]
     found = [finding('image_truncated', f'{len(data)} bytes')] if truncated else []
     read = img.shape[1], img.shape[0]
-    kinds, orientation = _kinds(data)
     if loader.color_type.startswith('color'):
-        found += [finding(kind, '') for kind in kinds]
-    keeps = 'ignore_orientation' in loader.color_type or loader.color_type == 'unchanged'
-    turned = orientation not in (None, 1) and not keeps
+        found += [finding(kind, '') for kind in _kinds(data)]
+    keeps = loader.color_type.endswith('_ignore_orientation')
+    if not isinstance(loader, LoadImageChecked):
+        # mmcv never turns what it leaves "unchanged", and TIFFs whatever it is told.
+        keeps = (keeps or loader.color_type == 'unchanged') and not data.startswith(TIFF_STARTS)
+    orientation = orientations(data)[0]
+    turned = orientation != AS_STORED and not keeps
     if read == tuple(size):
         if turned:
             found.append(finding('exif_turned', f'orientation {orientation}'))
@@ -75,15 +85,14 @@ def inspect_image(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
     return found
 
 
-def _kinds(data: bytes) -> tuple[list[str], int | None]:
-    """Keys of ``PROBLEMS`` for unusual kinds of pixels, and the EXIF orientation."""
+def _kinds(data: bytes) -> list[str]:
+    """Keys of ``PROBLEMS`` for unusual kinds of pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             image = Image.open(io.BytesIO(data))
-            orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # Pillow can't read everything that OpenCV reads
-        return [], None
+        return []
     mode = image.mode
     bits = 8
     if data.startswith(PNG_START):
@@ -96,4 +105,4 @@ def _kinds(data: bytes) -> tuple[list[str], int | None]:
         'alpha': mode in ALPHA or 'transparency' in image.info,
         'palette': mode in PALETTE,
     }
-    return [kind for kind, holds in kinds.items() if holds], orientation
+    return [kind for kind, holds in kinds.items() if holds]

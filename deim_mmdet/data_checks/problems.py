@@ -34,7 +34,9 @@ PROBLEMS = {
     'exif_not_annotated': Problem(
         'images turned by their EXIF orientation, but annotated unturned',
         'turned, so that the boxes do not fit; one warning',
-        "Load with color_type='color_ignore_orientation', in training and testing.",
+        "Load with LoadImageChecked, color_type='color_ignore_orientation' (for 'unchanged': "
+        "'unchanged_ignore_orientation'), in training and testing. LoadImageFromFile turns TIFFs "
+        'whatever it is told.',
     ),
     'greyscale': Problem('greyscale images', 'three equal channels'),
     'deep': Problem('images of more than 8 bits a channel', 'the upper 8 bits'),

@@ -7,7 +7,7 @@ Size = tuple[float, float]
 
 
 def is_turned(annotated: Size, read: Size) -> bool:
-    """Whether an image was annotated before it was turned by its EXIF orientation."""
+    """Whether an image is annotated as before or after a turn by its EXIF orientation."""
     return tuple(annotated) == (read[1], read[0]) != tuple(read)
 
 
@@ -50,22 +50,26 @@ def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float)
             ]
 
 
-def size_warning(path: str, annotated: Size, read: Size) -> str:
+def size_warning(path: str, annotated: Size, read: Size, color_type: str = 'color') -> str:
     """What to say of an image that has another size than annotated.
 
     Args:
         path: The image.
         annotated: Size in the annotation file.
         read: Size of the image as it was read.
+        color_type: How it was read, as far as it is known; see
+            :class:`~deim_mmdet.datasets.LoadImageChecked`.
     """
     found = (
         f'Image {path} is {read[1]}x{read[0]}, but {annotated[1]}x{annotated[0]} in the '
         'annotation file. '
     )
     if is_turned(annotated, read):
+        kind, ignored, _ = color_type.partition('_ignore_orientation')
+        other = kind if ignored else f'{kind}_ignore_orientation'
         consequence = (
-            'It seems annotated without its EXIF orientation, so that its boxes do not fit: '
-            "color_type='color_ignore_orientation' reads it so. "
+            f'It seems annotated with{"" if ignored else "out"} its EXIF orientation, so that its '
+            f'boxes do not fit: color_type={other!r} reads it so. '
         )
     else:
         consequence = 'Its boxes are taken as pixels of the annotated size and scaled. '

@@ -22,10 +22,10 @@ def stack_images(samples: Sequence) -> Any:
     one tensor, instead of many, to pin and to copy to the device.
 
     Args:
-        samples: B samples. Those that are dictionaries have an image (3, H, W) in ``inputs``.
+        samples: B samples. Those that are dictionaries have an image (C, H, W) in ``inputs``.
 
     Returns:
-        What ``pseudo_collate`` gives. ``inputs`` is one tensor (B, 3, H, W) where the images have
+        What ``pseudo_collate`` gives. ``inputs`` is one tensor (B, C, H, W) where the images have
         one shape and type, a list of images otherwise.
 
     Example:

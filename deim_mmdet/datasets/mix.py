@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from deim_mmdet.utils.randomness import Purpose, SharedSeed, seeded
+from deim_mmdet.utils.randomness import Purpose, seeded
+from deim_mmdet.utils.shared import SharedIntegers
 
 import cv2
 import numpy as np
@@ -65,7 +66,8 @@ class DenseO2ODataset(MultiImageMixDataset):
         self.skipped_types = tuple(skip_type_keys or ())
         self.skip_unreadable = skip_unreadable
         self._reported: set[str] = set()
-        self._seed = SharedSeed()
+        # Seed and epoch, not negative once they are set.
+        self._seed = SharedIntegers(-1, -1)
 
     def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
         """Leave out other types of transforms from now on; mmdet's hooks call it."""
@@ -77,10 +79,9 @@ class DenseO2ODataset(MultiImageMixDataset):
         self._seed.set(seed, epoch)
 
     def __getitem__(self, idx: int) -> dict:
-        numbers = self._seed.get()
-        if numbers is None:
+        seed, epoch = self._seed.get()
+        if seed < 0:
             return self._readable_sample(idx)
-        seed, epoch = numbers
         with seeded(seed, Purpose.SAMPLE, epoch, int(idx) % len(self)):
             return self._readable_sample(idx)
 

@@ -40,7 +40,7 @@ def read_image(
         FileNotFoundError: There is no such file, or it isn't a picture.
         UnreadableImageError: The loader can't read it.
     """
-    image = loader(dict(img_path=str(path)))['img'] if loader else cv2.imread(str(path))
+    image = loader(dict(img_path=str(path)))['img'] if loader else _picture(Path(path))
     if image is None:
         raise FileNotFoundError(f'{path} is not a picture that can be read')
     height, width = image.shape[:2]
@@ -54,6 +54,15 @@ def read_image(
         resized = resized[..., ::-1]
     pixels = resized.transpose(2, 0, 1)[None].astype(np.float32) / (1 if loader else 255)
     return np.ascontiguousarray(pixels), np.array([[width, height]], dtype=np.int64)
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    """A picture (H, W, 3) uint8, BGR; None where there is none.
+
+    ``cv2.imread`` of OpenCV 4.12 to 5.0 fails for TIFFs that it should turn by a quarter.
+    """
+    data = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
 
 
 def test_set(cfg: Config) -> ConfigDict:

@@ -1,15 +1,15 @@
 """Agreement of data sets, evaluators and checkpoint: by the names of classes, images and files."""
 
+import copy
 import logging
 import os.path as osp
 from collections import Counter
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import load
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from .. import compat
 from ..datasets import CheckedCocoDataset
 from ..evaluation import CheckedCocoMetric
+from ..utils.components import component_class
 from ..utils.text import some
 from .checks import base_datasets, class_names, parts_of_dataset
 
@@ -111,20 +112,23 @@ def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> b
     return changed
 
 
-def name_categories(evaluator: Evaluator, config: Any) -> None:
-    """Let every ``CocoMetric`` of an evaluator find the categories by their names.
+def named_categories(evaluator: Any) -> Any:
+    """The config of an evaluator whose COCO metrics find the categories by their names.
 
     Args:
-        evaluator: Each of its metrics that is mmdet's ``CocoMetric`` is replaced.
-        config: The config that it was built from.
+        evaluator: The config, which stays as it is. ``CheckedCocoMetric`` takes the place of each
+            ``CocoMetric`` of mmdet. What is built already is returned.
     """
-    if isinstance(config, dict) and 'metrics' in config:
-        config = config['metrics']
-    configs = config if isinstance(config, list | tuple) else [config]
-    for index, (metric, given) in enumerate(zip_longest(evaluator.metrics, configs)):
-        if type(metric) is CocoMetric:
-            file = given.get('ann_file') if isinstance(given, dict) else None
-            evaluator.metrics[index] = CheckedCocoMetric.from_metric(metric, file)
+    if isinstance(evaluator, list):
+        return [named_categories(part) for part in evaluator]
+    if not isinstance(evaluator, Mapping):
+        return evaluator
+    evaluator = copy.copy(evaluator)
+    if 'metrics' in evaluator:
+        evaluator['metrics'] = named_categories(evaluator['metrics'])
+    elif component_class(METRICS, evaluator) is CocoMetric:
+        evaluator['type'] = 'CheckedCocoMetric'
+    return evaluator
 
 
 def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
@@ -139,20 +143,34 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
         split: 'validation' or 'test'.
 
     Raises:
-        ValueError: They differ; the message names both files, what differs and the remedy.
+        ValueError: They differ; the message names both files, what differs and the remedy. Or a
+            metric is mmdet's ``CocoMetric``, which doesn't find categories by name.
     """
     parts = [dataset] * len(evaluator.metrics)
     if isinstance(evaluator, MultiDatasetsEvaluator):
         parts = getattr(dataset, 'datasets', parts)
     checked: dict[int, list[dict]] = {}
     for metric, part in zip(evaluator.metrics, parts, strict=True):
+        if type(metric) is CocoMetric and compat.annotations_of(metric) is not None:
+            raise ValueError(
+                f'the {split} evaluator has a CocoMetric, which takes the classes in the order of '
+                "its file: use type='CheckedCocoMetric', which finds them by name. DEIMRunner does "
+                'so by itself where the evaluator is given as a config'
+            )
         if not isinstance(metric, CheckedCocoMetric) or metric.annotations is None:
             continue
         if id(part) not in checked:
             checked[id(part)] = [part.get_data_info(index) for index in range(len(part))]
-        fault = _fault_of_images(checked[id(part)], metric.annotations.imgs)
+        # What a data set leaves out of its file on purpose is missing in it by right.
+        annotated = {
+            id: image for id, image in metric.annotations.imgs.items() if not _left_out(part, image)
+        }
+        fault = _fault_of_images(checked[id(part)], annotated)
         if fault is None:
-            fault = _fault_of_classes(class_names(part) or (), metric.categories)
+            try:
+                metric.category_ids(class_names(part) or ())
+            except ValueError as error:
+                fault = error
         if fault is not None:
             option = OPTIONS[split]
             raise ValueError(
@@ -175,24 +193,20 @@ def checked_test_set(cfg: Config, classes: Sequence[str] | None) -> tuple[Datase
             both.
     """
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator = Evaluator(named_categories(cfg.test_evaluator))
     check_numbering(dataset)
     if classes is not None:
         set_class_order(dataset, classes, 'the test data set', 'the checkpoint')
-    name_categories(evaluator, cfg.test_evaluator)
     evaluator.dataset_meta = dataset.metainfo
     check_evaluator(evaluator, dataset, 'test')
     return dataset, evaluator
 
 
-def _fault_of_classes(classes: Sequence[str], categories: dict[str, Any]) -> str | None:
-    """The classes that an evaluator's categories lack, as a message; None if they lack none."""
-    missing = [name for name in classes if name not in categories]
-    if not missing:
-        return None
-    return (
-        f'the evaluator has no category {some(map(repr, missing))}; the classes of the data set '
-        f"are {list(classes)}, the evaluator's categories {list(categories)}"
+def _left_out(dataset, image: dict) -> bool:
+    """Whether a data set leaves out an image, given by its entry in the annotation file."""
+    return any(
+        isinstance(base, CheckedCocoDataset) and base.image_file(image) is None
+        for base in base_datasets(dataset)
     )
 
 
@@ -222,19 +236,6 @@ def _fault_of_images(infos: Sequence[dict], annotated: dict[Any, dict]) -> str |
         if sizes[0] != sizes[1]:
             return f'image {name} is annotated as {sizes[0]} in the one, {sizes[1]} in the other'
     return None
-
-
-def saved_classes(checkpoint: dict) -> tuple[tuple[str, ...] | None, bool]:
-    """Class names that a checkpoint states, and whether they are certain.
-
-    A converted checkpoint of 80 classes is taken for one of COCO; its names aren't certain.
-    """
-    meta = checkpoint.get('meta') or {}
-    # MMDetection 2 wrote 'CLASSES'.
-    stated = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}
-    classes = stated.get('classes', stated.get('CLASSES'))
-    certain = not meta.get('assumed_classes', False)
-    return (None if classes is None else tuple(classes)), certain
 
 
 def say_unnamed(classes: Sequence[str], reason: str) -> None:

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..models.detectors import DEIMDetector
 from ..utils.text import some
@@ -85,11 +86,10 @@ def check_classes(model: nn.Module, dataset, split: str) -> None:
     classes = class_names(dataset)
     if expected is None or classes is None or expected == len(classes):
         return
-    names = ', '.join(classes[:8]) + (', …' if len(classes) > 8 else '')
     raise ValueError(
         f'model.bbox_head.num_classes={expected}, but the {split} data set has {len(classes)} '
-        f'classes ({names}): set model.bbox_head.num_classes={len(classes)}, or the class names '
-        "in the data set's metainfo=dict(classes=(...))"
+        f'classes ({some(classes, 8)}): set model.bbox_head.num_classes={len(classes)}, or the '
+        "class names in the data set's metainfo=dict(classes=(...))"
     )
 
 
@@ -117,6 +117,19 @@ def check_object_counts(model: nn.Module, dataset) -> None:
                     f'{num_queries} queries: set model.bbox_head.query_selection.num_queries to at '
                     f'least {count}, or leave the image out'
                 )
+
+
+def check_fills_a_batch(dataloader: DataLoader) -> None:
+    """Refuse a training set that doesn't fill a single batch.
+
+    Raises:
+        ValueError: It doesn't; the message names both numbers.
+    """
+    if len(dataloader) == 0:
+        raise ValueError(
+            f'the training set has {len(dataloader.dataset)} images, too few for one batch of '
+            f'{dataloader.batch_size} a process: lower train_dataloader.batch_size'
+        )
 
 
 def check_resumable(checkpoint: dict) -> None:
@@ -182,7 +195,7 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     if not own:
         raise ValueError(
             'the checkpoint holds no parameter of this model (its names begin with '
-            f'{sorted({name.split(".")[0] for name in source})[:5]}): take the config that the '
+            f'{some(sorted({name.split(".")[0] for name in source}))}): take the config that the '
             'checkpoint was trained with'
         )
     differing = [

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from .config_variables import set_variables
-from .image_size import apply_image_size, input_sizes, set_image_size, stretch_images
+from .image_size import apply_image_size, input_sizes, keep_aspect_ratio, set_image_size
 
 #: The top-level names of a config that runners and tools read. Others are its own variables.
 RUNNER_OPTIONS = {
@@ -173,7 +173,7 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
         cfg.keep_ratio = variables['keep_ratio']
         if not cfg.keep_ratio:
             # Also where somebody wrote a Letterbox by hand.
-            stretch_images(cfg)
+            keep_aspect_ratio(cfg, keep=False)
     return cfg
 
 
@@ -183,14 +183,27 @@ def _others(cfg: Config, option: str) -> dict:
 
 
 def override_data_root(cfg: Config, root: str) -> None:
-    """Put ``root`` in place of ``cfg.data_root`` in data sets and evaluators."""
-    old = cfg.data_root
+    """Put ``root`` in place of ``cfg.data_root`` in data sets and evaluators.
+
+    Args:
+        cfg: The config, changed in place.
+        root: The new folder, with a slash at its end.
+
+    Raises:
+        ValueError: ``cfg.data_root`` is empty, so that no path is known to lie under it.
+    """
+    if not cfg.data_root:
+        raise ValueError(
+            '--cfg-options data_root: it is empty in the config, and nothing there uses it. Name '
+            'the options that it was meant for, such as val_dataloader.dataset.data_root'
+        )
+    old = f'{cfg.data_root.rstrip("/")}/'
 
     def replace_under(node: Any) -> None:
         items = node.items() if hasattr(node, 'items') else enumerate(node)
         for key, value in list(items):
-            # The root itself, or a path under it.
-            if isinstance(value, str) and value.startswith(old):
+            # The root itself, or a path under it; not a sibling whose name begins alike.
+            if isinstance(value, str) and value and f'{value}/'.startswith(old):
                 node[key] = root + value[len(old) :]
             elif isinstance(value, dict | list):
                 replace_under(value)

@@ -54,13 +54,14 @@ class _Copies:
             copy = self._folder / str(len(self._made)) / path.name
             copy.parent.mkdir()
             self._made[path] = str(copy)
-            copy.write_text(self._with_options(path))
+            copy.write_text(self._with_options(path), encoding='utf-8')
         return self._made[path]
 
     def _with_options(self, path: Path) -> str:
         folder = str(path.parent)
         text = FOLDER.sub(lambda _: folder, path.read_text(encoding='utf-8'))
-        lines = text.splitlines()
+        # Lines as ast counts them: str.splitlines would also cut at form feeds and the like.
+        lines = text.split('\n')
         # From the last one backwards, so that the line numbers of the others stay true.
         for statement in reversed(ast.parse(text).body):
             name = _assigned(statement)
@@ -91,8 +92,8 @@ class _Copies:
         return lines
 
 
-def _imports_neighbours(path: str) -> bool:
-    nodes = ast.walk(ast.parse(Path(path).read_text(encoding='utf-8')))
+def _imports_neighbours(path: Path) -> bool:
+    nodes = ast.walk(ast.parse(path.read_text(encoding='utf-8')))
     return any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmdet.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from mmdet.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from torch import nn
 
@@ -68,7 +69,7 @@ def wrapper_options(given: Mapping[str, Any] | None, device: str, find_unused: b
         gradient_as_bucket_view=True,
     )
     given = dict(given or {})
-    if given.get('type', options['type']) == options['type']:
+    if 'type' not in given or (component_class(MODEL_WRAPPERS, given) is MMDistributedDataParallel):
         given = {**options, **given}
     return dict(given, device_ids=None) if device == 'cpu' else given
 

@@ -163,10 +163,12 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
             f'give the machine or container more shared memory, /dev/shm), {GO_ON}'
         ) from error
     except (FileNotFoundError, UnreadableImageError) as error:
-        # A worker puts its traceback into the message; the line after it is the error's own text.
-        if 'in DataLoader worker process' not in str(error):
+        message = str(error)
+        if 'in DataLoader worker process' in message:
+            # The worker's traceback, whose last line is the error's own text.
+            message = message.strip().splitlines()[-1].split(': ', 1)[-1]
+        elif not isinstance(error, UnreadableImageError):
             raise
-        message = str(error).strip().splitlines()[-1].split(': ', 1)[-1]
         raise RunFault(f'{message} Training so far is not lost: {GO_ON}') from error
     except OSError as error:
         if error.errno not in FULL:

@@ -29,7 +29,7 @@ Size = tuple[int, int]
 def apply_image_size(cfg: Config | dict) -> None:
     """Put ``cfg.image_size`` wherever the config needs it, if a file or an option has changed it.
 
-    So is ``cfg.keep_ratio``, see :func:`keep_aspect_ratio` and :func:`stretch_images`.
+    So is ``cfg.keep_ratio``, see :func:`keep_aspect_ratio`.
 
     ``applied_image_size``, in the base config of the data, is the size that its pipelines were
     written for. If both are the same, or a config has no such variable, all sizes stay as written,
@@ -41,16 +41,11 @@ def apply_image_size(cfg: Config | dict) -> None:
     Raises:
         ValueError: See :func:`set_image_size`.
     """
-    if cfg.get('keep_ratio') and (changed := keep_aspect_ratio(cfg)):
+    keep = bool(cfg.get('keep_ratio'))
+    if (keep or cfg.get(APPLIED_RATIO)) and (changed := keep_aspect_ratio(cfg, keep)):
+        how = 'keep their proportions' if keep else 'are stretched to the input'
         print_log(
-            f'keep_ratio=True: images keep their proportions in {changed} parts of the config',
-            logger='current',
-        )
-    if cfg.get(APPLIED_RATIO) and not cfg.get('keep_ratio'):
-        changed = stretch_images(cfg)
-        print_log(
-            f'keep_ratio=False: images are stretched to the input in {changed} parts of the config',
-            logger='current',
+            f'keep_ratio={keep}: images {how} in {changed} parts of the config', logger='current'
         )
     size, applied = cfg.get('image_size'), cfg.get(APPLIED)
     if applied is None:
@@ -131,7 +126,7 @@ def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
     return len(changes)
 
 
-def keep_aspect_ratio(cfg: Config | dict) -> int:
+def keep_aspect_ratio(cfg: Config | dict, keep: bool = True) -> int:
     """Let a config fit images into the input with their own proportions, padded to its size.
 
     ``Resize`` to a fixed size becomes
@@ -140,6 +135,7 @@ def keep_aspect_ratio(cfg: Config | dict) -> int:
 
     Args:
         cfg: A config, or the ``_base_`` of one, changed in place together with its ``keep_ratio``.
+        keep: With False it is the reverse: images are stretched to the input.
 
     Returns:
         Number of components that were changed.
@@ -147,31 +143,17 @@ def keep_aspect_ratio(cfg: Config | dict) -> int:
     changed = 0
     for name, part in cfg.items():
         for _, component, _ in _components(part, name):
-            if _resizes(component) and not is_component(TRANSFORMS, component, Letterbox):
+            is_letterbox = is_component(TRANSFORMS, component, Letterbox)
+            if keep and not is_letterbox and _resizes(component):
                 component.pop('keep_ratio', None)
                 component['type'] = 'Letterbox'
-                changed += 1
-    cfg['keep_ratio'] = cfg[APPLIED_RATIO] = True
-    return changed
-
-
-def stretch_images(cfg: Config | dict) -> int:
-    """Let a config stretch images to the input: the reverse of :func:`keep_aspect_ratio`.
-
-    Args:
-        cfg: A whole config, changed in place together with its ``keep_ratio``.
-
-    Returns:
-        Number of components that were changed.
-    """
-    changed = 0
-    for name, part in cfg.items():
-        for _, component, _ in _components(part, name):
-            if is_component(TRANSFORMS, component, Letterbox):
+            elif is_letterbox and not keep:
                 component.pop('pad_val', None)
                 component.update(type='Resize', keep_ratio=False)
-                changed += 1
-    cfg['keep_ratio'] = cfg[APPLIED_RATIO] = False
+            else:
+                continue
+            changed += 1
+    cfg['keep_ratio'] = cfg[APPLIED_RATIO] = keep
     return changed
 
 

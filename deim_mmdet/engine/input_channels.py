@@ -30,7 +30,8 @@ def set_input_channels(
             and blue.
         std: Standard deviation of each channel.
         color_type: See :class:`~deim_mmdet.datasets.LoadImageChecked`: 'grayscale' for one channel
-            of 8 bits, 'unchanged' for everything else.
+            of 8 bits, 'unchanged' for everything else, or one of these with
+            '_ignore_orientation'.
         imdecode_backend: Decoder of image files; 'tifffile' for TIFFs of more than four channels
             in a page.
 
@@ -51,10 +52,11 @@ def set_input_channels(
         raise ValueError(f'mean and std must have a number for each channel, got {mean} and {std}')
     if channels != dict(unchanged=channels, grayscale=1, color=RGB).get(color_type.split('_')[0]):
         raise ValueError(f'color_type={color_type!r} does not read {channels} channels')
+    keeps_values = color_type.startswith('unchanged')
     changed = set()
     for loader in find_components(TRANSFORMS, [*cfg.values()], LoadImageFromFile):
         loader.update(color_type=color_type, imdecode_backend=imdecode_backend)
-        if color_type == 'unchanged' or component_class(TRANSFORMS, loader) is LoadImageChecked:
+        if keeps_values or component_class(TRANSFORMS, loader) is LoadImageChecked:
             options = ('color_type', 'imdecode_backend', 'backend_args')
             kept = {name: loader[name] for name in options if name in loader}
             loader.clear()
@@ -64,7 +66,7 @@ def set_input_channels(
     model['backbone']['in_channels'] = channels
     model['data_preprocessor'].update(mean=[*mean], std=[*std])
     if channels == RGB:
-        model['data_preprocessor']['keep_values'] = color_type == 'unchanged'
+        model['data_preprocessor']['keep_values'] = keeps_values
     else:
         model['data_preprocessor']['bgr_to_rgb'] = False
     return len(changed)

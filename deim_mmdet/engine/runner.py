@@ -19,8 +19,9 @@ from ..checkpoints.activations import activation_warning
 from ..checkpoints.loading import SCHEME
 from ..datasets.collate import stacking
 from ..utils.files import replaced_when_complete, write_text
+from .agreement import named_categories
 from .apply_recipe import apply_recipe
-from .checks import bare_model, check_object_counts
+from .checks import bare_model, check_fills_a_batch, check_object_counts
 from .devices import laid_out, optimizer_options, set_precision, wrapper_options
 from .faults import (
     check_work_dir,
@@ -64,7 +65,7 @@ class DEIMRunner(Runner):
 
     *Checks.* Before the first iteration it refuses images with more objects than queries. By
     :class:`~deim_mmdet.engine.AgreementHook` it refuses classes and evaluators that don't fit the
-    data sets and the checkpoint.
+    data sets and the checkpoint. ``CheckedCocoMetric`` takes the place of ``CocoMetric``.
 
     *Checkpoints.* It loads checkpoints of the reference and of transformers like its own, and gives
     the reason where one can't be loaded. A killed run leaves no half-written checkpoint. A fault of
@@ -151,6 +152,9 @@ class DEIMRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper):
         return super().build_optim_wrapper(optimizer_options(optim_wrapper, get_device()))
 
+    def build_evaluator(self, evaluator):
+        return super().build_evaluator(named_categories(evaluator))
+
     def build_train_loop(self, loop) -> BaseLoop:
         """Build the loop as mmengine does, and check the training set.
 
@@ -159,13 +163,8 @@ class DEIMRunner(Runner):
                 the head has queries.
         """
         built = super().build_train_loop(loop)
-        dataset = built.dataloader.dataset
-        check_object_counts(bare_model(self.model), dataset)
-        if len(built.dataloader) == 0:
-            raise ValueError(
-                f'the training set has {len(dataset)} images, too few for one batch of '
-                f'{built.dataloader.batch_size} a process: lower train_dataloader.batch_size'
-            )
+        check_object_counts(bare_model(self.model), built.dataloader.dataset)
+        check_fills_a_batch(built.dataloader)
         return built
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:

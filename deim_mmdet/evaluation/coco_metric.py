@@ -11,10 +11,11 @@ from mmdet.datasets.api_wrappers import COCO, COCOeval, COCOevalMP
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.logging import print_log
-from terminaltables import AsciiTable
 
 from .. import compat
 from ..datasets.annotated_size import box_factors, size_warning
+from ..utils.tables import format_table
+from .coco_tables import CocoTables, coco_entries, faster_evaluation
 
 # Detections of a class in an image that count for ``mAP``, as on COCO's leaderboard.
 AP_DETECTIONS = 100
@@ -23,42 +24,20 @@ OWN_KINDS = ('bbox', 'segm')
 DEFAULT_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 # Names of figures: the kind, the part of the objects, and the number of detections that count.
 FIGURE = re.compile(r'(mAP|AR)(?:_(50|75|s|m|l))?(?:@(\d+))?')
-# By the part's name: position of the range of areas in COCO's tables, and threshold of the IoU.
-AREAS = {'s': 1, 'm': 2, 'l': 3}
-IOUS = {'50': 0.5, '75': 0.75}
+# What the part says of size and IoU.
+PARTS = {
+    None: {},
+    '50': {'iou': 0.5},
+    '75': {'iou': 0.75},
+    's': {'size': 'small'},
+    'm': {'size': 'medium'},
+    'l': {'size': 'large'},
+}
 
 
 def ap_detections(proposal_nums: Sequence[int]) -> int:
     """Detections of a class in an image that count for ``mAP``: 100, or the largest without 100."""
     return AP_DETECTIONS if AP_DETECTIONS in proposal_nums else max(proposal_nums)
-
-
-def faster_evaluation() -> type | None:
-    """The evaluation class of faster-coco-eval; None where it can't be imported."""
-    try:
-        from faster_coco_eval import COCOeval_faster
-    except ImportError:
-        return None
-    return COCOeval_faster
-
-
-def coco_evaluation(evaluator: type, annotations: COCO, found: list[dict], kind: str = 'bbox'):
-    """An evaluation of detections, its parameters still to be set.
-
-    Args:
-        evaluator: pycocotools' ``COCOeval`` or a class that computes the same.
-        annotations: The objects.
-        found: Detections as entries of COCO's results; they get ids from 1 on, in their order.
-        kind: 'bbox' or 'segm'.
-    """
-    if found:
-        detections = annotations.loadRes(found)
-    else:
-        print_log('There is not a single detection', logger='current', level=logging.WARNING)
-        detections = COCO()
-        detections.dataset = {**annotations.dataset, 'annotations': []}
-        detections.createIndex()
-    return evaluator(annotations, detections, kind)
 
 
 @METRICS.register_module()
@@ -112,20 +91,6 @@ class CheckedCocoMetric(CocoMetric):
         else:
             return
         raise ValueError(f'metric_items: there is no {item!r}; there are {known}')
-
-    @classmethod
-    def from_metric(cls, metric: CocoMetric, ann_file: str | None) -> 'CheckedCocoMetric':
-        """Turn a built ``CocoMetric`` into one of this class.
-
-        Args:
-            metric: The metric. The new one takes over its state, so don't use it any more.
-            ann_file: The annotation file, whose name ``metric`` doesn't keep.
-        """
-        new = cls.__new__(cls)
-        new.__dict__.update(metric.__dict__)
-        new.annotations = compat.annotations_of(metric)
-        new.ann_file, new.faster, new._size_warned = ann_file, None, False
-        return new
 
     @property
     def categories(self) -> dict[str, int]:
@@ -194,29 +159,8 @@ class CheckedCocoMetric(CocoMetric):
                 print_log(f'results are saved as {prefix}.*.json', logger='current')
                 return {}
             for kind in own:
-                figures.update(self._evaluate(kind, self._in_coco_form(kind, found)))
+                figures.update(self._evaluate(kind, coco_entries(found, self.cat_ids, kind)))
         return figures
-
-    def _in_coco_form(self, kind: str, found: Sequence[dict]) -> list[dict]:
-        """Entries of COCO's results for the detections of all images.
-
-        Those of masks have no box: COCO's evaluation would take its area for the mask's.
-        """
-        entries = []
-        for image in found:
-            if kind == 'segm':
-                name, values = 'segmentation', image['masks']
-                scores = image.get('mask_scores', image['scores'])
-            else:
-                name, scores = 'bbox', image['scores']
-                values = image['bboxes'].astype(float)
-                values[:, 2:] -= values[:, :2]
-                values = values.tolist()
-            entries += [
-                {'image_id': image['img_id'], 'category_id': self.cat_ids[i], 'score': s, name: v}
-                for i, s, v in zip(image['labels'], scores.tolist(), values, strict=True)
-            ]
-        return entries
 
     def _evaluate(self, kind: str, found: list[dict]) -> dict[str, float]:
         """Figures of one kind, 'bbox' or 'segm', from detections in COCO's form."""
@@ -230,20 +174,18 @@ class CheckedCocoMetric(CocoMetric):
         print_log(f'{kind}_mAP_copypaste: {default}', logger='current')
         return figures
 
-    def _tables(self, kind: str, found: list[dict]) -> dict[str, np.ndarray]:
-        """COCO's tables of precision and recall.
-
-        The axes of precision are (IoU, recall, class, area, detections); those of recall are the
-        same without recall. Classes are in the order of their categories' ids.
-        """
-        evaluation = coco_evaluation(self._evaluation_class(), self.annotations, found, kind)
-        evaluation.params.catIds = sorted(self.cat_ids)
-        evaluation.params.imgIds = self.img_ids
-        evaluation.params.maxDets = sorted(self.proposal_nums)
-        evaluation.params.iouThrs = self.iou_thrs
-        evaluation.evaluate()
-        evaluation.accumulate()
-        return evaluation.eval
+    def _tables(self, kind: str, found: list[dict]) -> CocoTables:
+        """COCO's tables of precision and recall."""
+        return CocoTables(
+            self.annotations,
+            found,
+            self.cat_ids,
+            self.img_ids,
+            self.proposal_nums,
+            self.iou_thrs,
+            kind,
+            self._evaluation_class(),
+        )
 
     def _evaluation_class(self) -> type:
         """pycocotools' ``COCOeval``, or a class that computes the same."""
@@ -251,34 +193,23 @@ class CheckedCocoMetric(CocoMetric):
             return faster_evaluation() or COCOeval
         return COCOevalMP if self.use_mp_eval else COCOeval
 
-    def _figure(
-        self, tables: dict[str, np.ndarray], item: str, category: int | None = None
-    ) -> float:
-        """The figure of a name, a mean over the tables; -1 where there are no objects.
-
-        ``category`` is the position of the one category that counts; None counts all.
-        """
+    def _figure(self, tables: CocoTables, item: str, category: int | None = None) -> float:
+        """The figure of a name, of all categories or of one's id; -1 where there are no objects."""
         kind, part, limit = FIGURE.fullmatch(item).groups()
-        limits = sorted(self.proposal_nums)
-        if limit is None:
-            limit = ap_detections(limits) if item == 'mAP' and category is None else limits[-1]
-        table = tables['precision' if kind == 'mAP' else 'recall']
-        table = table[..., AREAS.get(part, 0), limits.index(int(limit))]
-        if category is not None:
-            table = table[..., category]
-        if part in IOUS:
-            table = table[np.isclose(self.iou_thrs, IOUS[part])]
-        known = table[table > -1]
-        return float(known.mean()) if known.size else -1.0
+        if item == 'mAP' and category is None:
+            limit = ap_detections(self.proposal_nums)
+        table = tables.precision if kind == 'mAP' else tables.recall
+        limit = None if limit is None else int(limit)
+        value = tables.mean(table, category=category, limit=limit, **PARTS[part])
+        return -1.0 if value is None else value
 
-    def _by_class(self, tables: dict[str, np.ndarray]) -> dict[str, float]:
+    def _by_class(self, tables: CocoTables) -> dict[str, float]:
         """``<name>_precision`` of each class, NaN without objects; logs all figures."""
-        positions = {category: i for i, category in enumerate(sorted(self.cat_ids))}
         figures, rows = {}, [('category', *DEFAULT_ITEMS)]
         for name, category in zip(self.dataset_meta['classes'], self.cat_ids, strict=True):
-            values = [self._figure(tables, item, positions[category]) for item in DEFAULT_ITEMS]
+            values = [self._figure(tables, item, category) for item in DEFAULT_ITEMS]
             values = [round(value, 3) if value > -1 else float('nan') for value in values]
             figures[f'{name}_precision'] = values[0]
             rows.append((name, *map(str, values)))
-        print_log(f'\n{AsciiTable(rows).table}', logger='current')
+        print_log(f'\n{format_table(rows)}', logger='current')
         return figures

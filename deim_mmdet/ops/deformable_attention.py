@@ -1,6 +1,7 @@
 """Multi-scale deformable attention; each level has its own number of points."""
 
 import functools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -144,7 +145,9 @@ def _sample_bilinearly(level: Tensor, locations: Tensor) -> Tensor:
 def _sample_nearest(level: Tensor, locations: Tensor) -> Tensor:
     """Like :func:`_sample_bilinearly`, but take the pixel floor(x · W + 0.5)."""
     height, width = level.shape[-2:]
-    x, y = (locations.detach() * locations.new_tensor([width, height]) + 0.5).floor().unbind(-1)
+    places = (locations.detach() * locations.new_tensor([width, height]) + 0.5).floor()
+    x, y = places.nan_to_num(0).unbind(-1)
     index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
     flat = index.flatten(1)[:, None].expand(-1, level.shape[1], -1)
-    return level.flatten(2).gather(2, flat).reshape(*level.shape[:2], *index.shape[1:])
+    samples = level.flatten(2).gather(2, flat).reshape(*level.shape[:2], *index.shape[1:])
+    return samples.masked_fill(places.isnan().any(-1)[:, None], math.nan)

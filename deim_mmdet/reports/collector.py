@@ -75,7 +75,7 @@ class DetectionCollector(BaseMetric):
 
         An entry has ``img_id``, ``path`` (None where unknown), ``input`` (height and width of the
         batch that the network saw), ``factors`` (of width and height, from annotated to input
-        pixels), and ``labels`` (N,), ``scores`` (N,) and ``boxes`` (N, 4) as x1, y1, x2, y2.
+        pixels), and ``labels`` (N,), ``scores`` (N,) and ``bboxes`` (N, 4) as x1, y1, x2, y2.
         """
         metric = self.metric
         taken = metric.results[len(metric.results) - len(data_samples) :]
@@ -98,7 +98,7 @@ class DetectionCollector(BaseMetric):
                     factors=(scaled[0] * scale[0], scaled[1] * scale[1]),
                     labels=found['labels'],
                     scores=found['scores'],
-                    boxes=found['bboxes'],
+                    bboxes=found['bboxes'],
                 )
             )
 

@@ -7,12 +7,20 @@ import numpy as np
 from mmdet.datasets.api_wrappers import COCO
 
 from ..evaluation.coco_metric import AP_DETECTIONS
+from ..evaluation.coco_tables import CocoTables, coco_entries
 from .counts import SIZES, TrainingCounts, count_input_sizes, count_sizes
 from .curves import curve
 from .errors import KINDS, Errors, find_errors
-from .matching import Detections, Objects, match
-from .precision import AveragePrecision
+from .matching import Detections, Objects, match, quiet
 from .words import stands_out
+
+# What of COCO's tables each figure is the mean of.
+FIGURES = {
+    'AP': {},
+    'AP50': {'iou': 0.5},
+    'AP75': {'iou': 0.75},
+    **{f'AP_{size}': {'size': size} for size in SIZES},
+}
 
 
 @dataclass
@@ -33,26 +41,6 @@ class Evaluated:
     image_ids: list
     collected: list[dict]
     about: dict[str, str]
-
-    def entries(self) -> list[dict]:
-        """The detections as entries of COCO's results."""
-        known, entries = set(self.image_ids), []
-        for image in self.collected:
-            boxes = image['boxes'].astype(float)
-            boxes[:, 2:] -= boxes[:, :2]
-            if image['img_id'] in known:
-                entries += [
-                    dict(
-                        image_id=image['img_id'],
-                        category_id=self.category_ids[label],
-                        bbox=box,
-                        score=float(score),
-                    )
-                    for label, score, box in zip(
-                        image['labels'].tolist(), image['scores'], boxes.tolist(), strict=True
-                    )
-                ]
-        return entries
 
 
 @dataclass
@@ -88,8 +76,10 @@ def analyse(evaluated: Evaluated, training: TrainingCounts) -> Analysis:
     category_ids = sorted(evaluated.category_ids)
     image_ids = sorted(set(evaluated.image_ids))
     names = [annotations.cats[id]['name'] for id in category_ids]
-    found = evaluated.entries()
-    precision = AveragePrecision(annotations, found, category_ids, image_ids, AP_DETECTIONS)
+    found = coco_entries(evaluated.collected, evaluated.category_ids)
+    with quiet():
+        tables = CocoTables(annotations, found, category_ids, image_ids, [AP_DETECTIONS])
+    figures = _figures(tables)
     detections, objects = match(annotations, found, category_ids, image_ids, AP_DETECTIONS)
     whole = curve(detections, objects)
     best = whole.best()
@@ -113,15 +103,17 @@ def analyse(evaluated: Evaluated, training: TrainingCounts) -> Analysis:
         crowds=int(np.count_nonzero(objects.crowd)),
         detections=len(found),
         input=_input_text(evaluated.collected),
-        figures=precision.figures(),
-        figures_by_iou=precision.by_iou(),
+        figures=figures,
+        figures_by_iou=[
+            dict(iou=iou, AP=tables.mean(tables.precision, iou=iou)) for iou in tables.ious
+        ],
         threshold=best,
         at_half=whole.at(0.5),
         curve=whole.kept(),
         classes=[
             dict(
                 name=name,
-                figures=precision.figures(label),
+                figures=_figures(tables, category_ids[label]),
                 val=count_sizes(objects.area[(objects.label == label) & ~objects.crowd]),
                 train=training.of([name]),
                 threshold=curves[label].best(),
@@ -129,7 +121,7 @@ def analyse(evaluated: Evaluated, training: TrainingCounts) -> Analysis:
             )
             for label, name in enumerate(names)
         ],
-        sizes=_sizes(precision.figures(), objects, training.of(names)),
+        sizes=_sizes(figures, objects, training.of(names)),
         input_sizes=count_input_sizes(objects, factors, score),
         training=dict(files=training.files, images=training.images, note=training.note),
         confusion=dict(score=score, names=[*names, 'background'], counts=errors.confusion.tolist()),
@@ -141,6 +133,14 @@ def analyse(evaluated: Evaluated, training: TrainingCounts) -> Analysis:
     )
     content['stands_out'] = stands_out(content)
     return Analysis(content, images, names, detections, objects, errors)
+
+
+def _figures(tables: CocoTables, category: int | None = None) -> dict[str, float | None]:
+    """The ``FIGURES`` of a category, or their means over all; None without an object."""
+    return {
+        name: tables.mean(tables.precision, category=category, **part)
+        for name, part in FIGURES.items()
+    }
 
 
 def _sizes(figures: dict, objects: Objects, training: dict | None) -> list[dict]:

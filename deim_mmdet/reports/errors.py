@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools.mask import iou
 
-from .matching import IOU, Boxes, Detections, Objects, match_across_classes
+from .matching import IOU, Boxes, Detections, Objects, by_image, match_across_classes
 
 # Below this IoU a detection isn't about an object.
 APART = 0.1
@@ -81,72 +81,61 @@ def find_errors(detections: Detections, objects: Objects, classes: int, score: f
         _chosen(detections, wrong), detections.score[wrong], _chosen(objects, missed)
     )
     confused = [(int(wrong[one]), int(missed[other])) for one, other in pairs]
-    taken = {one for one, _ in confused}
+    taken, found = np.array(confused, int).reshape(-1, 2).T
+    alone, lost = np.setdiff1d(wrong, taken), np.setdiff1d(missed, found)
 
     confusion = np.zeros((classes + 1, classes + 1), int)
-    np.add.at(confusion, (detections.label[right], detections.label[right]), 1)
-    for one, other in confused:
-        confusion[objects.label[other], detections.label[one]] += 1
-    lost = [index for index in missed if index not in {other for _, other in confused}]
-    np.add.at(confusion, (objects.label[lost], classes), 1)
-    alone = [index for index in wrong if index not in taken]
-    np.add.at(confusion, (classes, detections.label[alone]), 1)
+    for annotated, detected in (
+        (objects.label[detections.object[right]], detections.label[right]),
+        (objects.label[found], detections.label[taken]),
+        (objects.label[lost], classes),
+        (classes, detections.label[alone]),
+    ):
+        np.add.at(confusion, (annotated, detected), 1)
 
-    overlaps = Overlaps(detections, objects)
-    kinds = {kind: [] for kind in KINDS}
-    for index in wrong[np.argsort(-detections.score[wrong], kind='stable')]:
-        kind = 'confused' if index in taken else overlaps.kind(index)
-        kinds[kind].append(int(index))
-    near = overlaps.best_scores(lost)
+    kinds, objects_of = {kind: [] for kind in KINDS}, by_image(objects)
+    kinds['confused'] = taken.tolist()
+    for index in alone[np.argsort(-detections.score[alone], kind='stable')]:
+        kinds[_kind(index, detections, objects, objects_of)].append(int(index))
+    detections_of = by_image(detections)
+    near = {index: _best_score(index, detections, objects, detections_of) for index in lost}
     lost = sorted(lost, key=lambda index: (near[index], -objects.area[index], index))
     errors = Errors(score, confusion, kinds, confused, [int(index) for index in lost])
     errors.labels = _label_errors(detections, objects, errors, right)
     return errors
 
 
-class Overlaps:
-    """IoUs of detections and objects of an image.
+def _kind(index: int, detections: Detections, objects: Objects, objects_of: dict) -> str:
+    """Kind of a false positive that isn't confused with another class.
 
-    Args:
-        detections: All detections that count.
-        objects: All objects.
+    ``objects_of`` has the positions of each image's objects, see :func:`by_image`.
     """
+    near = objects_of.get(detections.image[index])
+    if near is None:
+        return 'background'
+    # The IoU with a crowd is the share of the detection that lies on it.
+    ious = iou(detections.box[[index]], objects.box[near], objects.crowd[near])[0]
+    own = (objects.label[near] == detections.label[index]) & ~objects.crowd[near]
+    best = ious[own].max(initial=0)
+    if best >= IOU:
+        return 'duplicate'
+    if best >= APART:
+        return 'misplaced'
+    return 'other' if ious.max() >= APART else 'background'
 
-    def __init__(self, detections: Detections, objects: Objects) -> None:
-        self.detections, self.objects = detections, objects
-        self._objects_of = _by_image(objects)
-        self._detections_of = _by_image(detections)
 
-    def kind(self, index: int) -> str:
-        """Kind of a false positive that isn't confused with another class."""
-        detections, objects = self.detections, self.objects
-        members = self._objects_of.get(detections.image[index])
-        if members is None:
-            return 'background'
-        # The IoU with a crowd is the share of the detection that lies on it.
-        ious = iou(detections.box[[index]], objects.box[members], objects.crowd[members])[0]
-        own = (objects.label[members] == detections.label[index]) & ~objects.crowd[members]
-        best = ious[own].max(initial=0)
-        if best >= IOU:
-            return 'duplicate'
-        if best >= APART:
-            return 'misplaced'
-        return 'other' if ious.max() >= APART else 'background'
+def _best_score(index: int, detections: Detections, objects: Objects, detections_of: dict) -> float:
+    """The highest score of a detection of an object's class near it, or 0.
 
-    def best_scores(self, indices: list[int]) -> dict[int, float]:
-        """The highest score, for each object, of a detection of its class near it, or 0.
-
-        Near is an IoU of at least 0.1; the detection may have found another object.
-        """
-        detections, objects, best = self.detections, self.objects, {}
-        for index in indices:
-            members = self._detections_of.get(objects.image[index], np.zeros(0, int))
-            members = members[detections.label[members] == objects.label[index]]
-            best[index] = 0.0
-            if len(members):
-                ious = iou(detections.box[members], objects.box[[index]], [0])[:, 0]
-                best[index] = float(detections.score[members][ious >= APART].max(initial=0))
-        return best
+    Near is an IoU of at least 0.1; the detection may have found another object.
+    ``detections_of`` has the positions of each image's detections, see :func:`by_image`.
+    """
+    near = detections_of.get(objects.image[index], np.zeros(0, int))
+    near = near[detections.label[near] == objects.label[index]]
+    if not len(near):
+        return 0.0
+    ious = iou(detections.box[near], objects.box[[index]], [0])[:, 0]
+    return float(detections.score[near][ious >= APART].max(initial=0))
 
 
 def _label_errors(
@@ -171,7 +160,7 @@ def _label_errors(
     found = [LabelError('missing', certainty(i), i, []) for i in lonely]
     found += [LabelError('class', certainty(i), i, [other]) for i, other in errors.confused]
     found = [error for error in found if error.certainty >= 0.5]
-    for members in _by_image(objects).values():
+    for members in by_image(objects).values():
         members = members[~objects.crowd[members]]
         ious = iou(objects.box[members], objects.box[members], [0] * len(members))
         for one, other in zip(*np.nonzero(np.triu(ious, 1) >= TWICE), strict=True):
@@ -190,15 +179,6 @@ def _one_of_a_place(detections: Detections, indices: list[int]) -> list[int]:
         if not others or iou(*boxes, [0] * len(others)).max() < APART:
             others.append(index)
     return [index for index in indices if index in kept[int(detections.image[index])]]
-
-
-def _by_image(boxes: Boxes) -> dict[int, np.ndarray]:
-    """Positions of the boxes of each image that has any."""
-    if not len(boxes):
-        return {}
-    order = np.argsort(boxes.image, kind='stable')
-    images, starts = np.unique(boxes.image[order], return_index=True)
-    return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _chosen(boxes: Boxes, indices: np.ndarray) -> Boxes:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval
+from pycocotools.mask import iou
 
-from ..evaluation.coco_metric import coco_evaluation
+from ..evaluation.coco_tables import coco_evaluation
 
 #: A detection finds an object of its class where their boxes have at least this IoU.
 IOU = 0.5
@@ -54,13 +55,11 @@ class Detections(Boxes):
     """Detections that count: the best of each class and image, as many as COCO's AP takes.
 
     Attributes:
-        entry: (N,) their positions among all detections.
         score: (N,).
         object: (N,) positions of the objects that they found; -1 where they found none.
         ignored: (N,) whether they lie on a crowd, so that they are neither right nor wrong.
     """
 
-    entry: np.ndarray
     score: np.ndarray
     object: np.ndarray
     ignored: np.ndarray
@@ -119,7 +118,6 @@ def match(
     ignored = [flag for pair in pairs for flag in pair['dtIgnore'][0]]
     detections = Detections(
         *_placed(counted, images, labels),
-        entry=np.array([entry['id'] - 1 for entry in counted], int),
         score=np.array([entry['score'] for entry in counted], float),
         # An id of 0 stands for "none" in COCO's evaluation.
         object=np.array(
@@ -149,36 +147,28 @@ def match_across_classes(
     Returns:
         Pairs of a detection's and an object's position, the best score first.
     """
-    if not len(detections) or not len(objects):
-        return []
-    truth = COCO()
-    truth.dataset = dict(
-        images=[dict(id=int(image)) for image in np.union1d(detections.image, objects.image)],
-        categories=[dict(id=1)],
-        annotations=[
-            dict(
-                id=index + 1,
-                image_id=int(image),
-                category_id=1,
-                bbox=box.tolist(),
-                area=float(box[2] * box[3]),
-                iscrowd=0,
-            )
-            for index, (image, box) in enumerate(zip(objects.image, objects.box, strict=True))
-        ],
-    )
-    found = [
-        dict(image_id=int(image), category_id=1, bbox=box.tolist(), score=float(score))
-        for image, box, score in zip(detections.image, detections.box, scores, strict=True)
-    ]
-    with quiet():
-        truth.createIndex()
-    matched, numbered = match(truth, found, [1], sorted(truth.imgs), len(found))
-    right = np.flatnonzero(matched.object >= 0)
-    right = right[np.argsort(-matched.score[right], kind='stable')]
-    return [
-        (int(matched.entry[index]), int(numbered.id[matched.object[index]]) - 1) for index in right
-    ]
+    members, taken, pairs = by_image(objects), np.zeros(len(objects), bool), []
+    for index in np.argsort(-scores, kind='stable'):
+        free = members.get(detections.image[index], np.zeros(0, int))
+        # Of equal IoUs COCO takes the last.
+        free = free[~taken[free]][::-1]
+        if not len(free):
+            continue
+        ious = iou(detections.box[[index]], objects.box[free], [0] * len(free))[0]
+        if ious.max() >= IOU:
+            best = free[ious.argmax()]
+            taken[best] = True
+            pairs.append((int(index), int(best)))
+    return pairs
+
+
+def by_image(boxes: Boxes) -> dict[int, np.ndarray]:
+    """Positions of the boxes of each image that has any."""
+    if not len(boxes):
+        return {}
+    order = np.argsort(boxes.image, kind='stable')
+    images, starts = np.unique(boxes.image[order], return_index=True)
+    return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _placed(entries: Sequence[dict], images: dict, labels: dict) -> tuple[np.ndarray, ...]:

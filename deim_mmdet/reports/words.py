@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+from ..utils.text import some
+
 # A class with fewer training objects is called rare, and only so many classes are named.
 RARE = 50
 NAMED = 5
@@ -96,8 +98,7 @@ def _unseen(content: dict) -> Iterator[str]:
     ):
         names = [c['name'] for c in content['classes'] if c[part] and not c[part]['all']]
         if names:
-            more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-            yield f'{", ".join(names[:NAMED])}{more}: {text}.'
+            yield f'{some(names, NAMED)}: {text}.'
 
 
 def _small(content: dict) -> Iterator[str]:

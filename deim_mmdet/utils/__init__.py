@@ -1,3 +1,3 @@
-from .stage import SharedStage, Stage
+from .stage import Stage
 
-__all__ = ['SharedStage', 'Stage']
+__all__ = ['Stage']

@@ -4,24 +4,6 @@ from collections.abc import Sequence
 from numbers import Real
 
 
-def check_probability(owner: object, name: str, value: float) -> float:
-    """Return ``value`` as a float in [0, 1].
-
-    Args:
-        owner: The object under construction; its class name heads the message.
-        name: Name of the argument.
-        value: What was given.
-
-    Raises:
-        ValueError: If it is not a number in [0, 1].
-    """
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(
-            f'{type(owner).__name__}: {name} must be a probability in [0, 1], got {value!r}'
-        )
-    return float(value)
-
-
 def check_range(
     owner: object,
     name: str,
@@ -30,6 +12,13 @@ def check_range(
     highest: float = float('inf'),
 ) -> tuple[float, float]:
     """Return ``value`` as a pair (low, high) with lowest <= low <= high <= highest.
+
+    Args:
+        owner: The object under construction; its class name heads the message.
+        name: Name of the argument.
+        value: What was given.
+        lowest: Least end.
+        highest: Largest end.
 
     Raises:
         ValueError: If it is anything else.

@@ -72,18 +72,3 @@ def _seed_python_and_numpy(seed: int, purpose: Purpose, *position: int) -> int:
     for_python, for_torch = words[4:].view(np.uint64).tolist()
     random.seed(for_python)
     return for_torch
-
-
-class SharedSeed:
-    """Seed and epoch of a training in shared memory, where persistent workers see them."""
-
-    def __init__(self) -> None:
-        self._values = torch.full((2,), -1, dtype=torch.int64).share_memory_()
-
-    def get(self) -> tuple[int, int] | None:
-        """(seed, epoch), or None until they are set."""
-        seed, epoch = self._values.tolist()
-        return None if seed < 0 else (seed, epoch)
-
-    def set(self, seed: int, epoch: int) -> None:
-        self._values.copy_(torch.tensor([seed, epoch]))

@@ -1,8 +1,6 @@
-"""The four stages of the Dense O2O schedule and how worker processes learn of a change."""
+"""The four stages of the Dense O2O schedule."""
 
 from enum import IntEnum
-
-import torch
 
 
 class Stage(IntEnum):
@@ -26,20 +24,3 @@ class Stage(IntEnum):
     def at_epoch(cls, epoch: int, boundaries: tuple[int, int, int]) -> 'Stage':
         """Stage of the 0-based ``epoch``, given the boundaries ``(t1, t2, t3)`` in epochs."""
         return cls(sum(epoch >= boundary for boundary in boundaries))
-
-
-class SharedStage:
-    """A :class:`Stage` in shared memory.
-
-    Persistent workers of a data loader keep the transforms that they were started with. A stage in
-    shared memory reaches them without a restart.
-    """
-
-    def __init__(self, stage: Stage = Stage.DENSE) -> None:
-        self._value = torch.tensor(int(stage), dtype=torch.int64).share_memory_()
-
-    def get(self) -> Stage:
-        return Stage(int(self._value))
-
-    def set(self, stage: Stage) -> None:
-        self._value.fill_(int(stage))

@@ -1,7 +1,9 @@
 """Losses and gradients under autocast are no less exact than those of other implementations."""
 
+import copy
 import math
 from collections import defaultdict
+from statistics import geometric_mean
 
 import pytest
 import torch
@@ -31,8 +33,8 @@ def config(name):
     return cfg
 
 
-def batch_of(seed):
-    return make_batch(torch.from_numpy(image(f'rounding {seed}', (2, 3, SIDE, SIDE))), seed)
+def batch_of(seed, size):
+    return make_batch(torch.from_numpy(image(f'rounding {seed}', (size, 3, SIDE, SIDE))), seed)
 
 
 def kind(term):
@@ -55,19 +57,44 @@ def errors(side, batch):
     return found, sum(truth.terms.values())
 
 
-def root_mean_square(values):
-    return math.sqrt(sum(value**2 for value in values) / len(values))
+def mean(what, values):
+    """Root mean square of the errors of terms, geometric mean of the gradients' over the seeds.
+
+    Some terms are exact by chance. How well conditioned the gradients are depends on the weights,
+    by up to a factor of ten: a root mean square is that of one seed or two.
+    """
+    if what.startswith('loss'):
+        return math.sqrt(sum(value**2 for value in values) / len(values))
+    return geometric_mean(values)
 
 
-# With the statistics of two small images, each norm enlarges rounding errors. N is shallow enough.
+def bound(half, what, other, one_scale):
+    """How large our error may be, see the test."""
+    unit_roundoff = torch.finfo(half).eps / 2
+    return max(1.1 * other, unit_roundoff if one_scale and what.startswith('loss') else 0)
+
+
+# With the statistics of two small images, each norm enlarges rounding errors. Of L's gradients
+# nothing would be left, and little of N's in bfloat16. Hence norms of one scale.
 @pytest.mark.parametrize(
-    ('name', 'package', 'norms_fixed'),
-    [('dfine_n', 'dfine', False), ('rtdetrv2_r18', 'transformers', True)],
+    ('name', 'package', 'norms', 'size'),
+    [
+        ('dfine_n', 'dfine', 'of the batch', 2),
+        ('rtdetrv2_r18', 'transformers', 'fixed', 2),
+        ('dfine_n', 'dfine', 'of one scale', 8),
+        ('dfine_l', 'dfine', 'of one scale', 8),
+    ],
 )
-def test_errors_of_half_precision(name, package, norms_fixed):
-    """Of all loss terms and gradients, at most 1.1 times those of the other implementation."""
+def test_errors_of_half_precision(name, package, norms, size):
+    """Of all loss terms and gradients, at most 1.1 times those of the other implementation.
+
+    With norms of one scale, most errors of loss terms are less than the type's unit roundoff, which
+    is allowed: they have either sign and cancel, and the ratio of what is left is chance.
+    """
     pytest.importorskip(package)
     cfg = config(name)
+    norms_fixed, one_scale = norms != 'of the batch', norms == 'of one scale'
+    torch.manual_seed(0)
     if package == 'transformers':
         # transformers freezes the norms of the backbone, and nothing else of it.
         cfg.backbone.update(frozen_stem=False, norm_frozen=True)
@@ -76,10 +103,12 @@ def test_errors_of_half_precision(name, package, norms_fixed):
         theirs = Reference(cfg, SIDE, norms_fixed)
     theirs.model.train()
     ours = Ours(cfg, norms_fixed)
+    initial = copy.deepcopy(theirs.model.state_dict())
     found = [defaultdict(list), defaultdict(list)]
     for seed in range(5):
-        batch = batch_of(seed)
-        randomise(theirs, batch.to(torch.float32), seed)
+        batch = batch_of(seed, size)
+        theirs.model.load_state_dict(initial)
+        randomise(theirs, batch.to(torch.float32), seed, one_scale)
         state = theirs.our_state()
         state.pop('bbox_head.denoising.embedding.weight', None)
         ours.model.load_state_dict(state)
@@ -91,11 +120,13 @@ def test_errors_of_half_precision(name, package, norms_fixed):
                 found[index][key] += values
             side.model.float()
         assert totals[0] == pytest.approx(totals[1], rel=1e-5)
-    table = {
-        f'{key[0]} {key[1]}': (root_mean_square(found[0][key]), root_mean_square(found[1][key]))
-        for key in found[0]
-    }
-    for key, (own, other) in table.items():
-        print(f'{name} {key}: {own:.5f} {other:.5f} {own / other:.3f}')
+    table = {key: (mean(key[1], found[0][key]), mean(key[1], found[1][key])) for key in found[0]}
+    for (half, what), (own, other) in table.items():
+        print(f'{name} {half} {what}: {own:.5f} {other:.5f} {own / other:.3f}')
     assert table
-    assert {key: pair for key, pair in table.items() if not pair[0] <= 1.1 * pair[1]} == {}
+    worse = {
+        (half, what): (own, other)
+        for (half, what), (own, other) in table.items()
+        if not own <= bound(half, what, other, one_scale)
+    }
+    assert worse == {}

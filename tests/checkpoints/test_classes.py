@@ -1,7 +1,12 @@
 """Class layers of a checkpoint in a model with other classes."""
 
 from deim_mmdet.checkpoints.class_names import OBJECTS365_ROWS, default_classes, same_classes
-from deim_mmdet.checkpoints.classes import CLASS_LAYERS, adapt_class_layers, drop_unused_row
+from deim_mmdet.checkpoints.classes import (
+    CLASS_LAYERS,
+    adapt_class_layers,
+    drop_unused_row,
+    stated_classes,
+)
 
 import golden
 import pytest
@@ -105,6 +110,21 @@ def test_rows_follow_their_names_where_the_order_differs(model):
     checkpoint = make_checkpoint(3, ('c', 'a', 'b'))
     assert '3 classes with the same name' in adapt_class_layers(model, checkpoint, ('a', 'b', 'c'))
     assert rows(checkpoint['state_dict'], 'bbox_head.decoder.score_heads.1.bias') == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ('meta', 'expected'),
+    [
+        (dict(dataset_meta=dict(classes=['a', 'b'])), ('a', 'b')),
+        # Of MMDetection 2, and of mmengine with its class names.
+        (dict(CLASSES=('a', 'b')), ('a', 'b')),
+        (dict(dataset_meta=dict(CLASSES=('a', 'b'))), ('a', 'b')),
+        (dict(dataset_meta={}), None),
+        (None, None),
+    ],
+)
+def test_class_names_that_a_checkpoint_states(meta, expected):
+    assert stated_classes(dict(state_dict={}, meta=meta)) == expected
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_parameters_are_found_in_every_container(checkpoint, part):
 
 
 def test_a_file_without_parameters_is_refused():
-    with pytest.raises(ValueError, match=r"no parameters, only \['epoch', 'model'\]"):
+    with pytest.raises(ValueError, match='no parameters, only epoch, model'):
         find_weights(dict(model=dict(lr=0.1), epoch=3))
 
 
@@ -61,7 +61,7 @@ def test_naming_is_told_by_prefixes(name, naming):
 
 
 def test_unknown_naming_is_refused_by_names():
-    with pytest.raises(ValueError, match=r"no model known here, e\.g\. \['transformer\.w'\]"):
+    with pytest.raises(ValueError, match=r'no model known here: transformer\.w'):
         to_our_names(find_weights({'transformer.w': torch.zeros(1)}))
 
 

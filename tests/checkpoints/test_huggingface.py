@@ -7,7 +7,7 @@ import re
 from deim_mmdet.checkpoints.architectures import complete, identify
 from deim_mmdet.checkpoints.convert import HUGGING_FACE, find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
-from deim_mmdet.checkpoints.huggingface import saved_classes, to_reference_names
+from deim_mmdet.checkpoints.huggingface import classes_beside, to_reference_names
 from deim_mmdet.checkpoints.loading import SCHEME
 
 import golden
@@ -255,9 +255,10 @@ def test_unknown_names_are_refused(state_dict):
 
 
 def test_class_names_saved_beside_the_model(tmp_path):
-    assert saved_classes(tmp_path / 'model.safetensors') is None
+    assert classes_beside(tmp_path / 'model.safetensors') is None
     labels = {'10': 'k', '2': 'c', '0': 'a'}
     (tmp_path / 'config.json').write_text(json.dumps(dict(id2label=labels)))
-    assert saved_classes(tmp_path) == saved_classes(tmp_path / 'any.safetensors') == ['a', 'c', 'k']
+    for path in (tmp_path, tmp_path / 'any.safetensors'):
+        assert classes_beside(path) == ['a', 'c', 'k']
     (tmp_path / 'config.json').write_text(json.dumps(dict(id2label={'0': 'LABEL_0'})))
-    assert saved_classes(tmp_path) is None
+    assert classes_beside(tmp_path) is None

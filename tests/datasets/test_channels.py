@@ -8,11 +8,13 @@ from deim_mmdet.datasets.pictures import read_picture
 from deim_mmdet.datasets.transforms import photometric
 from deim_mmdet.engine import set_input_channels
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.utils.components import find_components
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import MODELS, TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 
@@ -215,6 +217,16 @@ def test_a_detector_of_other_channels_than_its_preprocessor_is_refused():
     cfg.model.data_preprocessor.update(mean=[0] * 4, std=[1] * 4)
     with pytest.raises(ValueError, match=r'in_channels is 1, and mean and std .* for 4 channels'):
         MODELS.build(cfg.model)
+
+
+def test_every_loader_ignores_orientations_where_that_is_asked_for():
+    cfg = load_config(CONFIGS / 'deim_dfine_custom.py')
+    set_input_channels(cfg, [0] * 3, [1] * 3, 'unchanged_ignore_orientation')
+    loaders = find_components(TRANSFORMS, [*cfg.values()], LoadImageFromFile)
+    assert {(loader['type'], loader['color_type']) for loader in loaders} == {
+        ('LoadImageChecked', 'unchanged_ignore_orientation')
+    }
+    assert cfg.model.data_preprocessor.keep_values
 
 
 def test_wrong_numbers_for_set_input_channels():

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from deim_mmdet.data_checks.images import ImageTask, inspect_image
 from deim_mmdet.datasets import LoadImageChecked
-from deim_mmdet.datasets.transforms.loading import MAX_PIXELS, UnreadableImageError
+from deim_mmdet.datasets.transforms.headers import MAX_PIXELS
+from deim_mmdet.datasets.transforms.loading import UnreadableImageError
 
 import cv2
 import numpy as np

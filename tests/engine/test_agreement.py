@@ -3,17 +3,20 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
+from unittest import mock
 
 from deim_mmdet.checkpoints.files import read_checkpoint
-from deim_mmdet.engine import DEIMRunner
+from deim_mmdet.engine import CheckpointCheckHook, DEIMRunner
 
 import pytest
 import torch
 import toy
-from mmdet.registry import METRICS, MODELS
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
+from torch import nn
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +184,25 @@ def test_metric_of_mmdet_is_replaced(folder, request):
     assert evaluated(cfg)['coco/disc_precision'] == 1.0
 
 
+def test_figures_that_a_metric_lacks_are_refused_before_the_evaluation(folder, request):
+    """Also under the name of mmdet's metric, in whose place ours computes them."""
+    cfg = config(folder, request)
+    cfg.test_evaluator.update(type='CocoMetric', metric_items=['mAP_60'])
+    with pytest.raises(ValueError, match=r"metric_items: there is no 'mAP_60'"):
+        DEIMRunner.from_cfg(cfg).test()
+
+
+@pytest.mark.parametrize('runner', [DEIMRunner, Runner])
+def test_metric_of_mmdet_that_is_not_replaced_is_refused(folder, request, runner):
+    """It would take labels for the classes in the order of its file."""
+    cfg = config(folder, request)
+    cfg.test_evaluator.type = 'CocoMetric'
+    if runner is DEIMRunner:
+        cfg.test_evaluator = [METRICS.build(cfg.test_evaluator)]
+    with pytest.raises(ValueError, match=r"CocoMetric, which .*type='CheckedCocoMetric'"):
+        runner.from_cfg(cfg).test()
+
+
 @pytest.mark.parametrize('runner', [DEIMRunner, Runner])
 def test_other_names_than_the_checkpoints_are_refused_with_both_lists(folder, request, runner):
     cfg = config(
@@ -269,13 +291,16 @@ def test_resumed_training_follows_the_checkpoint(folder, request):
         DEIMRunner.from_cfg(cfg).train()
 
 
+def concatenated(part, *files):
+    parts = [dict(copy.deepcopy(part), ann_file=file) for file in files]
+    return dict(type='ConcatDataset', datasets=parts)
+
+
 def test_files_of_one_concatenated_set_may_have_different_orders(folder, request):
     file = edited(folder, 'other.json', reorder)
     cfg = config(folder, request)
     part = cfg.train_dataloader.dataset.dataset
-    cfg.train_dataloader.dataset.dataset = dict(
-        type='ConcatDataset', datasets=[part, dict(copy.deepcopy(part), ann_file=file)]
-    )
+    cfg.train_dataloader.dataset.dataset = concatenated(part, 'all.json', file)
     runner = DEIMRunner.from_cfg(cfg)
     runner.train()
     dataset = runner.train_dataloader.dataset
@@ -283,6 +308,26 @@ def test_files_of_one_concatenated_set_may_have_different_orders(folder, request
     first, second = (dataset.dataset.get_data_info(i)['instances'] for i in (1, 9))
     assert [i['bbox_label'] for i in first] == [i['bbox_label'] for i in second]
     assert {i['bbox_label'] for i in first} == {0, 1}
+
+
+def test_concatenated_set_of_different_orders_takes_over_rows_by_name(folder, request):
+    """Also where no AgreementHook has made its parts alike: mmdet keeps a list of class names."""
+    part = config(folder, request).train_dataloader.dataset.dataset
+    files = 'all.json', edited(folder, 'other.json', reorder)
+    dataset = DATASETS.build(concatenated(part, *files))
+    assert isinstance(dataset.metainfo, list)
+    score = nn.Linear(1, 2)
+    model = nn.ModuleDict(
+        dict(bbox_head=nn.ModuleDict(dict(query_selection=nn.ModuleDict(dict(score=score)))))
+    )
+    saved = {name: torch.arange(2.0).view_as(value) for name, value in model.state_dict().items()}
+    loop = SimpleNamespace(run=None)
+    runner = SimpleNamespace(model=model, _resume=False, _train_loop=loop, logger=mock.Mock())
+    runner._val_loop = runner._test_loop = None
+    runner.train_dataloader = SimpleNamespace(dataset=dataset)
+    loaded = dict(state_dict=saved, meta=dict(dataset_meta=dict(classes=NAMES[::-1])))
+    CheckpointCheckHook().after_load_checkpoint(runner, loaded)
+    assert saved['bbox_head.query_selection.score.bias'].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -343,11 +388,6 @@ def test_every_one_of_several_evaluators_is_looked_at(folder, request):
     cfg.test_evaluator = [good, bad]
     with pytest.raises(ValueError, match=r'all\.json.*other\.json'):
         DEIMRunner.from_cfg(cfg).test()
-
-
-def concatenated(part, *files):
-    parts = [dict(copy.deepcopy(part), ann_file=file) for file in files]
-    return dict(type='ConcatDataset', datasets=parts)
 
 
 def test_concatenated_sets_need_an_evaluator_of_both(folder, request):

@@ -116,6 +116,14 @@ def test_variable_of_a_base_and_parts_of_variables():
     assert cfg.test_dataloader.dataset.pipeline[1].scale == (9, 9)
 
 
+@pytest.mark.parametrize('text', ['\x0c# Own data\n{}', '# \u2028\n{}', 'a = "\x85"\n{}'])
+def test_lines_of_a_config_are_those_of_python(tmp_path, text):
+    """There are more characters at which str.splitlines cuts."""
+    path = tmp_path / 'mine.py'
+    path.write_text(text.format('max_epochs = 5\ntrain_cfg = dict(max_epochs=max_epochs)\n'))
+    assert load_config(str(path), {'max_epochs': 3}).train_cfg.max_epochs == 3
+
+
 def test_one_class_is_not_taken_for_its_letters(tmp_path):
     assert load_config(custom(tmp_path), {'classes': 'cat'}).model.bbox_head.num_classes == 1
 
@@ -154,6 +162,24 @@ def test_dumped_config_carries_root_and_size(tmp_path):
     cfg = load_config(str(path), {'data_root': '/data/mine', 'image_size': 320})
     assert cfg.val_evaluator.ann_file == '/data/mine/annotations/instances_val2017.json'
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (320, 320)
+
+
+@pytest.mark.parametrize('root', ['data/coco', 'data/coco/'])
+def test_new_root_leaves_siblings_of_the_old_one_alone(tmp_path, root):
+    path = tmp_path / 'dumped.py'
+    files = ['data/coco/a.json', 'data/coco2017/b.json', 'data/coco', 'data/coco/', '']
+    path.write_text(f'data_root = {root!r}\ntest_evaluator = dict(files={files})\n')
+    cfg = load_config(str(path), {'data_root': '/new'})
+    assert cfg.data_root == '/new/'
+    assert cfg.test_evaluator.files == ['/new/a.json', 'data/coco2017/b.json', '/new/', '/new/', '']
+
+
+def test_new_root_in_place_of_an_empty_one_is_refused(tmp_path):
+    """Every text begins with the empty one, the names of types as well."""
+    path = tmp_path / 'dumped.py'
+    path.write_text("data_root = ''\nevaluator = dict(type='CocoMetric', ann_file='/a.json')\n")
+    with pytest.raises(ValueError, match=r'data_root: it is empty.*dataset\.data_root'):
+        load_config(str(path), {'data_root': '/new'})
 
 
 @pytest.mark.parametrize('root', ['data/mine', 'data/mine/'])

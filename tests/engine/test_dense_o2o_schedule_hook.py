@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 from deim_mmdet.engine.hooks import DenseO2OScheduleHook
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import parts_with
-from deim_mmdet.utils import SharedStage, Stage
+from deim_mmdet.utils import Stage
+from deim_mmdet.utils.shared import SharedIntegers
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ class Staged:
     """A transform that reports its stage."""
 
     def __init__(self):
-        self._stage = SharedStage()
+        self._stage = SharedIntegers(Stage.DENSE)
 
     def set_stage(self, stage):
         self._stage.set(stage)
 
     def __call__(self, results):
-        return {**results, 'stage': int(self._stage.get())}
+        return {**results, 'stage': self._stage.get()[0]}
 
 
 class StagedAugment(nn.Module):

@@ -77,6 +77,8 @@ def test_options_of_several_processes(device):
     assert wrapper_options(given, device, False) == {
         **options, **given, 'find_unused_parameters': False
     }  # fmt: skip
+    for kind in ('mmengine.model.MMDistributedDataParallel', MMDistributedDataParallel):
+        assert wrapper_options(dict(type=kind), device, True) == {**options, 'type': kind}
     other = wrapper_options(dict(type='MMFullyShardedDataParallel'), device, False)
     assert 'gradient_as_bucket_view' not in other
 

@@ -159,6 +159,55 @@ def test_given_numbers_win_and_the_decay_ends_at_zero(train):
     assert decays[6:] == pytest.approx([0.8, 0.5, 0.2, 0])
 
 
+def hooks_with(**numbers):
+    return [
+        dict(type='DenseO2OScheduleHook'),
+        dict(type='ExpWarmupEMAHook'),
+        dict(type='EMARestartHook', begin=6, **numbers),
+        dict(type='ScriptHook'),
+    ]
+
+
+def test_resumed_run_counts_restarts_whose_decay_was_cut_at_zero(train, tmp_path):
+    """Four evaluations of the last stage were no new best; three would have been enough for 0."""
+    scores = [*STEADY[:8], 0.2, 0.1, 0.1]
+    train(scores[:10], custom_hooks=hooks_with(restart_decay=0.8, decay_step=0.3))
+    train(
+        scores,
+        resume=True,
+        load_from=str(tmp_path / 'work' / 'epoch_10.pth'),
+        custom_hooks=hooks_with(restart_decay=0.9, decay_step=0.1),
+    )
+    assert WitnessHook.seen[10]['decay'] == pytest.approx(0.9 - 4 * 0.1)
+
+
+def test_resumed_from_checkpoints_that_hold_the_decay_itself(train, tmp_path):
+    hooks = hooks_with(restart_decay=0.7, decay_step=0.2)
+    train(STEADY, custom_hooks=hooks)
+    path = tmp_path / 'work' / 'epoch_8.pth'
+    for number, (saved, expected) in enumerate(
+        [
+            (dict(decay=0.8, numbers=[0.8, 0.3]), 0.7),
+            (dict(decay=0.8 - 0.3, numbers=[0.8, 0.3]), 0.7 - 0.2),
+            # Cut at 0: at least the third one.
+            (dict(decay=0.0, numbers=[0.7, 0.3]), 0.7 - 3 * 0.2),
+            (dict(decay=0.8, numbers=[0.8, 0.0]), 0.7),
+            # As version 0.1 wrote it.
+            (dict(decay=0.7 - 0.2), 0.7 - 0.2),
+        ]
+    ):
+        checkpoint = torch.load(path, weights_only=False)
+        info = checkpoint['message_hub']['runtime_info']
+        info['ema_restart'] = dict(epoch=2, score=0.3, due=True, **saved)
+        older = tmp_path / 'work' / f'older_{number}.pth'
+        torch.save(checkpoint, older)
+        train(STEADY, resume=True, load_from=str(older), custom_hooks=hooks)
+        assert WitnessHook.seen[8]['decay'] == pytest.approx(expected), saved
+        assert state_of(tmp_path / 'work' / 'epoch_9.pth')['info']['ema_restart'].keys() == {
+            *('epoch', 'score', 'lowered', 'due')
+        }
+
+
 def test_best_of_the_run_and_best_augmented_are_both_kept(train, tmp_path):
     train(STEADY)
     work = tmp_path / 'work'

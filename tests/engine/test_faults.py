@@ -118,11 +118,17 @@ def test_killed_worker(make_runner, tmp_path):
     assert_resumable(tmp_path / 'work', 'epoch_2.pth')
 
 
-def test_vanished_image(make_runner, tmp_path):
-    runner = make_runner(**{'train_dataloader.num_workers': 1})
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize(
+    ('spoil', 'words'),
+    [(os.remove, 'Cannot open image {}'), (lambda file: os.truncate(file, 0), 'Image {} is empty')],
+    ids=['vanished', 'emptied'],
+)
+def test_image_that_can_no_longer_be_read(make_runner, tmp_path, spoil, words, num_workers):
+    runner = make_runner(**{'train_dataloader.num_workers': num_workers})
     image = tmp_path / '3.png'
-    runner.register_hook(At('before_train_epoch', 2, lambda: image.unlink(missing_ok=True)))
-    with pytest.raises(RunFault, match=rf'^Cannot open image {image}.*--resume$'):
+    runner.register_hook(At('before_train_epoch', 2, lambda: spoil(image)))
+    with pytest.raises(RunFault, match=rf'^{words.format(image)}.*--resume$'):
         runner.train()
     assert_resumable(tmp_path / 'work', 'epoch_2.pth')
 

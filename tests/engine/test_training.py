@@ -114,7 +114,6 @@ def test_our_and_mmdets_test_tool_agree_on_the_checkpoint(config, uninterrupted)
     assert list(work_dir.glob('*/pictures/*.png'))
 
 
-@mmdet_tools.needs_operators
 def test_test_time_augmentation(config, uninterrupted):
     log = run_tool(
         toy.ROOT / 'tools' / 'test.py',

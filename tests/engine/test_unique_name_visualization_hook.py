@@ -1,9 +1,7 @@
-import random
 from pathlib import Path
 from types import SimpleNamespace
 
 from deim_mmdet.engine import UniqueNameVisualizationHook
-from deim_mmdet.engine.hooks.unique_name_visualization_hook import picture_names
 
 import cv2
 import numpy as np
@@ -12,73 +10,8 @@ import toy
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.visualization import Visualizer
-
-
-def names_below(folder, *paths):
-    names = picture_names(f'{folder}/{path}' for path in paths)
-    return [names[f'{folder}/{path}'] for path in paths]
-
-
-def test_images_keep_names_that_no_other_has():
-    assert names_below('/data', 'a/1.jpg', 'a/2.jpg', 'b/c/3.png') == ['1.jpg', '2.jpg', '3.png']
-    assert picture_names([]) == {}
-    # The same file, written in other ways.
-    assert picture_names(['/data/1.jpg', '/data/a/../1.jpg', '/data//1.jpg']) == {
-        '/data/1.jpg': '1.jpg'
-    }
-
-
-def test_equal_names_are_told_apart_by_their_folders():
-    assert names_below('/data', 'a/1.jpg', 'b/1.jpg', 'b/2.jpg', '1.jpg') == [
-        'a_1.jpg',
-        'b_1.jpg',
-        '2.jpg',
-        '1.jpg',
-    ]
-
-
-def test_names_made_of_folders_give_way_to_others():
-    assert names_below('/data', 'a/1.jpg', 'b/1.jpg', 'c/a_1.jpg') == [
-        'a_1_2.jpg',
-        'b_1.jpg',
-        'a_1.jpg',
-    ]
-    assert sorted(names_below('/data', 'a/b_1.jpg', 'a_b/1.jpg', 'c/1.jpg', 'c/b_1.jpg')) == [
-        'a_b_1.jpg',
-        'a_b_1_2.jpg',
-        'c_1.jpg',
-        'c_b_1.jpg',
-    ]
-
-
-def test_long_paths_give_names_that_file_systems_take(tmp_path):
-    folders = ['ü' * 100, 'x' * 200, 'y' * 200]
-    paths = ['/'.join([first, *folders, '1.jpg']) for first in 'ab']
-    names = names_below('/data', *paths)
-    assert len(set(names)) == 2
-    for name in names:
-        (tmp_path / name).touch()
-        assert name.endswith('1.jpg') or name.endswith('1_2.jpg')
-
-
-def test_no_two_images_share_a_name_in_any_order():
-    choose = random.Random(0)
-    parts = ['a', '_', 'a_', '_a', 'a_a', '2', 'a_2', 'a_2_2']
-    for _ in range(200):
-        paths = set()
-        for end in choose.choices(['.jpg', '.png', ''], k=30):
-            folders = choose.choices(parts, k=choose.randint(0, 3))
-            paths.add('/'.join(['/data', *folders, choose.choice(parts) + end]))
-        names = picture_names(sorted(paths))
-        assert names.keys() == paths
-        assert len(set(names.values())) == len(paths)
-        for path in paths:
-            own = Path(path).name
-            if [Path(other).name for other in paths].count(own) == 1:
-                assert names[path] == own
-            assert '/' not in names[path]
-        assert picture_names(choose.sample(sorted(paths), len(paths))) == names
 
 
 @pytest.fixture
@@ -117,14 +50,11 @@ def test_every_image_of_a_test_set_has_its_picture(make_runner, tmp_path, camera
     )
     runner.test()
     [folder] = (tmp_path / 'work').glob('*/pictures')
-    assert sorted(path.name for path in folder.iterdir()) == [
-        '3.png',
-        *(f'left_{number}.png' for number in (0, 1, 2)),
-        'only.png',
-        *(f'right_{number}.png' for number in (0, 1, 2)),
-    ]
+    names = [f'left/{name}.png' for name in (0, 1, 2, 'only')]
+    names += [f'right/{number}.png' for number in (0, 1, 2, 3)]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob('*.png')) == names
     for (camera, number), colour in cameras.items():
-        name = '3.png' if (camera, number) == ('right', 3) else f'{camera}_{number}.png'
+        name = f'{camera}/{number}.png'
         shown = np.median(cv2.imread(str(folder / name)), axis=(0, 1))
         assert np.abs(shown - colour).max() <= 2, name
 
@@ -167,6 +97,60 @@ def test_arrays_are_drawn_and_what_cannot_be_read_is_not(drawing, tmp_path):
         hook.after_val_iter(runner, batch, {}, samples[:1])
     [(name, image, out_file, step)] = calls[2:]
     assert (name, image.shape, out_file, step) == ('val_img', (6, 8, 3), None, 8)
+
+
+class Listed(BaseDataset):
+    """A data set of these files; None is an image without one."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def get_data_info(self, index):
+        return {} if self.paths[index] is None else {'img_path': self.paths[index]}
+
+
+def names_of(drawing, folder, test_set, drawn=None):
+    """Paths below the hook's folder of the pictures of ``drawn``, by default the test set's."""
+    hook, calls = drawing
+    test_set = [path and f'{folder}/{path}' for path in test_set]
+    drawn = test_set if drawn is None else [f'{folder}/{path}' for path in drawn]
+    _, picture = cv2.imencode('.png', np.full((6, 8, 3), 90, np.uint8))
+    for path in map(Path, drawn):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.tobytes())
+    loader = SimpleNamespace(dataset=Listed(test_set))
+    runner = SimpleNamespace(work_dir='work', timestamp='now', test_dataloader=loader)
+    hook.before_test(runner)
+    samples = [DetDataSample(metainfo=dict(img_path=path)) for path in drawn]
+    hook.after_test_iter(runner, 0, {}, samples)
+    return [out_file.removeprefix('work/now/shown/') for _, _, out_file, _ in calls]
+
+
+@pytest.mark.parametrize(
+    ('test_set', 'names'),
+    [
+        (['a/b/1.jpg', 'a/b/2.jpg'], ['1.jpg', '2.jpg']),
+        (['a/1.jpg', 'b/1.jpg', '1.jpg'], ['a/1.jpg', 'b/1.jpg', '1.jpg']),
+        (['a/x/1.jpg', 'a/./z//1.jpg'], ['x/1.jpg', 'z/1.jpg']),
+        (['a.jpg/1', 'b/1'], ['a.jpg/1.png', 'b/1.png']),
+    ],
+)
+def test_pictures_lie_as_their_images_do(drawing, tmp_path, test_set, names):
+    assert names_of(drawing, tmp_path, test_set) == names
+
+
+def test_images_outside_of_the_test_set_keep_their_names(drawing, tmp_path):
+    assert names_of(drawing, tmp_path, ['a/1.jpg', None], ['b/2.jpg', 'a/1.jpg']) == [
+        '2.jpg',
+        '1.jpg',
+    ]
+
+
+def test_test_sets_without_files_are_drawn(drawing, tmp_path):
+    assert names_of(drawing, tmp_path, [None], ['b/2.jpg']) == ['2.jpg']
 
 
 def test_configs_use_it_wherever_mmdets_tools_look_for_theirs(repo_root):

@@ -167,7 +167,7 @@ def test_a_term_that_is_not_wanted_goes():
     [
         ('dfine', dict(query_selection=dict(num_queries=0)), 'num_queries must be an integer'),
         ('dfine', dict(denoising=dict(num_queries=-5)), 'num_queries must be an integer'),
-        ('dfine', dict(denoising=dict(label_noise=3)), r'label_noise must be a probability'),
+        ('dfine', dict(denoising=dict(label_noise=3)), r'label_noise must be a number in \[0, 1\]'),
         ('dfine', dict(denoising=dict(box_noise=-1)), r'box_noise must be a number in \[0, inf\]'),
         ('dfine', dict(decoder=dict(num_points=[3, 6], reg_max=2)), 'even reg_max of at least 4'),
         ('dfine', dict(decoder=dict(num_points=[3, 6], num_layers=0)), 'num_layers must be'),
@@ -182,6 +182,11 @@ def test_a_term_that_is_not_wanted_goes():
             'dfine',
             dict(criterion=dict(terms=dict(loss_clss=None))),
             'terms.loss_clss=None removes nothing: the terms are loss_cls, loss_bbox',
+        ),
+        (
+            'rtdetr',
+            dict(criterion=dict(terms=dict(loss_cls=None, loss_bbox=None, loss_iou=None))),
+            'criterion.terms leaves no term',
         ),
     ],
 )

@@ -176,6 +176,13 @@ def test_affine_keeps_the_type_and_sums_in_its_own(half):
         torch.testing.assert_close(parameter.grad.double()[0], value, rtol=1e-4, atol=0)
 
 
+def test_products_of_the_affine_may_be_larger_than_half_precision():
+    affine = LearnableAffine()
+    x = torch.full((1, 1, 2, 8), 700.0, dtype=torch.half)
+    affine(x).backward(torch.full_like(x, 100.0))
+    assert affine.scale.grad.item() == 16 * 700 * 100
+
+
 def test_types_of_the_affine_beyond_the_cpu():
     affine = LearnableAffine().to('meta')
     x = torch.empty(2, 3, 4, 5, dtype=torch.half, device='meta', requires_grad=True)

@@ -16,7 +16,7 @@ from mmengine.model import MMDistributedDataParallel
 from tiny_detectors import tiny_batch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 # Frozen norms have L and R50; ViTs and shared heads have those of DEIMv2 and ECDet.
 NAMES = [
@@ -164,6 +164,15 @@ def test_what_is_no_parameter_is_not_lent(blocks):
     with halves(torch.bfloat16):
         assert blocks.b.conv.weight.dtype == torch.bfloat16
     assert blocks.a.conv.weight.dtype == blocks.c.weight.dtype == torch.float32
+
+
+def test_what_is_computed_from_a_parameter_is_not_lent(blocks):
+    parametrize.register_parametrization(blocks.a.conv, 'weight', nn.Softsign())
+    halves = HalfWeights([blocks], [blocks])
+    assert largest_change(blocks, halves) < 0.02
+    with halves(torch.bfloat16):
+        assert blocks.b.conv.weight.dtype == torch.bfloat16
+    assert blocks.a.conv.weight.dtype == torch.float32
 
 
 def test_a_convolution_with_two_norms_is_not_lent(blocks):

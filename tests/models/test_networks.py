@@ -205,9 +205,11 @@ def test_anchors_of_cells():
     assert torch.isinf(logits[0]).all()
 
 
-def test_sizes_not_divisible_by_32_are_refused(model):
-    with pytest.raises(ValueError, match=r'not divisible by 32.*Resize'):
-        model.extract_feat(torch.zeros(1, 3, 80, 64))
+@pytest.mark.parametrize('height', [80, 60])
+def test_sizes_not_divisible_by_32_are_refused(model, height):
+    """Also where the rounded levels are multiples of each other, as those of 60 pixels."""
+    with pytest.raises(ValueError, match=rf'64x{height} pixels is not divisible by 32.*Resize'):
+        model.extract_feat(torch.zeros(1, 3, height, 64))
 
 
 def test_any_size_and_shape_divisible_by_32(model):

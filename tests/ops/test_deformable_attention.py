@@ -198,6 +198,14 @@ def test_locations_that_are_nowhere(compiled_form):
         assert grad[:, 5].isfinite().all()
 
 
+def test_nearest_samples_of_nan_are_nan(form):
+    shapes, num_points = [(3, 4)], [2]
+    value, locations, weights = random_inputs(1, 1, 8, shapes, num_points, queries=3)
+    locations[:, 1, :, 0, 0] = torch.nan
+    out = form(value, shapes, locations, weights, num_points, 'discrete')
+    assert out.isnan().all(-1).tolist() == [[False, True, False]]
+
+
 def test_tensors_in_any_order_of_memory(compiled_form):
     shapes, num_points = LEVELS[0]
     inputs = random_inputs(2, 3, 16, shapes, num_points)

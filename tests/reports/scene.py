@@ -72,7 +72,7 @@ def evaluated(folder, objects=OBJECTS, found=FOUND, images=3, ids=IDS):
                 factors=(0.5, 0.5),
                 labels=np.array([labels.index(entry[1]) for entry in mine], int),
                 scores=np.array([entry[3] for entry in mine]),
-                boxes=boxes,
+                bboxes=boxes,
             )
         )
     about = dict(config='a <config>.py', weights='some & others.pth')

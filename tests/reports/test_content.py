@@ -3,14 +3,17 @@
 import json
 from dataclasses import replace
 
+from deim_mmdet.evaluation.coco_tables import coco_entries
 from deim_mmdet.reports.content import analyse
 from deim_mmdet.reports.counts import TrainingCounts
 from deim_mmdet.reports.curves import curve
 from deim_mmdet.reports.errors import find_errors
+from deim_mmdet.reports.matching import Boxes, match_across_classes
 
 import numpy as np
 import pytest
 import scene
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 TRAINING = TrainingCounts(['train.json'], 9, dict(cat=[100.0, 2000.0, 9999.0]))
@@ -38,7 +41,7 @@ def random_scene(seed=0, images=8):
 
 
 def by_pycocotools(given):
-    entries = given.entries()
+    entries = coco_entries(given.collected, given.category_ids)
     evaluation = COCOeval(given.annotations, given.annotations.loadRes(entries), 'bbox')
     evaluation.evaluate()
     evaluation.accumulate()
@@ -75,6 +78,59 @@ def test_matches_are_those_of_pycocotools(tmp_path):
         for score, precision in zip(lines.score, lines.precision, strict=True):
             counted = mine & (detections.score >= score)
             assert precision == pytest.approx((detections.object[counted] >= 0).mean())
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_matches_across_classes_are_those_of_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    truth, found = COCO(), []
+    truth.dataset = dict(
+        images=[dict(id=image) for image in range(3)], categories=[dict(id=1)], annotations=[]
+    )
+    for image in range(3):
+        for box in rng.uniform((0, 0, 5, 5), (60, 60, 90, 90), (rng.integers(9), 4)):
+            # Some objects are annotated twice.
+            for _ in range(rng.integers(1, 3)):
+                truth.dataset['annotations'].append(
+                    dict(
+                        id=len(truth.dataset['annotations']) + 1,
+                        image_id=image,
+                        category_id=1,
+                        bbox=box.tolist(),
+                        area=box[2] * box[3],
+                        iscrowd=0,
+                    )
+                )
+            for shift in rng.normal(0, 6, (rng.integers(4), 2)):
+                shifted = [*(box[:2] + shift), *box[2:]]
+                score = round(rng.random(), 1)
+                found.append(dict(image_id=image, category_id=1, bbox=shifted, score=score))
+    rng.shuffle(found)
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(found), 'bbox')
+    evaluation.params.iouThrs = np.array([0.5])
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ['all']
+    evaluation.evaluate()
+    expected = {
+        (detection - 1, int(object) - 1)
+        for image in evaluation.evalImgs
+        if image
+        for detection, object in zip(image['dtIds'], image['dtMatches'][0], strict=True)
+        if object
+    }
+    detections, objects = (
+        Boxes(
+            np.array([entry['image_id'] for entry in entries], int),
+            rng.integers(3, size=len(entries)),
+            np.array([entry['bbox'] for entry in entries]).reshape(-1, 4),
+        )
+        for entries in (found, truth.dataset['annotations'])
+    )
+    scores = np.array([entry['score'] for entry in found])
+    pairs = match_across_classes(detections, scores, objects)
+    assert len(pairs) == len(expected) > 3
+    assert {*pairs} == expected
+    assert [*scores[[one for one, _ in pairs]]] == sorted(scores[[d for d, _ in pairs]])[::-1]
 
 
 @pytest.mark.parametrize('score', [0.0, 0.5, 0.9])

@@ -11,6 +11,7 @@ from deim_mmdet.deployment.inputs import read_image
 import cv2
 import numpy as np
 import pytest
+from oriented import WRITERS
 
 pytestmark = pytest.mark.slow
 onnx = pytest.importorskip('onnx')
@@ -150,6 +151,30 @@ def test_inputs_are_those_of_the_package(
     image = tool.read(path, model)
     np.testing.assert_allclose(tool.to_input(image, model), expected, atol=1e-6)
     assert tool.to_picture(image).shape == (50, 70, 3)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tiff'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_pictures_of_16_bits_are_turned_as_the_package_turns_them(
+    load_tool, tmp_path, suffix, channels
+):
+    path = tmp_path / f'a.{suffix}'
+    stored = np.random.default_rng(0).integers(65536, size=(50, 70, channels)).astype(np.uint16)
+    path.write_bytes(WRITERS[suffix](stored.squeeze(), 6))
+    tool = load_tool('detect.py')
+    found = tool.read(path, tool.Model(None, (channels, 64, 128), dict(values='file')))
+    np.testing.assert_array_equal(found, np.rot90(stored, -1))
+    loaded = LoadImageChecked('unchanged').transform(dict(img_path=str(path)))
+    np.testing.assert_array_equal(found, loaded['img'])
+    # As one that takes three channels in [0, 1].
+    model = tool.Model(None, (3, 64, 128), {})
+    expected, size = read_image(path, (64, 128))
+    assert size.tolist() == [[50, 70]]
+    np.testing.assert_array_equal(tool.to_input(tool.read(path, model), model), expected)
+    path.write_bytes(b'')
+    assert tool.read(path, model) is None
+    with pytest.raises(FileNotFoundError, match='is not a picture'):
+        read_image(path, (64, 128))
 
 
 def picture(path, red):

@@ -1,7 +1,7 @@
 import contextlib
 import random
 
-from deim_mmdet.utils.randomness import Purpose, SharedSeed, seed_process, seeded
+from deim_mmdet.utils.randomness import Purpose, seed_process, seeded
 
 import numpy as np
 import pytest
@@ -71,10 +71,3 @@ def test_generators_go_on_behind_it_as_if_it_were_not_there():
         draws()
         raise KeyError
     assert draws() == expected
-
-
-def test_shared_seed_is_unset_at_first():
-    shared = SharedSeed()
-    assert shared.get() is None
-    shared.set((1 << 31) + 5, 7)
-    assert shared.get() == ((1 << 31) + 5, 7)

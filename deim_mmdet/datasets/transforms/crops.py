@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_count, check_probability, check_range
+from deim_mmdet.utils.arguments import check_count, check_number, check_range
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -35,7 +35,7 @@ class DenseO2OZoomOut(BaseTransform):
     """
 
     def __init__(self, prob: float = 0.5, ratio_range: Sequence[float] = (1.0, 4.0)) -> None:
-        self.prob = check_probability(self, 'prob', prob)
+        self.prob = check_number(self, 'prob', prob, 0, 1)
         self.ratio_range = check_range(self, 'ratio_range', ratio_range, lowest=1)
 
     def transform(self, results: dict) -> dict:
@@ -99,8 +99,8 @@ class DenseO2OIoUCrop(BaseTransform):
         aspect_range: Sequence[float] = (0.5, 2.0),
         trials: int = 40,
     ) -> None:
-        self.prob = check_probability(self, 'prob', prob)
-        self.min_ious = tuple(check_probability(self, 'min_ious', iou) for iou in min_ious)
+        self.prob = check_number(self, 'prob', prob, 0, 1)
+        self.min_ious = tuple(check_number(self, 'min_ious', iou, 0, 1) for iou in min_ious)
         self.scale_range = check_range(self, 'scale_range', scale_range, 0, 1)
         self.aspect_range = check_range(self, 'aspect_range', aspect_range, lowest=0)
         self.trials = check_count(self, 'trials', trials)

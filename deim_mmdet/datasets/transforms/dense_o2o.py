@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence, Sized
 
-from deim_mmdet.utils.arguments import check_probability
-from deim_mmdet.utils.stage import SharedStage, Stage
+from deim_mmdet.utils.arguments import check_number
+from deim_mmdet.utils.shared import SharedIntegers
+from deim_mmdet.utils.stage import Stage
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -79,7 +80,7 @@ class DenseO2O(BaseTransform):
         self.load = _compose(load)
         self.single = _compose(single)
         self.mosaic = _compose(mosaic)
-        self.mosaic_prob = check_probability(self, 'mosaic_prob', mosaic_prob) if mosaic else 0.0
+        self.mosaic_prob = check_number(self, 'mosaic_prob', mosaic_prob, 0, 1) if mosaic else 0.0
         drawers = [t for t in self.mosaic.transforms if hasattr(t, 'get_indexes')]
         if mosaic and len(drawers) != 1:
             raise ValueError(
@@ -91,7 +92,12 @@ class DenseO2O(BaseTransform):
         self._tile_size = getattr(drawers[0], 'tile_size', None) if drawers else None
         self._clip = DropTinyBoxes(min_size=0)
         self._finish = DropTinyBoxes(min_size)
-        self._stage = SharedStage()
+        self._stage = SharedIntegers(Stage.DENSE)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of training that samples are made for."""
+        return Stage(*self._stage.get())
 
     def set_stage(self, stage: Stage) -> None:
         """Switch to ``stage``, in this process and in those started from it."""
@@ -99,13 +105,13 @@ class DenseO2O(BaseTransform):
 
     def get_indexes(self, dataset: Sized) -> list[int]:
         """Indexes of the partners of the next sample; none where it becomes no mosaic."""
-        if self._stage.get() is Stage.DENSE and np.random.rand() < self.mosaic_prob:
+        if self.stage is Stage.DENSE and np.random.rand() < self.mosaic_prob:
             return self._draw_partners(dataset)
         return []
 
     def transform(self, results: dict) -> dict | None:
         """Load and augment; None where ``load`` gives None, as everywhere in mmdet."""
-        stage = self._stage.get()
+        stage = self.stage
         partners = results.pop('mix_results', None)
         if partners is None and stage is Stage.DENSE and self.mosaic_prob > 0:
             raise ValueError(
@@ -140,7 +146,7 @@ class DenseO2O(BaseTransform):
 
     def __repr__(self) -> str:
         return (
-            f'{type(self).__name__}(stage={self._stage.get().label}, '
+            f'{type(self).__name__}(stage={self.stage.label}, '
             f'mosaic_prob={self.mosaic_prob}, min_size={self._finish.min_size}, load={self.load}, '
             f'single={self.single}, mosaic={self.mosaic})'
         )

@@ -1,8 +1,6 @@
 """Reading of images, with one clear error for each way in which a file can be bad."""
 
-import io
 import logging
-import warnings
 
 import cv2
 import mmcv
@@ -11,29 +9,21 @@ from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 from mmengine import fileio
 from mmengine.logging import print_log
-from PIL import Image
 
 from ..annotated_size import box_factors, scale_instances, size_warning
-from .decoding import decode_unchanged
+from .decoding import decode_unchanged, left_to_turn, turned
+from .headers import MAX_PIXELS, is_truncated, jpeg_shape, oversize
 
 COLOR_TYPES = (
     *('color', 'color_ignore_orientation'),
-    *('grayscale', 'grayscale_ignore_orientation', 'unchanged'),
+    *('grayscale', 'grayscale_ignore_orientation'),
+    *('unchanged', 'unchanged_ignore_orientation'),
 )
-JPEG_START = b'\xff\xd8'
-JPEG_SCAN = b'\xff\xda'
-# Start of frame, with width and height: 0xC0 to 0xCF without three other kinds of segment.
-JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-JPEG_END = b'\xff\xd9'
-PNG_START = b'\x89PNG\r\n\x1a\n'
-PNG_END = b'IEND'
 REDUCED_FLAGS = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-# 0.5 GB when decoded, Pillow's limit too: a larger image has a damaged header or exhausts memory.
-MAX_PIXELS = 178_956_970
 REMEDY = (
     'Restore the file, or remove the image from the annotation file (in training, DenseO2ODataset '
     'with skip_unreadable=True goes on without it).'
@@ -70,10 +60,11 @@ class LoadImageChecked(LoadImageFromFile):
     ``height`` and ``width`` where the file has another.
 
     Args:
-        color_type: 'color' or 'grayscale', or one of them with '_ignore_orientation' where pictures
-            were annotated without being turned by their EXIF orientation. 'unchanged' keeps all
-            channels and 16 bits, and also reads arrays (``.npy``) and all pages of a TIFF, see
-            :func:`~deim_mmdet.datasets.transforms.decoding.decode_unchanged`. Default 'color'.
+        color_type: 'color', 'grayscale' or 'unchanged'. 'unchanged' keeps all channels and 16 bits,
+            and also reads arrays (``.npy``) and all pages of a TIFF, see
+            :func:`~deim_mmdet.datasets.transforms.decoding.decode_unchanged`. Images are turned by
+            their EXIF orientation. With '_ignore_orientation' behind one of these names they are
+            not, for those that were annotated so. Default 'color'.
         imdecode_backend: Decoder, see :func:`mmcv.imfrombytes`. Default 'cv2'.
         backend_args: Storage backend, see :func:`mmengine.fileio.get`. Default None.
         channels: Number of channels that every image must have. Default None: any.
@@ -104,6 +95,7 @@ class LoadImageChecked(LoadImageFromFile):
             color_type=color_type, imdecode_backend=imdecode_backend, backend_args=backend_args
         )
         self.channels = channels
+        self._turns = not color_type.endswith('_ignore_orientation')
         self._warned = False
 
     def transform(self, results: dict) -> dict:
@@ -142,7 +134,7 @@ class LoadImageChecked(LoadImageFromFile):
         if not self._warned:
             self._warned = True
             print_log(
-                size_warning(results['img_path'], annotated, read),
+                size_warning(results['img_path'], annotated, read, self.color_type),
                 logger='current',
                 level=logging.WARNING,
             )
@@ -158,7 +150,11 @@ class LoadImageChecked(LoadImageFromFile):
         shape = jpeg_shape(data)
         if shape is None:
             return 1
-        return max((r for r in REDUCED_FLAGS if min(shape) >= r * needed), default=1)
+        # Sides that become equal would not tell any more whether the image was turned.
+        apart = [
+            r for r in REDUCED_FLAGS if len({-(-side // r) for side in shape}) == len({*shape})
+        ]
+        return max((r for r in apart if min(shape) >= r * needed), default=1)
 
     def _read(self, path: str) -> bytes:
         try:
@@ -186,12 +182,15 @@ class LoadImageChecked(LoadImageFromFile):
         flag = self.color_type
         if reduction > 1:
             flag = REDUCED_FLAGS[reduction]
-            if self.color_type == 'color_ignore_orientation':
+            if not self._turns:
                 flag |= cv2.IMREAD_IGNORE_ORIENTATION
         try:
-            if flag == 'unchanged':
-                return decode_unchanged(data, self.imdecode_backend, self.channels)
+            if self.color_type.startswith('unchanged'):
+                return decode_unchanged(data, self.imdecode_backend, self.channels, self._turns)
             img = mmcv.imfrombytes(data, flag=flag, backend=self.imdecode_backend)
+            if img is not None and not self._turns:
+                orientation = left_to_turn(data, self.imdecode_backend, turn=False)
+                img = np.ascontiguousarray(turned(img, orientation))
         except Exception as error:  # each decoder has its own kinds of errors
             raise UnreadableImageError(
                 f'Image {path} cannot be decoded ({error}). {REMEDY}'
@@ -237,60 +236,3 @@ class ScaleInstances(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}()'
-
-
-def is_truncated(data: bytes) -> bool:
-    """Whether an encoded JPEG or PNG lacks its end marker; False for other formats.
-
-    Some cameras write bytes behind the end marker; that is no truncation. An end marker before the
-    start of the scan belongs to an embedded thumbnail.
-    """
-    if data.startswith(JPEG_START):
-        return data.rfind(JPEG_END) < _jpeg_header(data)[1]
-    if data.startswith(PNG_START):
-        return data.rfind(PNG_END) < 0
-    return False
-
-
-def oversize(data: bytes) -> str | None:
-    """The size in an image's header where it has more than ``MAX_PIXELS``; None for others."""
-    if data.startswith(JPEG_START):
-        height, width = jpeg_shape(data) or (0, 0)
-    elif data.startswith(PNG_START):
-        width, height = (int.from_bytes(data[at : at + 4], 'big') for at in (16, 20))
-    else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-                width, height = Image.open(io.BytesIO(data)).size
-        except Image.DecompressionBombError as error:
-            return str(error)
-        except Exception:  # what OpenCV reads, Pillow need not
-            return None
-    return f'{width}x{height} pixels' if width * height > MAX_PIXELS else None
-
-
-def jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """(height, width) in the header of an encoded JPEG; None without one, or in other formats."""
-    return _jpeg_header(data)[0] if data.startswith(JPEG_START) else None
-
-
-def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
-    """Shape of a JPEG, and offset of its first scan, behind segments that may hold any bytes.
-
-    The offset is the length of the data where that ends before. It is 0 where the segments form no
-    chain, so that any end marker will do.
-    """
-    shape = None
-    offset = len(JPEG_START)
-    while data[offset : offset + 2] != JPEG_SCAN:
-        if offset + 4 > len(data):
-            return shape, len(data)
-        length = int.from_bytes(data[offset + 2 : offset + 4], 'big')
-        if data[offset] != 0xFF or length < 2:
-            return shape, 0
-        if data[offset + 1] in JPEG_FRAMES:
-            height, width = data[offset + 5 : offset + 7], data[offset + 7 : offset + 9]
-            shape = int.from_bytes(height, 'big'), int.from_bytes(width, 'big')
-        offset += 2 + length
-    return shape, offset

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_probability, check_range
+from deim_mmdet.utils.arguments import check_number, check_range
 
 import cv2
 import numpy as np
@@ -57,7 +57,7 @@ class DenseO2OPhotometricDistort(BaseTransform):
         saturation: Sequence[float] = (0.5, 1.5),
         hue: Sequence[float] = (-0.05, 0.05),
     ) -> None:
-        self.prob = check_probability(self, 'prob', prob)
+        self.prob = check_number(self, 'prob', prob, 0, 1)
         self.brightness = check_range(self, 'brightness', brightness, lowest=0)
         self.contrast = check_range(self, 'contrast', contrast, lowest=0)
         self.saturation = check_range(self, 'saturation', saturation, lowest=0)

@@ -5,14 +5,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
 from ... import compat
+from ...checkpoints.classes import are_assumed, stated_classes
 from ..agreement import (
-    OPTIONS,
     annotation_files,
     check_evaluator,
     check_numbering,
     class_names,
-    name_categories,
-    saved_classes,
     say_unnamed,
     set_class_order,
 )
@@ -26,9 +24,8 @@ class AgreementHook(Hook):
     The model decides the order of the classes. In a new training it is that of the training set; in
     resuming, validation and test that of the checkpoint (``meta.dataset_meta``). Labels of all
     other data sets are changed to that order, whatever order their files have. Evaluators find the
-    categories by name: :class:`~deim_mmdet.evaluation.CheckedCocoMetric` takes the place of mmdet's
-    ``CocoMetric``. Anything that can't be made to agree ends the run before its first image.
-    ``DEIMRunner`` always has this hook.
+    categories by name, as :class:`~deim_mmdet.evaluation.CheckedCocoMetric` does. Anything that
+    can't be made to agree ends the run before its first image. ``DEIMRunner`` always has this hook.
 
     Raises:
         ValueError: Class names differ, are not in the order of the labels, or are not as many as
@@ -59,7 +56,6 @@ class AgreementHook(Hook):
             else:
                 whose = f'the training set ({annotation_files(train.dataloader.dataset)})'
                 _renumber(runner, split, loop, classes, whose)
-            name_categories(loop.evaluator, runner.cfg.get(f'{OPTIONS[split]}_evaluator'))
             loop.evaluator.dataset_meta = dataset.metainfo
             check_evaluator(loop.evaluator, dataset, split)
 
@@ -67,14 +63,14 @@ class AgreementHook(Hook):
         loops = compat.built_loops(runner)
         if 'training' in loops and not compat.resumes(runner):
             return  # CheckpointCheckHook fits the class layers to the training set.
-        theirs, certain = saved_classes(checkpoint)
+        theirs = stated_classes(checkpoint)
         for split, loop in loops.items():
             own = class_names(loop.dataloader.dataset)
             if own is None:
                 continue
             if theirs is None:
                 say_unnamed(own, 'the checkpoint holds no class names')
-            elif not certain and sorted(own) != sorted(theirs):
+            elif are_assumed(checkpoint) and sorted(own) != sorted(theirs):
                 say_unnamed(own, "the checkpoint holds no class names, and COCO's do not fit")
             else:
                 _renumber(runner, split, loop, theirs, 'the checkpoint')

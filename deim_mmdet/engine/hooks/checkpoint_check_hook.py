@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapper
 from ... import compat
 from ...checkpoints.classes import adapt_class_layers
 from ...models.layers.input_channels import adapt_checkpoint
-from ..checks import bare_model, check_checkpoint, check_finite, check_resumable
+from ..checks import bare_model, check_checkpoint, check_finite, check_resumable, class_names
 from ..resuming import check_same_optimizer
 
 
@@ -39,8 +39,8 @@ class CheckpointCheckHook(Hook):
                 check_same_optimizer(runner, checkpoint)
         elif 'training' in compat.built_loops(runner):
             adapt_checkpoint(model, checkpoint.get('state_dict', checkpoint))
-            metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
-            message = adapt_class_layers(model, checkpoint, metainfo.get('classes'))
+            classes = class_names(runner.train_dataloader.dataset)
+            message = adapt_class_layers(model, checkpoint, classes)
             if message is not None:
                 runner.logger.info(message)
         check_checkpoint(model, checkpoint)

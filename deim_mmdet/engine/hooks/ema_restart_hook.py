@@ -1,10 +1,10 @@
 """Starts the last stage from the best checkpoint of the stages with augmentation."""
 
-import os
+import math
 from typing import Any
 
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
 
@@ -39,13 +39,13 @@ class EMARestartHook(Hook):
     restart is decided after an evaluation and carried out before the next epoch. Until that epoch
     is saved, checkpoints say that the restart is due. So a resumed run restarts where the
     uninterrupted one did. The message hub, and so every checkpoint, keeps the state (epoch and
-    score of the checkpoint, decay, restart due) as ``ema_restart``. Every process reads the file
-    itself. If one has a work directory of its own and doesn't see the file, the main process sends
-    it the content.
+    score of the checkpoint, how often the decay was made smaller, restart due) as ``ema_restart``;
+    the decay follows from it by the config of the present run. Every process reads the file.
 
     Without an evaluation before the last phase there is no restart; a line is logged. A
-    resumed run without its ``best_augmented.pth`` doesn't start. If the file disappears or can't be
-    read during a run, an error is logged and training goes on from the weights that it has.
+    resumed run without its ``best_augmented.pth`` doesn't start. If a process can't read the file
+    during a run, or the processes see different ones, an error is logged and training goes on from
+    the weights that it has.
 
     Args:
         restart_decay: Decay of the EMA after the first restart, in [0, 1). If None,
@@ -109,10 +109,9 @@ class EMARestartHook(Hook):
             )
         self._warn_of_late_evaluation(runner, begin)
         state = self._state(runner)
-        if runner.epoch < begin and state['decay'] is not None:
+        if runner.epoch < begin and state['lowered'] is not None:
             # Resumed with more epochs than before: the last phase lies ahead again.
-            self._update(runner, decay=None, due=False)
-        self._follow_settings(runner)
+            self._update(runner, lowered=None, due=False)
         if state['epoch'] is not None:
             self._check_file(runner)
 
@@ -128,10 +127,9 @@ class EMARestartHook(Hook):
                     'without a restart'
                 )
             return
-        if state['decay'] is None:
-            numbers = [self.restart_decay, self.decay_step]
-            state = self._update(runner, decay=self.restart_decay, numbers=numbers, due=True)
-        _find_hook(runner, ExpWarmupEMAHook).ema_model.decay = state['decay']
+        if state['lowered'] is None:
+            state = self._update(runner, lowered=0, due=True)
+        _find_hook(runner, ExpWarmupEMAHook).ema_model.decay = self._decay(state)
         if state['due']:
             self._restart(runner, state)
             self._update(runner, due=False)
@@ -151,13 +149,13 @@ class EMARestartHook(Hook):
             # Epochs are counted up before they are evaluated.
             if runner.epoch <= begin:
                 self._save(runner, score)
-        elif state['decay'] is not None and self.search is not False:
-            decay = max(0.0, state['decay'] - self.decay_step)
-            self._update(runner, decay=decay, due=True)
+        elif state['lowered'] is not None and self.search is not False:
+            state = self._update(runner, lowered=state['lowered'] + 1, due=True)
             if runner.epoch < runner.max_epochs:
                 runner.logger.info(
                     f'No new best in epoch {runner.epoch}: the next one starts from the best '
-                    f'checkpoint of the augmented stages again, with EMA decay {decay:.6g}'
+                    'checkpoint of the augmented stages again, with EMA decay '
+                    f'{self._decay(state):.6g}'
                 )
 
     def _save(self, runner, score: float) -> None:
@@ -188,27 +186,26 @@ class EMARestartHook(Hook):
         runner.logger.info(
             f'Epoch {runner.epoch + 1} of {runner.max_epochs}: restart from the best checkpoint of '
             f'the augmented stages, of epoch {epoch} with {state["score"]:.4f}; EMA decay '
-            f'{state["decay"]:.6g}'
+            f'{self._decay(state):.6g}'
         )
 
     def _read(self, runner) -> tuple[dict | None, str | None]:
-        """The checkpoint, or what is wrong with it; the same in all processes."""
-        path, result = self._path(runner), [None, None]
-        shared = len(set(all_gather_object(_identity(path)))) == 1
-        if shared or is_main_process():
-            try:
-                result[0] = load_from_deim_mmdet(path, 'cpu')
-            except (OSError, RuntimeError) as error:
-                result[1] = str(error)
-        if not shared:
-            broadcast_object_list(result)
-        return result[0], next(filter(None, all_gather_object(result[1])), None)
+        """The checkpoint, or what is wrong with it; every process comes to the same result."""
+        checkpoint = problem = None
+        try:
+            checkpoint = load_from_deim_mmdet(self._path(runner), 'cpu')
+        except (OSError, RuntimeError) as error:
+            problem = str(error)
+        found = all_gather_object(checkpoint['meta']['epoch'] if checkpoint else problem)
+        if problems := [each for each in found if isinstance(each, str)]:
+            return None, problems[0]
+        if len(epochs := {*found}) > 1:
+            return None, f'processes see files of the epochs {sorted(epochs)}'
+        return checkpoint, None
 
     def _check_file(self, runner) -> None:
         path = self._path(runner)
-        found = [is_main_process() and self._checkpoint_hook(runner).file_backend.isfile(path)]
-        broadcast_object_list(found)
-        if not found[0]:
+        if not all(all_gather_object(self._checkpoint_hook(runner).file_backend.isfile(path))):
             raise FileNotFoundError(
                 f'{path} is missing, the best checkpoint of the augmented stages, from which the '
                 'last phase of this training restarts: copy it there from the folder that the '
@@ -227,16 +224,8 @@ class EMARestartHook(Hook):
                 f'train_cfg.val_interval={interval}'
             )
 
-    def _follow_settings(self, runner) -> None:
-        """Where a resumed run has other numbers, apply its own for as many restarts as before."""
-        state, numbers = self._state(runner), [self.restart_decay, self.decay_step]
-        # Checkpoints of version 0.1 don't say from which numbers their decay was computed.
-        before = state.get('numbers') or numbers
-        if state['decay'] is None or before == numbers:
-            return
-        steps = round((before[0] - state['decay']) / before[1]) if before[1] else 0
-        decay = max(0.0, self.restart_decay - steps * self.decay_step)
-        self._update(runner, decay=decay, numbers=numbers)
+    def _decay(self, state: dict[str, Any]) -> float:
+        return max(0.0, self.restart_decay - state['lowered'] * self.decay_step)
 
     def _first_epoch(self, runner) -> int:
         if self.begin is not None:
@@ -256,10 +245,17 @@ class EMARestartHook(Hook):
     def _checkpoint_hook(runner) -> CheckpointHook:
         return _find_hook(runner, CheckpointHook)
 
-    @staticmethod
-    def _state(runner) -> dict[str, Any]:
-        nothing = dict(epoch=None, score=None, decay=None, due=False)
-        return runner.message_hub.get_info(STATE, nothing)
+    def _state(self, runner) -> dict[str, Any]:
+        nothing = dict(epoch=None, score=None, lowered=None, due=False)
+        state = runner.message_hub.get_info(STATE, nothing)
+        if 'lowered' not in state:
+            # Older checkpoints hold the decay, and not all of them the numbers that it came from.
+            first, step = state.pop('numbers', None) or (self.restart_decay, self.decay_step)
+            last = state.pop('decay')
+            # Rounded up, as the decay ends at 0.
+            lowered = None if last is None else math.ceil((first - last) / (step or 1) - 0.01)
+            state['lowered'] = lowered
+        return state
 
     def _update(self, runner, **changes) -> dict[str, Any]:
         state = {**self._state(runner), **changes}
@@ -279,15 +275,6 @@ def restore_optimizer(optim_wrapper: OptimWrapper, saved: dict) -> None:
     schedule = {k: v for k, v in current.items() if k in ('param_groups', 'base_param_settings')}
     optim_wrapper.load_state_dict({**saved, **schedule})
     match_parameters(optim_wrapper.optimizer)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Tells a file from others, and from an older one of the same name; None without a file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _find_hook(runner, kind: type[Hook]) -> Any:

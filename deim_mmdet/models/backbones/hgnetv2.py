@@ -177,14 +177,10 @@ class Block(nn.Module):
         super().__init__()
         self.residual = residual
         widths = [in_channels] + [spec.mid_channels] * spec.num_layers
-        if spec.light:
-            self.layers = nn.ModuleList(
-                LightConvBNAct(i, spec.mid_channels, spec.kernel_size, lab) for i in widths[:-1]
-            )
-        else:
-            self.layers = nn.ModuleList(
-                ConvBNAct(i, spec.mid_channels, spec.kernel_size, lab=lab) for i in widths[:-1]
-            )
+        layer = LightConvBNAct if spec.light else ConvBNAct
+        self.layers = nn.ModuleList(
+            layer(i, spec.mid_channels, spec.kernel_size, lab=lab) for i in widths[:-1]
+        )
         squeezed = spec.out_channels // 2
         self.aggregation = nn.Sequential(
             ConvBNAct(sum(widths), squeezed, 1, lab=lab),

@@ -5,8 +5,6 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ..layers.input_channels import is_adapted
-
 
 @WEIGHT_INITIALIZERS.register_module()
 class PartlyPretrained:
@@ -30,22 +28,32 @@ class PartlyPretrained:
 
     def __call__(self, module: nn.Module) -> None:
         content = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
-        given, own = content.get('state_dict', content), module.state_dict()
-        fitting = {
-            name: value
-            for name, value in given.items()
-            if name in own
-            and (
-                value.shape == own[name].shape
-                or is_adapted(module.get_submodule(name.rpartition('.')[0]), value)
-            )
-        }
+        own, fitting = module.state_dict(), set()
+
+        def leave_out_others(part: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+            for name, _ in (
+                *part.named_parameters(recurse=False),
+                *part.named_buffers(recurse=False),
+            ):
+                name = f'{prefix}{name}'
+                if name in own and name in state_dict:
+                    if state_dict[name].shape == own[name].shape:
+                        fitting.add(name)
+                    else:
+                        del state_dict[name]
+
+        # Behind what renames and adapts the entries for a part while they are loaded.
+        handles = [
+            part.register_load_state_dict_pre_hook(leave_out_others) for part in module.modules()
+        ]
+        module.load_state_dict(dict(content.get('state_dict', content)), strict=False)
+        for handle in handles:
+            handle.remove()
         if not fitting:
             raise ValueError(
                 f'{self.checkpoint} has no entry of the name and shape of one of '
                 f'{type(module).__name__}'
             )
-        module.load_state_dict(fitting, strict=False)
         left = [name for name in own if name not in fitting]
         rest = f', {len(left)} start anew ({left[0]}, …)' if left else ''
         print_log(

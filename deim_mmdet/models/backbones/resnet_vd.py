@@ -53,7 +53,7 @@ class ResNetVd(ResNetV1d):
         kwargs: Further arguments of :class:`mmdet.models.ResNetV1d`, such as ``with_cp``.
 
     Raises:
-        ValueError: ``frozen_stages`` is not among -1 … 4.
+        ValueError: ``frozen_stages`` is less than -1, or more than there are stages.
     """
 
     def __init__(
@@ -67,16 +67,18 @@ class ResNetVd(ResNetV1d):
         init_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        if not -1 <= frozen_stages <= 4:
-            raise ValueError(f'frozen_stages of ResNetVd must be among -1 … 4, got {frozen_stages}')
+        last = kwargs.get('num_stages', 4)
+        if not -1 <= frozen_stages <= last:
+            raise ValueError(
+                f'frozen_stages of ResNetVd must be among -1 … {last}, got {frozen_stages}'
+            )
         super().__init__(
             depth=depth,
             out_indices=out_indices,
             in_channels=in_channels,
             frozen_stages=max(frozen_stages, 0) if frozen_stem else frozen_stages,
-            norm_eval=False,
             init_cfg=init_cfg,
-            **kwargs,
+            **(dict(norm_eval=False) | kwargs),
         )
         self.in_channels = in_channels
         adapt_input_channels(self.stem[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_count, check_number, check_probability, check_range
+from deim_mmdet.utils.arguments import check_count, check_number, check_range
 from deim_mmdet.utils.stage import Stage
 
 import numpy as np
@@ -63,7 +63,7 @@ class DenseO2OCopyBlend(StagedBatchAugment):
         stages: Sequence[str] = ('dense', 'flat'),
     ) -> None:
         super().__init__()
-        self.prob = check_probability(self, 'prob', prob)
+        self.prob = check_number(self, 'prob', prob, 0, 1)
         self.ratio = check_range(self, 'ratio', ratio, 0, 1)
         self.num_objects = check_count(self, 'num_objects', num_objects)
         self.min_area = check_number(self, 'min_area', min_area, 0, float('inf'))

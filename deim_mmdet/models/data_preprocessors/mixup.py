@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_probability, check_range
+from deim_mmdet.utils.arguments import check_number, check_range
 from deim_mmdet.utils.stage import Stage
 
 import numpy as np
@@ -39,7 +39,7 @@ class DenseO2OMixUp(StagedBatchAugment):
 
     def __init__(self, prob: float = 0.5, ratio: Sequence[float] = (0.45, 0.55)) -> None:
         super().__init__()
-        self.prob = check_probability(self, 'prob', prob)
+        self.prob = check_number(self, 'prob', prob, 0, 1)
         self.ratio = check_range(self, 'ratio', ratio, 0, 1)
 
     def forward(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures import SampleList
 from mmdet.utils import InstanceList
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
@@ -281,7 +281,12 @@ def spanned_pixels(samples: SampleList, rescale: bool) -> Tensor:
         samples: B data samples.
         rescale: Whether boxes are in pixels of the original image, not of the input.
     """
-    return torch.tensor([_pixels(sample, rescale) for sample in samples])
+    pixels = []
+    for sample in samples:
+        height, width = input_shape(sample)
+        x_scale, y_scale = sample.scale_factor if rescale else (1, 1)
+        pixels.append((width / x_scale, height / y_scale))
+    return torch.tensor(pixels)
 
 
 def as_instances(labels: Tensor, boxes: Tensor, scores: Tensor) -> InstanceList:
@@ -290,10 +295,3 @@ def as_instances(labels: Tensor, boxes: Tensor, scores: Tensor) -> InstanceList:
         InstanceData(bboxes=image_boxes, scores=image_scores, labels=image_labels)
         for image_boxes, image_scores, image_labels in zip(boxes, scores, labels, strict=True)
     ]
-
-
-def _pixels(sample: DetDataSample, rescale: bool) -> tuple[float, float]:
-    """Width and height that boxes span, in pixels of the input or of the original image."""
-    height, width = input_shape(sample)
-    x_scale, y_scale = sample.scale_factor if rescale else (1, 1)
-    return width / x_scale, height / y_scale

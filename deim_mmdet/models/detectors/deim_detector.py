@@ -158,6 +158,23 @@ class DEIMDetector(SingleStageDetector):
         for part in (self.backbone, *neck, self.bbox_head.decoder):
             part.compile(dynamic=False, **options)
 
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) to feature maps, see mmdet's ``SingleStageDetector``.
+
+        Raises:
+            ValueError: H or W is not divisible by the largest stride of the neck. Rounded levels
+                would cover more than the image, and so all boxes would be scaled.
+        """
+        stride = max(getattr(getattr(self, 'neck', None), 'feat_strides', [1]))
+        height, width = (int(side) for side in batch_inputs.shape[-2:])
+        if height % stride or width % stride:
+            raise ValueError(
+                f'the input of {width}x{height} pixels is not divisible by {stride} on both '
+                'sides: change the scale of the Resize in the pipeline, or set '
+                f'data_preprocessor.pad_size_divisor={stride}'
+            )
+        return super().extract_feat(batch_inputs)
+
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Loss terms () of images (B, C, H, W) by name; see the head.
 

@@ -27,8 +27,9 @@ class _Affine(torch.autograd.Function):
             by_x = (grad * scale).to(grad.dtype)
         else:
             by_x = torch.mul(grad, scale, out=torch.empty_like(grad))
-        by_scale, by_bias = (part.sum(dtype=scale.dtype) for part in (grad * x, grad))
-        return by_x, by_scale[None], by_bias[None]
+        # In the type of the scalars: products, too, overflow float16.
+        product = grad * x if x.dtype == scale.dtype else torch.addcmul(scale.new_zeros(1), grad, x)
+        return by_x, product.sum()[None], grad.sum(dtype=scale.dtype)[None]
 
 
 class LearnableAffine(nn.Module):

@@ -40,10 +40,6 @@ class FrozenBatchNorm2d(nn.Module):
         """Before loading, drop the counter that a trainable norm has and a frozen one lacks."""
         state_dict.pop(f'{prefix}num_batches_tracked', None)
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift that do the same as the norm, (C,) each for C channels."""
-        return frozen_affines([self])
-
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, H, W), also in half precision, to the same in their type."""
         statistics = self.running_mean, self.running_var
@@ -121,7 +117,7 @@ def convolve_and_norm(
     weight, bias = conv.weight, conv.bias
     if frozen and vars(conv).get(LENT_NORM) is not norm:
         # A convolution before a norm has no bias of its own.
-        scale, bias = norm.affine()
+        scale, bias = frozen_affines([norm])
         weight = weight * scale[:, None, None, None]
 
     x = features[0] if len(features) == 1 else torch.cat(features, dim=1)

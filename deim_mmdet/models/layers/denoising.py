@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils.arguments import check_count, check_number, check_probability
+from ...utils.arguments import check_count, check_number
 from ..task_modules import Targets
 from .basic import inverse_sigmoid
 from .boxes import to_centres, to_corners
@@ -82,7 +82,7 @@ class DenoisingQueryGenerator(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = check_count(self, 'num_queries', num_queries)
-        self.label_noise = check_probability(self, 'label_noise', label_noise)
+        self.label_noise = check_number(self, 'label_noise', label_noise, 0, 1)
         self.box_noise = check_number(self, 'box_noise', box_noise, 0, float('inf'))
         self.embedding = nn.Embedding(num_classes + 1, embed_dims, padding_idx=num_classes)
         nn.init.normal_(self.embedding.weight[:-1])

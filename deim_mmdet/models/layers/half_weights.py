@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import is_parametrized
 
 from ... import compat
 from .conv_norm import LENT_NORM, ConvNorm, FrozenBatchNorm2d, frozen_affines
@@ -110,7 +111,11 @@ def _weights_of(module: nn.Module, linear: bool) -> list[_Weight]:
 
 def _lendable(group: Sequence[_Weight]) -> list[_Weight]:
     """Weights that are parameters: pruning and the like put something else in their place."""
-    return [weight for weight in group if weight.name not in vars(weight.layer)]
+    return [
+        weight
+        for weight in group
+        if weight.name not in vars(weight.layer) and not is_parametrized(weight.layer, weight.name)
+    ]
 
 
 def _scales_and_shifts(

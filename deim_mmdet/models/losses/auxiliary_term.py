@@ -12,7 +12,7 @@ class EncoderView:
     """What a training step shows to auxiliary terms.
 
     Attributes:
-        images: (B, 3, H, W) the detector's images.
+        images: (B, C, H, W) the detector's images.
         stride: Side of a token's cell in pixels.
         outputs: What the transformer layer of the neck has returned, call by call.
     """

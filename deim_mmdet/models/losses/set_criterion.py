@@ -87,6 +87,8 @@ class SetCriterion(nn.Module):
                 term = MODELS.build(config)
                 auxiliary = isinstance(term, AuxiliaryTerm)
                 (self.auxiliary_terms if auxiliary else self.terms)[name] = term
+        if not self.terms:
+            raise ValueError('criterion.terms leaves no term to train the predictions with')
         self.register_load_state_dict_pre_hook(_leave_out_other_terms)
 
     def forward(

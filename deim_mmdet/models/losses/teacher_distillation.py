@@ -73,7 +73,9 @@ class TeacherDistillation(AuxiliaryTerm):
         self.register_buffer('weight', torch.tensor(float(weight)))
         self.target_share = target_share
         self.tolerance = tolerance
-        self.mean, self.std = tuple(mean), tuple(std)
+        for name, numbers in dict(mean=mean, std=std).items():
+            numbers = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, numbers, persistent=False)
         self.teacher_config = teacher
         # In a tuple, so that it doesn't become a submodule.
         self._teacher: tuple[nn.Module, ...] = ()
@@ -96,8 +98,7 @@ class TeacherDistillation(AuxiliaryTerm):
             teacher = MODELS.build(self.teacher_config).to(images.device)
             self._teacher = (teacher.eval().requires_grad_(False),)
         [teacher] = self._teacher
-        mean, std = (images.new_tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
-        return teacher((images - mean) / std)
+        return teacher((images - self.mean) / self.std)
 
     @torch.no_grad()
     def follow(self, share: float) -> None:

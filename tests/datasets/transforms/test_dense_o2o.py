@@ -172,7 +172,7 @@ def test_bad_use_is_named(build):
         DenseO2O(load=LOAD, mosaic=MOSAIC).transform(build().dataset[0])
     with pytest.raises(ValueError, match=r'exactly one transform that draws partners.*got 0'):
         DenseO2O(load=LOAD, mosaic=SINGLE)
-    with pytest.raises(ValueError, match=r'mosaic_prob must be a probability.*got 2'):
+    with pytest.raises(ValueError, match=r'mosaic_prob must be a number in \[0, 1\].*got 2'):
         DenseO2O(load=LOAD, mosaic=MOSAIC, mosaic_prob=2)
 
 

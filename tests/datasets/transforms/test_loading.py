@@ -1,6 +1,6 @@
 from deim_mmdet.datasets import LoadImageChecked, ScaleInstances
 from deim_mmdet.datasets.transforms import loading
-from deim_mmdet.datasets.transforms.loading import is_truncated, jpeg_shape
+from deim_mmdet.datasets.transforms.headers import is_truncated, jpeg_shape
 
 import cv2
 import numpy as np
@@ -140,6 +140,22 @@ def test_reduced_images_are_turned_as_whole_ones(tmp_path, orientation, color_ty
         x1, y1, x2, y2 = np.rint(results['instances'][0]['bbox']).astype(int)
         inside = results['img'][y1 + 8 : y2 - 8, x1 + 8 : x2 - 8]
         assert np.abs(inside.astype(int) - (40, 120, 230)).max() < 12
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+@pytest.mark.parametrize('shape', [(999, 1000), (1000, 999), (1000, 990), (1000, 1000)])
+def test_nearly_square_images_keep_their_sides_apart(tmp_path, monkeypatch, shape, orientation):
+    messages = []
+    monkeypatch.setattr(loading, 'print_log', lambda message, **_: messages.append(message))
+    path = tmp_path / 'a.jpg'
+    save_wide(path, shape, orientation)
+    height, width = shape if orientation == 1 else shape[::-1]
+    sample = dict(img_path=str(path), height=height, width=width, shorter_side=240)
+    results = LoadImageChecked().transform(sample)
+    assert results['ori_shape'] == (height, width)
+    assert not messages
+    is_reduced = results['img_shape'] != (height, width)
+    assert is_reduced == (shape not in [(999, 1000), (1000, 999)])
 
 
 @pytest.mark.parametrize('needed', [None, 40])

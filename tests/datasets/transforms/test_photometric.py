@@ -131,7 +131,7 @@ def test_bad_input_is_named(img):
         DenseO2OPhotometricDistort().transform({'img': img.astype(np.float64)})
     with pytest.raises(TypeError, match=r'\(11,\)'):
         DenseO2OPhotometricDistort().transform({'img': img[0, :, 0]})
-    with pytest.raises(ValueError, match=r'prob must be a probability.*1\.5'):
+    with pytest.raises(ValueError, match=r'prob must be a number in \[0, 1\].*1\.5'):
         DenseO2OPhotometricDistort(prob=1.5)
     with pytest.raises(ValueError, match=r'hue must be a pair.*0\.7'):
         DenseO2OPhotometricDistort(hue=(-0.7, 0.7))

@@ -170,7 +170,7 @@ class TestMixUp:
         assert len(samples[0].gt_instances) == 3
 
     def test_bad_arguments(self):
-        with pytest.raises(ValueError, match=r'prob must be a probability.*got -1'):
+        with pytest.raises(ValueError, match=r'prob must be a number in \[0, 1\].*got -1'):
             DenseO2OMixUp(prob=-1)
         with pytest.raises(ValueError, match=r'ratio must be a pair.*got 0\.5'):
             DenseO2OMixUp(ratio=0.5)
