@@ -26,6 +26,7 @@ from deim_mmdet.ops import compiled, deformable_attention, pure_pytorch
 
 import mmcv
 import torch
+from measuring.machine import processor
 from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction,
     multi_scale_deformable_attn_pytorch,
@@ -166,17 +167,8 @@ def measure(case: Case, device: str, repeats: int) -> dict:
 
 
 def machine(device: str) -> dict:
-    processor = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        names = [
-            line.split(':')[1].strip()
-            for line in info.read_text().splitlines()
-            if 'model name' in line
-        ]
-        processor = f'{len(names)} × {names[0]}' if names else processor
     found = dict(
-        processor=processor,
+        processor=f'{os.cpu_count()} × {processor()}',
         python=platform.python_version(),
         torch=torch.__version__,
         mmcv=mmcv.__version__,

@@ -43,7 +43,7 @@ class TinyBackbone(BaseModule):
 def tiny_detector(head='DFINEHead', denoising=10, neck=False, **parts):
     """A detector in training mode, with random parameters: none is zero, so that all matter.
 
-    Further options are parts of the head.
+    ``neck`` is True or the neck's config. Further options are parts of the head.
     """
     torch.manual_seed(0)
     model = MODELS.build(
@@ -51,7 +51,7 @@ def tiny_detector(head='DFINEHead', denoising=10, neck=False, **parts):
             type='DEIMDetector',
             data_preprocessor=dict(type='DenseO2ODataPreprocessor', samples_on_host=True),
             backbone=dict(type='TinyBackbone'),
-            neck=dict(NECK) if neck else None,
+            neck=dict(NECK) if neck is True else neck or None,
             bbox_head=dict(
                 type=head,
                 num_classes=CLASSES,
@@ -59,8 +59,7 @@ def tiny_detector(head='DFINEHead', denoising=10, neck=False, **parts):
                 embed_dims=16,
                 query_selection=dict(num_queries=9),
                 denoising=denoising and dict(num_queries=denoising),
-                **HEADS[head],
-                **parts,
+                **{**HEADS[head], **parts},
             ),
         )
     )

@@ -5,7 +5,7 @@
 Times are those of this machine's CPU or, with --device cuda, of its GPU. Each candidate has a
 process of its own, and they take turns, so that other work on the machine disturbs all of them
 alike. Results are medians, percentiles and ratios. They are printed as tables and written to DIR as
-results.json and, if matplotlib is installed, accuracy_latency.png.
+results.json and accuracy_latency.png.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import deim_mmdet  # noqa: F401  (registers the components)
-from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.devices import check_gpu_found
+from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.models.layers.input_channels import input_channels
 
 import mmdet.models  # noqa: F401  (registers the detectors)
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
@@ -36,8 +36,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
 try:
+    from measuring.counterparts import check_counterpart, missing_counterpart
     from measuring.installed import reason_against
     from measuring.latency import BACKENDS, EXPORTED, Candidate
+    from measuring.machine import processor
     from measuring.report import Results, as_json, as_text, plot
     from measuring.timing import alternate, peak_memory
     from measuring.training import TrainingStep, pipeline_speed
@@ -103,17 +105,24 @@ def parse_args() -> argparse.Namespace:
             parser.error('--cpu-time is for --device cpu: a GPU computes outside of the process')
         check_gpu_found(parser, '--device cuda')
     there = BACKENDS[args.device]
-    if args.backends is None:
-        reasons = {name: reason_against(name) for name in there if name not in UNASKED}
-        for name in filter(reasons.get, reasons):
-            print(f'{name} is left out: {reasons[name]}', file=sys.stderr)
-        args.backends = [name for name, reason in reasons.items() if not reason]
-    for name in args.backends:
+    args.chosen = args.backends is not None
+    if not args.chosen and 'latency' in args.parts:
+        args.backends = without_those(
+            {name: reason_against(name) for name in there if name not in UNASKED}
+        )
+    for name in args.backends or ():
         if name not in there:
             parser.error(
                 f'--backends {name}: with --device {args.device} there are {", ".join(there)}'
             )
     return args
+
+
+def without_those(reasons: dict[str, str]) -> list[str]:
+    """The backends without a reason against them; the others are named on standard error."""
+    for name in filter(reasons.get, reasons):
+        print(f'{name} is left out: {reasons[name]}', file=sys.stderr)
+    return [name for name, reason in reasons.items() if not reason]
 
 
 def build(cfg: Config) -> nn.Module:
@@ -131,10 +140,14 @@ def count_flops(model: nn.Module, size: tuple[int, int]) -> float:
 
 def measure(path: str, args: argparse.Namespace) -> Results:
     """Measure all requested parts of one config."""
-    cfg = load_config(path, args.cfg_options)
-    size = network_size(cfg) if args.size is None else tuple(args.size)
-    model = build(cfg)
-    check_size(size, max(model.neck.feat_strides))
+    with without_traceback(*MISTAKES):
+        cfg = load_config(path, args.cfg_options)
+        size = network_size(cfg) if args.size is None else tuple(args.size)
+        model = build(cfg)
+        check_size(size, model)
+        backends = chosen_backends(cfg, args) if 'latency' in args.parts else []
+        if 'pipeline' in args.parts:
+            dataset = DATASETS.build(cfg.train_dataloader.dataset)
     name = Path(path).stem
     same = [other for other in args.configs if Path(other).stem == name]
     results = Results(
@@ -145,9 +158,9 @@ def measure(path: str, args: argparse.Namespace) -> Results:
         flops=count_flops(model, size),
     )
     if 'latency' in args.parts:
-        measure_latency(cfg, model, results, args)
+        measure_latency(cfg, model, results, backends, args)
     if 'pipeline' in args.parts:
-        results.pipeline = pipeline_speed(cfg, args.images)
+        results.pipeline = pipeline_speed(dataset, args.images)
     if 'training' in args.parts:
         step = TrainingStep(
             model, cfg.optim_wrapper, args.train_batch, size, device=args.device, amp=args.amp
@@ -161,20 +174,37 @@ def measure(path: str, args: argparse.Namespace) -> Results:
     return results
 
 
-def measure_latency(
-    cfg: Config, model: nn.Module, results: Results, args: argparse.Namespace
-) -> None:
+def chosen_backends(cfg: Config, args: argparse.Namespace) -> list[str]:
+    """The backends to measure a config's model in.
+
+    Raises:
+        ImportError: One that was asked for isn't installed.
+        ValueError: It has no such model.
+    """
+    if not args.chosen:
+        return without_those({name: missing_counterpart(name, cfg.model) for name in args.backends})
     for backend in args.backends:
         if reason := reason_against(backend):
             raise ImportError(reason)
+        check_counterpart(backend, cfg.model)
+    return args.backends
+
+
+def measure_latency(
+    cfg: Config,
+    model: nn.Module,
+    results: Results,
+    backends: list[str],
+    args: argparse.Namespace,
+) -> None:
     with contextlib.ExitStack() as stack:
         onnx_path = None
-        if EXPORTED.keys() & args.backends:
+        if EXPORTED.keys() & backends:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             # TensorRT keeps the types of the file.
-            half = 'tensorrt' in args.backends
+            half = 'tensorrt' in backends
             onnx_path = export_onnx(model, folder / 'model.onnx', results.size, half=half)
-        names = [name for name in BACKENDS[args.device] if name in args.backends]
+        names = [name for name in BACKENDS[args.device] if name in backends]
 
         def start(name: str) -> Candidate:
             return Candidate(name, cfg.model, results.size, onnx_path, args.threads, args.device)
@@ -197,19 +227,13 @@ def measure_latency(
 
 def machine(device: str) -> dict[str, str | int]:
     """The machine's properties that the times on a device depend on."""
-    names = [line.split(':', 1)[1].strip() for line in _cpu_info() if line.startswith('model name')]
     return dict(
-        cpu=names[0] if names else platform.processor(),
+        cpu=processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
         **(dict(gpu=torch.cuda.get_device_name()) if device == 'cuda' else {}),
     )
-
-
-def _cpu_info() -> list[str]:
-    path = Path('/proc/cpuinfo')
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def main() -> None:
@@ -228,9 +252,8 @@ def main() -> None:
         )
         path.write_text(json.dumps(content, indent=1))
         print(path)
-        if is_installed('matplotlib'):
-            plot(all_results, args.out / 'accuracy_latency.png')
-            print(args.out / 'accuracy_latency.png')
+        plot(all_results, args.out / 'accuracy_latency.png')
+        print(args.out / 'accuracy_latency.png')
 
 
 if __name__ == '__main__':

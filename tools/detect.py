@@ -37,7 +37,7 @@ def load(path: Path) -> Model:
         core = openvino.Core()
         model = core.read_model(path)
         shape = [side.get_length() for side in model.input('images').partial_shape[1:]]
-        keys = [['framework', key] for key in ('classes', 'letterbox', 'values')]
+        keys = [['framework', key] for key in ('classes', 'letterbox', 'padding', 'values')]
         metadata = {
             key[1]: str(model.get_rt_info(key).value) for key in keys if model.has_rt_info(key)
         }
@@ -101,7 +101,7 @@ def to_input(image: np.ndarray, model: Model) -> np.ndarray:
     if 'letterbox' in model.metadata:
         factor = min(height / image.shape[0], width / image.shape[1])
         resized = tuple(int(side * factor + 0.5) for side in image.shape[1::-1])
-    padding = 114 if image.dtype == np.uint8 else 0
+    padding = float(model.metadata.get('padding', 114 if image.dtype == np.uint8 else 0))
     padded = np.full((height, width, channels), padding, image.dtype)
     # OpenCV drops the axis of a single channel.
     padded[: resized[1], : resized[0]] = np.dstack([cv2.resize(image, resized)])

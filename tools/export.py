@@ -23,9 +23,10 @@ from deim_mmdet.deployment.extras import is_installed
 from deim_mmdet.deployment.inputs import (
     example_image,
     image_loader,
-    letterboxes,
+    letterbox_of,
     network_size,
     read_image,
+    test_set,
 )
 from deim_mmdet.deployment.onnx_export import OPSET, export_onnx
 from deim_mmdet.deployment.quantize import quantize_onnx
@@ -161,7 +162,7 @@ def labels_of(cfg: Config, checkpoint: dict) -> tuple[str, ...] | None:
     Raises:
         ValueError: The config's test set has other classes; the message lists both.
     """
-    given = (cfg.test_dataloader.dataset.get('metainfo') or {}).get('classes')
+    given = (test_set(cfg).get('metainfo') or {}).get('classes')
     saved = stated_classes(checkpoint)
     if saved is None or given is None:
         return saved or given
@@ -205,7 +206,9 @@ def export(
 ) -> Path:
     """Write the ONNX file in the precision that was asked for."""
     path = args.out.with_suffix('.onnx')
-    rest = args.opset, args.precision == 'half', classes, letterboxes(cfg)
+    letterbox = letterbox_of(cfg)
+    padding = None if letterbox is None else letterbox.get('pad_val')
+    rest = args.opset, args.precision == 'half', classes, letterbox is not None, padding
     if args.precision != 'int8':
         return export_onnx(model, path, size, *rest)
     pictures = calibration_set(cfg)
@@ -222,7 +225,7 @@ def main() -> None:
     with without_traceback(*MISTAKES):
         cfg = load_config(args.config, args.cfg_options)
         size = network_size(cfg) if args.size is None else tuple(args.size)
-        letterbox = letterboxes(cfg)
+        letterbox = letterbox_of(cfg)
         picture = args.image or example_image(cfg)
         model, classes = load_detector(cfg, args.checkpoint)
         channels = input_channels(model)
@@ -232,7 +235,7 @@ def main() -> None:
     print(f'{onnx_path}: ONNX, opset {args.opset}, input Bx{channels}x{size[0]}x{size[1]}')
     print(f'labels: {", ".join(classes) if classes else "names unknown"}')
     print(f'compared with PyTorch on {picture}')
-    reference = PyTorchRuntime(DeployedDetector(model, letterbox=letterbox))
+    reference = PyTorchRuntime(DeployedDetector(model, letterbox=letterbox is not None))
     exported = {'ONNX Runtime': ONNXRuntime(onnx_path)}
     check(reference, exported['ONNX Runtime'], image, args.precision)
     if args.backend == 'openvino':

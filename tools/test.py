@@ -15,9 +15,12 @@ from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
 from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.reports import ReportHook, check_argument
+from deim_mmdet.utils.components import base_datasets, is_component
 
+from mmcv.transforms import Resize
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
+from mmdet.registry import TRANSFORMS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
@@ -80,20 +83,24 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_test_time_augmentation(cfg: Config) -> None:
-    """Test on each image and its mirror image; NMS merges their detections."""
-    pipeline = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
+    """Test on each image and its mirror image; NMS merges their detections.
+
+    The image itself is mirrored, before it is resized: so its padding stays where the model expects
+    it, and boxes are mirrored within the image's width.
+    """
     meta_keys = (
         *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
         *('flip', 'flip_direction'),
     )
-    pipeline[-1] = dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-            [dict(type='PackDetInputs', meta_keys=meta_keys)],
-        ],
-    )
-    cfg.test_dataloader.dataset.pipeline = cfg.get('tta_pipeline', pipeline)
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    pack = dict(type='PackDetInputs', meta_keys=meta_keys)
+    for dataset in base_datasets(cfg.test_dataloader.dataset):
+        *steps, _ = copy.deepcopy(dataset.pipeline)
+        resizes = [i for i, step in enumerate(steps) if is_component(TRANSFORMS, step, Resize)]
+        first = resizes[0] if resizes else len(steps)
+        transforms = [flips, *([step] for step in steps[first:]), [pack]]
+        pipeline = [*steps[:first], dict(type='TestTimeAug', transforms=transforms)]
+        dataset.pipeline = cfg.get('tta_pipeline', pipeline)
     tta_model = cfg.get(
         'tta_model',
         dict(

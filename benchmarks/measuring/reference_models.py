@@ -11,12 +11,11 @@ from deim_mmdet.deployment.extras import require
 from deim_mmdet.models.backbones.hgnetv2 import HGNetv2
 from deim_mmdet.models.dense_heads import DFINEHead
 from deim_mmdet.models.necks import HybridEncoder
-from deim_mmdet.utils.components import component_class, component_name
 
-from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from .counterparts import check_counterpart
 from .options import head_settings, with_defaults
 
 
@@ -46,11 +45,10 @@ def build_reference(model: ConfigDict, side: int) -> tuple[nn.Module, nn.Module]
 
     Raises:
         ImportError: pydfine isn't installed.
-        ValueError: The config isn't a D-FINE config.
+        ValueError: The config's model isn't one of D-FINE's.
     """
     require('dfine')
-    if component_class(MODELS, model.bbox_head) is not DFINEHead:
-        raise ValueError(f'pydfine has no model with a {component_name(model.bbox_head)}')
+    check_counterpart('reference', model)
     native, config_class = import_reference()
     config = config_class(**_options(model), imgsz=side)
     return native.DFINE.from_config(config).eval(), native.DFINECriterion.from_config(config)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from .published import published_points
 from .timing import Timing
 
@@ -82,13 +84,9 @@ def as_json(results: Results) -> dict:
 
 def plot(all_results: list[Results], path: Path) -> None:
     """AP against latency: the published points, and the same models' times on this machine."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
     points = published_points()
-    figure, (published, here) = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure = Figure(figsize=(11, 4.5))
+    published, here = figure.subplots(1, 2, sharey=True)
     for collection in dict.fromkeys(point.collection for point in points):
         curve = [point for point in points if point.collection == collection]
         curve.sort(key=lambda point: point.latency)
@@ -116,4 +114,3 @@ def plot(all_results: list[Results], path: Path) -> None:
             axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

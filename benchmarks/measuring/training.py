@@ -13,11 +13,11 @@ from deim_mmdet.utils import Stage
 
 import numpy as np
 import torch
-from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .timing import Spans, Timing, make_timer
 
@@ -114,14 +114,13 @@ def _random_batch(
     return images, random_samples(batch, size, objects, model.bbox_head.num_classes)
 
 
-def pipeline_speed(cfg: Config, num_images: int) -> dict[str, float]:
+def pipeline_speed(dataset: Dataset, num_images: int) -> dict[str, float]:
     """Images a second of the training pipeline in this process, at each stage of Dense O2O.
 
     Args:
-        cfg: The config; its training set must exist.
+        dataset: A training set.
         num_images: Number of samples that are timed at each stage.
     """
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
     speeds = {}

@@ -7,12 +7,13 @@ from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
 from deim_mmdet.models.backbones.resnet_vd import ResNetVd
 from deim_mmdet.models.dense_heads import DFINEHead, RTDETRHead
 from deim_mmdet.models.necks import HybridEncoder
-from deim_mmdet.utils.components import component_class, component_name, is_component
+from deim_mmdet.utils.components import component_class, is_component
 
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import nn
 
+from .counterparts import check_counterpart
 from .options import head_settings, with_defaults
 
 # By depth of ResNet: kind of blocks, blocks of each stage, channels of each stage.
@@ -54,11 +55,9 @@ def build_counterpart(model: ConfigDict) -> nn.Module:
         ValueError: There is no such model in transformers.
     """
     require('transformers')
-    classes = import_transformers()
+    check_counterpart('transformers', model)
     head_class = component_class(MODELS, model.bbox_head)
-    if head_class not in classes:
-        raise ValueError(f'transformers has no model with a {component_name(model.bbox_head)}')
-    config_class, detector_class = classes[head_class]
+    config_class, detector_class = import_transformers()[head_class]
     head = head_settings(head_class, model.bbox_head)
     options = _neck_options(with_defaults(HybridEncoder, model.neck)) | _head_options(head)
     options['backbone_config'] = _backbone_options(model.backbone)

@@ -2,7 +2,7 @@
 
 import os
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
@@ -14,7 +14,12 @@ from ..datasets import CheckedCocoDataset, DenseO2ODataset, LoadImageChecked
 from ..datasets.annotation_file import read_annotation_file
 from ..datasets.annotation_problems import Finding
 from ..datasets.annotations import check_annotations
-from ..utils.components import component_class, component_name, find_component
+from ..utils.components import (
+    base_datasets,
+    component_class,
+    component_name,
+    find_component,
+)
 from .cache import cached_report
 from .images import ImageTask
 from .limits import DetectionLimit, beyond_limits, detection_limits
@@ -194,15 +199,3 @@ def reads_coco(options: dict) -> bool:
     """Whether a data set reads COCO format; some that derive from ``CocoDataset`` don't."""
     ways = (CheckedCocoDataset.load_data_list, CocoDataset.load_data_list)
     return getattr(component_class(DATASETS, options), 'load_data_list', None) in ways
-
-
-def base_datasets(options: object) -> Iterator[dict]:
-    """Configs of the data sets, without their wrappers."""
-    for key in ('dataset', 'datasets'):
-        inner = options.get(key) if isinstance(options, dict) else None
-        if inner is not None:
-            for child in inner if isinstance(inner, list | tuple) else [inner]:
-                yield from base_datasets(child)
-            return
-    if isinstance(options, dict):
-        yield options

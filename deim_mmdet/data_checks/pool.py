@@ -1,8 +1,9 @@
 """Inspects many images in several processes; a decoder may crash any of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 import cv2
 from mmcv.transforms import LoadImageFromFile
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from ..datasets.annotation_problems import Finding
 from .images import ImageTask, inspect_image
 
-_loader: LoadImageFromFile | None = None
+Inspect = Callable[[ImageTask], list[Finding]]
 
 
 def inspect_images(
@@ -27,26 +28,19 @@ def inspect_images(
         loader: Transform that reads them.
         workers: Number of processes. With 0, this process reads; such a file would kill it.
     """
+    inspect = partial(inspect_image, loader=loader)
     with tqdm(total=len(tasks), unit=' images', desc='Reading') as progress:
-        inspected = _by_pool(tasks, loader, workers) if workers else _here(tasks, loader)
-        for findings in inspected:
+        for findings in _by_pool(tasks, inspect, workers) if workers else map(inspect, tasks):
             progress.update()
             yield from findings
 
 
-def _here(tasks: Sequence[ImageTask], loader: LoadImageFromFile) -> Iterator[list[Finding]]:
-    for task in tasks:
-        yield inspect_image(task, loader)
-
-
-def _by_pool(
-    tasks: Sequence[ImageTask], loader: LoadImageFromFile, workers: int
-) -> Iterator[list[Finding]]:
+def _by_pool(tasks: Sequence[ImageTask], inspect: Inspect, workers: int) -> Iterator[list[Finding]]:
     while tasks:
         done = 0
         try:
-            with ProcessPoolExecutor(workers, initializer=_start, initargs=(loader,)) as pool:
-                for findings in pool.map(_inspect, tasks):
+            with _started(workers) as pool:
+                for findings in pool.map(inspect, tasks):
                     yield findings
                     done += 1
             return
@@ -55,24 +49,18 @@ def _by_pool(
             suspects = tasks[done : done + 2 * workers + 1]
             tasks = tasks[done + len(suspects) :]
         for task in suspects:
-            yield _alone(task, loader)
+            yield _alone(task, inspect)
 
 
-def _alone(task: ImageTask, loader: LoadImageFromFile) -> list[Finding]:
+def _alone(task: ImageTask, inspect: Inspect) -> list[Finding]:
     """Inspect an image in a process of its own."""
-    with ProcessPoolExecutor(1, initializer=_start, initargs=(loader,)) as pool:
+    with _started(1) as pool:
         try:
-            return pool.submit(_inspect, task).result()
+            return pool.submit(inspect, task).result()
         except BrokenProcessPool:
             says = f'{task.name} (reading it kills the process)'
             return [Finding('image_unreadable', True, says, task.name)]
 
 
-def _start(loader: LoadImageFromFile) -> None:
-    global _loader
-    _loader = loader
-    cv2.setNumThreads(0)
-
-
-def _inspect(task: ImageTask) -> list[Finding]:
-    return inspect_image(task, _loader)
+def _started(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,))

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import compat
 from ..models.layers.attention import SelfAttention
+from ..utils.classes import exchange_classes
 
 _HAS_ONEDNN = compat.has_onednn_linear()
 # From this number of multiplications on, oneDNN's product pays for laying out the weight.
@@ -88,41 +89,16 @@ class OneDNNSelfAttention(SelfAttention):
 def optimize_for_cpu(model: nn.Module) -> nn.Module:
     """Let oneDNN's kernels do the convolutions and large linear layers of a model, in place.
 
-    Linear layers and self-attention are replaced by modules that take oneDNN's products; their
-    parameters and names stay the same. Weights of convolutions are laid out channels-last, and
-    features follow them. With any other layout the kernels convert features before and after each
-    convolution. Results change by rounding only.
+    Linear layers and self-attention take oneDNN's products from then on; they stay the same
+    modules. Weights of convolutions are laid out channels-last, and features follow them. With any
+    other layout the kernels convert features before and after each convolution. Results change by
+    rounding only.
 
     Args:
         model: Any model, also in training.
 
     Returns:
-        The model itself; a new module only where ``model`` is one of the replaced layers.
+        The model itself.
     """
-    return _replaced(model, {}).to(memory_format=torch.channels_last)
-
-
-def _replaced(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module, or its replacement; ``made`` keeps shared modules shared."""
-    if module not in made:
-        if type(module) is nn.Linear:
-            sizes, parts = (module.in_features, module.out_features), ('weight', 'bias')
-            made[module] = _like(module, OneDNNLinear(*sizes, device='meta'), parts)
-        elif type(module) is SelfAttention:
-            sizes = module.embed_dim, module.num_heads
-            parts = ('in_proj_weight', 'in_proj_bias', 'out_proj')
-            made[module] = _like(module, OneDNNSelfAttention(*sizes), parts)
-        else:
-            made[module] = module
-            for name, child in module.named_children():
-                new = _replaced(child, made)
-                if new is not child:
-                    setattr(module, name, new)
-    return made[module]
-
-
-def _like(old: nn.Module, new: nn.Module, parts: tuple[str, ...]) -> nn.Module:
-    """``new`` with the parameters of ``old``."""
-    for part in parts:
-        setattr(new, part, getattr(old, part))
-    return new.train(old.training)
+    exchange_classes(model, {nn.Linear: OneDNNLinear, SelfAttention: OneDNNSelfAttention})
+    return model.to(memory_format=torch.channels_last)

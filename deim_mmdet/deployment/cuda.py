@@ -100,7 +100,8 @@ class CudaDetector(SingleStageDetector):
     def _make_buffers(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         # A module may replace a buffer by an equal one; the graphs go on reading this one.
         self._held.update(self.buffers())
-        return self._as_read(images, copy=True), sizes.to(images.device, copy=True)
+        # Later sizes may have fractions where the first have none.
+        return self._as_read(images, copy=True), sizes.to(images.device, torch.float, copy=True)
 
 
 def to_half(detector: nn.Module) -> None:

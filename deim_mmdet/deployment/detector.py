@@ -27,7 +27,8 @@ class DeployedDetector(nn.Module):
         self.letterbox = letterbox
         fused = fuse_for_export(model)
         preprocessor = fused.data_preprocessor
-        self.backbone, self.neck, self.head = fused.backbone, fused.neck, fused.bbox_head
+        self.backbone, self.head = fused.backbone, fused.bbox_head
+        self.neck = fused.neck if fused.with_neck else nn.Identity()
         channels = input_channels(fused)
         # OpenCV reads BGR: a network without this exchange is trained on BGR.
         self.flip_channels = channels == RGB and not compat.exchanges_channels(preprocessor)

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..models.layers.input_channels import RGB
+from ..utils.components import base_datasets
+from .inputs import test_set
 from .runtimes import Detections
 
 #: An image (1, C, H, W) float32 and its original (width, height) (1, 2) int64; see
@@ -28,13 +30,11 @@ def calibration_set(cfg: Config) -> Dataset:
     Raises:
         FileNotFoundError: Neither is there.
     """
-    pipeline = cfg.test_dataloader.dataset.pipeline
+    pipeline = test_set(cfg).pipeline
     looked_for = []
     for loader in ('train_dataloader', 'val_dataloader'):
-        dataset = (cfg.get(loader) or {}).get('dataset')
         # Wrappers of training mix or repeat pictures.
-        while dataset is not None and ('dataset' in dataset or 'datasets' in dataset):
-            dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+        dataset = next(base_datasets((cfg.get(loader) or {}).get('dataset')), None)
         if dataset is None:
             continue
         annotations = Path(dataset.get('data_root') or '') / (dataset.get('ann_file') or '')

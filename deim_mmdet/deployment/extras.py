@@ -10,7 +10,6 @@ _COMMANDS = {
     'tensorrt': 'pip install tensorrt (on a machine with an NVIDIA GPU)',
     'transformers': "pip install 'transformers>=5'",
     'dfine': "pip install 'pydfine>=0.2.1'",
-    'matplotlib': "pip install 'deim_mmdet[demo]'",
 }
 
 

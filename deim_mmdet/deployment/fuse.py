@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import is_norm
+from mmcv.cnn import ConvModule, is_norm
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
@@ -17,10 +17,10 @@ from ..models.layers.attention import SelfAttention
 from ..models.layers.conv_norm import FrozenBatchNorm2d
 from ..models.layers.decoder import DeformableCrossAttention
 from ..models.layers.dfine_decoder import DFINEDecoder
-from ..models.layers.rtdetr_decoder import RTDETRDecoder
+from ..models.layers.rtdetr_decoder import ProjectedCrossAttention, RTDETRDecoder
 from ..models.layers.vit import LayerScale, MaskedBiasLinear, ViTBlock
 from ..models.necks.fusion import RepVGGBlock
-from .cpu import optimize_for_cpu
+from .cpu import OneDNNSelfAttention, optimize_for_cpu
 from .cuda import CudaDetector
 from .modules import (
     BoundedLayerNorm,
@@ -54,7 +54,8 @@ def fuse(model: nn.Module, half: bool = False, graph: bool = False) -> nn.Module
 
     Args:
         model: A detector with one of this package's heads. In its backbone and neck, a convolution
-            is fused if a batch norm follows it in the order of registration.
+            is fused if a batch norm follows it in the order of registration; in an mmcv
+            ``ConvModule``, in the order in which they act.
         half: Compute in half precision on a GPU, boxes excepted.
         graph: Replay a CUDA graph for each size of the input, on a GPU. Anywhere else, ``half`` and
             ``graph`` change nothing, and a warning says so.
@@ -92,10 +93,11 @@ def _warn_of_plain_form(device: str) -> None:
 def fuse_for_export(model: nn.Module) -> nn.Module:
     """Like :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
     fused = _fuse(model)
-    _replace(fused, nn.LayerNorm, BoundedLayerNorm)
-    _replace(fused, nn.Linear, TokenLinear)
-    _replace(fused, Block, lambda block: SplitBlock(block) if _can_split(block) else block)
-    _replace(fused, Stem, _split_stem)
+    # These two call the layer, whatever it computes.
+    _replace(fused, lambda module: isinstance(module, nn.LayerNorm), BoundedLayerNorm)
+    _replace(fused, lambda module: isinstance(module, nn.Linear), TokenLinear)
+    _replace(fused, _can_split, SplitBlock)
+    _replace(fused, _is(Stem), _split_stem)
     return fused
 
 
@@ -109,13 +111,13 @@ def _fuse(model: nn.Module) -> nn.Module:
         )
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     _fuse_norms(fused)
-    _replace(fused, RepVGGBlock, _merge_branches)
-    _replace(fused, ConvBNAct, _fold_affine)
-    _replace(fused, ViTBlock, _fold_scales)
+    _replace(fused, _is(RepVGGBlock), _merge_branches)
+    _replace(fused, _is(ConvBNAct), _fold_affine)
+    _replace(fused, _is(ViTBlock), _fold_scales)
     fused.bbox_head.denoising = fused.bbox_head.criterion = None
     _drop_unused_heads(fused.bbox_head.decoder)
-    _replace(fused, SelfAttention, FusedSelfAttention)
-    _replace(fused, DeformableCrossAttention, FusedCrossAttention)
+    _replace(fused, _is(SelfAttention, OneDNNSelfAttention), FusedSelfAttention)
+    _replace(fused, _is(DeformableCrossAttention, ProjectedCrossAttention), FusedCrossAttention)
     fused.register_forward_pre_hook(_refuse_training)
     return fused
 
@@ -129,11 +131,19 @@ def _fuse_norms(module: nn.Module) -> None:
     """Fold every batch norm below ``module`` into the convolution registered before it."""
     previous = None
     for name, child in module.named_children():
-        if isinstance(previous, nn.Conv2d) and _has_statistics(child):
+        follows = isinstance(previous, nn.Conv2d) and _acts_in_order(module)
+        if follows and _has_statistics(child):
             _fold_norm(previous, child)
             setattr(module, name, nn.Identity())
         _fuse_norms(child)
         previous = child
+
+
+def _acts_in_order(module: nn.Module) -> bool:
+    """Whether a norm registered after a convolution acts on what the convolution gives."""
+    if not isinstance(module, ConvModule):
+        return True
+    return module.order.index('norm') == module.order.index('conv') + 1
 
 
 def _has_statistics(module: nn.Module) -> bool:
@@ -151,18 +161,27 @@ def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 
 def _replace(
-    module: nn.Module, kind: type[nn.Module], build: Callable[[nn.Module], nn.Module]
+    module: nn.Module,
+    chosen: Callable[[nn.Module], bool],
+    build: Callable[[nn.Module], nn.Module],
 ) -> None:
-    """Put ``build(child)`` in the place of every module of a kind below ``module``."""
+    """Put ``build(child)`` in the place of every chosen module below ``module``."""
     for name, child in module.named_children():
-        if isinstance(child, kind):
+        if chosen(child):
             setattr(module, name, build(child))
         else:
-            _replace(child, kind, build)
+            _replace(child, chosen, build)
 
 
-def _can_split(block: Block) -> bool:
-    return block.residual and SplitConvolution.can_split(block.aggregation[0])
+def _is(*kinds: type[nn.Module]) -> Callable[[nn.Module], bool]:
+    """Whether a module is of one of these classes. A subclass may compute something else."""
+    return lambda module: type(module) in kinds
+
+
+def _can_split(module: nn.Module) -> bool:
+    if type(module) is not Block or not module.residual:
+        return False
+    return SplitConvolution.can_split(module.aggregation[0])
 
 
 def _split_stem(stem: Stem) -> Stem:
@@ -206,16 +225,21 @@ def _fold_scales(block: ViTBlock) -> nn.Module:
     return block
 
 
-def _drop_unused_heads(decoder: DFINEDecoder | RTDETRDecoder) -> None:
-    """Drop the decoder's parameters that evaluation doesn't use; the others keep their names."""
+def _drop_unused_heads(decoder: nn.Module) -> None:
+    """Drop the decoder's parameters that evaluation doesn't use; the others keep their names.
+
+    A decoder that isn't this package's stays as it is.
+    """
     if isinstance(decoder, RTDETRDecoder):
         used = decoder.num_eval_layers
         decoder.layers, decoder.box_heads = decoder.layers[:used], decoder.box_heads[:used]
         decoder.score_heads = decoder.score_heads[:used]
         per_layer = [decoder.score_heads]
-    else:
+    elif isinstance(decoder, DFINEDecoder):
         per_layer = [decoder.score_heads, decoder.quality_estimators]
         decoder.fixed_bin_distances = decoder.bin_distances()
+    else:
+        per_layer = []
     for heads in per_layer:
         for i in range(len(heads) - 1):
             heads[i] = nn.Identity()

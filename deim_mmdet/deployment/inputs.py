@@ -1,15 +1,16 @@
 """Reads pictures as input of deployed detectors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile, Resize
 from mmdet.registry import TRANSFORMS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from ..datasets.transforms import Letterbox
-from ..utils.components import find_component, is_component
+from ..utils.components import base_datasets, find_component, is_component
 from .extras import is_installed
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.npy')
@@ -18,7 +19,7 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.npy')
 def read_image(
     path: str | Path,
     size: tuple[int, int],
-    letterbox: bool = False,
+    letterbox: Mapping | None = None,
     loader: BaseTransform | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A picture as a deployed detector takes it.
@@ -26,7 +27,8 @@ def read_image(
     Args:
         path: The file.
         size: Height and width of the network's input.
-        letterbox: Whether the picture keeps its proportions, see :func:`letterboxes`.
+        letterbox: How the picture keeps its proportions, see :func:`letterbox_of`; None stretches
+            it.
         loader: The test pipeline's transform that reads images (:func:`image_loader`), for a
             detector that takes the values of the files.
 
@@ -42,7 +44,9 @@ def read_image(
     if image is None:
         raise FileNotFoundError(f'{path} is not a picture that can be read')
     height, width = image.shape[:2]
-    resize = Letterbox(size[::-1]) if letterbox else Resize(size[::-1])
+    resize = Resize(size[::-1])
+    if letterbox is not None:
+        resize = Letterbox(size[::-1], letterbox.get('pad_val'))
     resized = resize(dict(img=image))['img']
     # OpenCV drops a single channel's axis.
     resized = resized.reshape(*resized.shape[:2], -1)
@@ -61,13 +65,18 @@ def _picture(path: Path) -> np.ndarray | None:
     return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
 
 
+def test_set(cfg: Config) -> ConfigDict:
+    """Config of the test set without its wrappers; the first where they join several."""
+    return next(base_datasets(cfg.test_dataloader.dataset))
+
+
 def network_size(cfg: Config) -> tuple[int, int]:
     """Height and width that the config's test pipeline resizes images to.
 
     Raises:
         ValueError: It doesn't resize them to one size.
     """
-    for transform in cfg.test_dataloader.dataset.pipeline:
+    for transform in test_set(cfg).pipeline:
         if is_component(TRANSFORMS, transform, Resize):
             resize = TRANSFORMS.build(transform)
             if resize.scale and not resize.keep_ratio:
@@ -79,14 +88,14 @@ def network_size(cfg: Config) -> tuple[int, int]:
     )
 
 
-def letterboxes(cfg: Config) -> bool:
-    """Whether the config's test pipeline fits images into the input with their own proportions."""
-    return find_component(TRANSFORMS, cfg.test_dataloader.dataset.pipeline, Letterbox) is not None
+def letterbox_of(cfg: Config) -> Mapping | None:
+    """Config of what fits images into the input with their own proportions; None: nothing does."""
+    return find_component(TRANSFORMS, test_set(cfg).pipeline, Letterbox)
 
 
 def image_loader(cfg: Config) -> BaseTransform:
     """The transform by which the config's test pipeline reads images."""
-    loader = find_component(TRANSFORMS, cfg.test_dataloader.dataset.pipeline, LoadImageFromFile)
+    loader = find_component(TRANSFORMS, test_set(cfg).pipeline, LoadImageFromFile)
     return TRANSFORMS.build(loader)
 
 
@@ -96,7 +105,7 @@ def example_image(cfg: Config) -> Path:
     Raises:
         FileNotFoundError: Neither is there.
     """
-    dataset = cfg.test_dataloader.dataset
+    dataset = test_set(cfg)
     folder = Path(dataset.get('data_root') or '') / (dataset.get('data_prefix') or {}).get(
         'img', ''
     )

@@ -33,6 +33,7 @@ def export_onnx(
     half: bool = False,
     classes: Sequence[str] | None = None,
     letterbox: bool = False,
+    padding: float | None = None,
 ) -> Path:
     """Write a detector as an ONNX file.
 
@@ -50,16 +51,18 @@ def export_onnx(
         letterbox: The images keep their proportions, see :class:`DeployedDetector`; the file's
             metadata say so under ``letterbox``. Where the file takes the values of image files
             (:func:`~deim_mmdet.deployment.detector.takes_file_values`), they say ``values: file``.
+        padding: Value of the padding that these images have, for the metadata under ``padding``;
+            None where it is that of :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox`.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: ``size`` isn't divisible by the neck's largest stride, or ``opset`` too low.
+        ValueError: ``size`` isn't divisible by the model's largest stride, or ``opset`` too low.
         ImportError: ``onnx`` or ``onnxruntime`` isn't installed.
     """
     require('onnx', 'onnxruntime')
-    check_size(size, max(model.neck.feat_strides))
+    check_size(size, model)
     if opset < OPSET:
         raise ValueError(
             f'opset {opset} has no LayerNormalization, without which half precision overflows: '
@@ -67,7 +70,7 @@ def export_onnx(
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    detector = DeployedDetector(model.cpu(), half, letterbox).eval()
+    detector = DeployedDetector(model, half, letterbox).cpu().eval()
     # A batch of two: the batch size must not be traced as the constant 1.
     example = (torch.rand(2, input_channels(model), *size), torch.tensor([[size[1], size[0]]] * 2))
     with torch.no_grad(), warnings.catch_warnings():
@@ -94,6 +97,8 @@ def export_onnx(
     metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
     if letterbox:
         metadata['letterbox'] = 'true'
+        if padding is not None:
+            metadata['padding'] = str(padding)
     if takes_file_values(model):
         metadata['values'] = 'file'
     if metadata:
@@ -109,12 +114,14 @@ def _write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     onnx.save(model, path)
 
 
-def check_size(size: tuple[int, int], stride: int) -> None:
-    """Check the size (height, width) of a network's input.
+def check_size(size: tuple[int, int], model: nn.Module) -> None:
+    """Check the size (height, width) of a detector's input.
 
     Raises:
-        ValueError: A side isn't a positive multiple of ``stride``.
+        ValueError: A side isn't a positive multiple of the largest stride; that is 32 where the
+            neck doesn't say it.
     """
+    stride = max(getattr(getattr(model, 'neck', None), 'feat_strides', (32,)))
     if any(side <= 0 or side % stride for side in size):
         raise ValueError(
             f'the input size {size[0]}x{size[1]} (height x width) must be divisible by {stride} '

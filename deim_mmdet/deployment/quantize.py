@@ -6,6 +6,7 @@ precision: the attention of the neck, the head with its choice of queries and ar
 and the post-processing.
 """
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -126,18 +127,17 @@ def _reader(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> object:
     """
     from onnxruntime.quantization import CalibrationDataReader
 
+    feeds = (dict(zip(INPUTS, inputs, strict=True)) for inputs in images)
+    first = next(feeds, None)
+    if first is None:
+        raise ValueError('INT8 needs pictures to calibrate with, and there are none')
+    feeds = itertools.chain([first], feeds)
+
     class Reader(CalibrationDataReader):
-        def __init__(self, feeds: Iterator[dict[str, np.ndarray]]) -> None:
-            self.feeds = feeds
-            self.first = next(feeds, None)
-            if self.first is None:
-                raise ValueError('INT8 needs pictures to calibrate with, and there are none')
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            feed, self.first = self.first, None
-            return next(self.feeds, None) if feed is None else feed
+            return next(feeds, None)
 
-    return Reader(dict(zip(INPUTS, inputs, strict=True)) for inputs in images)
+    return Reader()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..utils.classes import exchange_classes
 from .deformable_attention import deformable_attention
 
 
@@ -16,18 +17,6 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
     Under mixed precision, locations and sums stay in float32; MMCV 2.1's GPU operator has them in
     the value's type. Arguments are those of :class:`mmcv.ops.MultiScaleDeformableAttention`.
     """
-
-    @classmethod
-    def with_contents_of(
-        cls, module: MultiScaleDeformableAttention
-    ) -> 'FastMultiScaleDeformableAttention':
-        """A module of this class with the parameters, hooks and settings of one of MMCV's.
-
-        They are shared, not copied.
-        """
-        new = cls.__new__(cls)
-        new.__dict__.update(module.__dict__)
-        return new
 
     def forward(
         self,
@@ -102,23 +91,17 @@ class FastMultiScaleDeformableAttention(MultiScaleDeformableAttention):
 def use_fast_deformable_attention(model: nn.Module) -> int:
     """Let all multi-scale deformable attention of a model run on our operator.
 
-    MMDetection's transformer layers build MMCV's class whatever the config says. Here
-    :class:`FastMultiScaleDeformableAttention` replaces each such module. It takes over parameters,
-    names, hooks and state dict: optimisers and checkpoints notice nothing.
+    MMDetection's transformer layers build MMCV's class whatever the config says. Here each such
+    module becomes a :class:`FastMultiScaleDeformableAttention`. It stays the same object, with its
+    parameters, names and hooks: optimisers and checkpoints notice nothing.
 
     Args:
-        model: A model that contains such modules; it can't be one itself.
+        model: A model that contains such modules.
 
     Returns:
         How many modules of the model run on our operator now.
     """
-    fast: dict[nn.Module, FastMultiScaleDeformableAttention] = {}
-    # A module may have several names.
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is MultiScaleDeformableAttention:
-            if module not in fast:
-                fast[module] = FastMultiScaleDeformableAttention.with_contents_of(module)
-            model.set_submodule(name, fast[module])
+    exchange_classes(model, {MultiScaleDeformableAttention: FastMultiScaleDeformableAttention})
     return sum(isinstance(m, FastMultiScaleDeformableAttention) for m in model.modules())
 
 

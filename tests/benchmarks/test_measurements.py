@@ -96,8 +96,7 @@ class StagedDataset:
 
 def test_the_pipeline_is_timed_at_every_stage():
     StagedDataset.seen.clear()
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='StagedDataset'))))
-    speeds = pipeline_speed(cfg, num_images=5)
+    speeds = pipeline_speed(DATASETS.build(dict(type='StagedDataset')), num_images=5)
     assert list(speeds) == [stage.label for stage in Stage]
     assert all(speed > 0 for speed in speeds.values())
     assert [stage for stage, _ in StagedDataset.seen] == [s for s in Stage for _ in range(6)]

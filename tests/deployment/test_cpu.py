@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason='this torch has no oneDNN'
@@ -135,7 +136,7 @@ def test_runner_takes_onednn_s_products_on_a_cpu(tmp_path):
     assert is_onednn(lambda: model(torch.randn(600, 128)))
 
 
-def test_replaced_layers_keep_parameters_names_and_sharing():
+def test_layers_keep_parameters_names_and_sharing():
     linear = nn.Linear(4, 4)
     parts = dict(a=nn.Sequential(linear), b=SelfAttention(8, 2), c=nn.Conv2d(3, 2, 1), d=linear)
     model = nn.ModuleDict(parts)
@@ -146,6 +147,20 @@ def test_replaced_layers_keep_parameters_names_and_sharing():
     assert list(after) == list(before)
     assert all(after[name] is parameter for name, parameter in before.items() if name != 'c.weight')
     assert optimized['d'] is optimized['a'][0]
+
+
+def test_layers_keep_hooks_and_what_was_set_on_them():
+    called = []
+    model = nn.Sequential(nn.Linear(4, 4), SelfAttention(8, 2))
+    model[0].register_forward_hook(lambda *_: called.append(True))
+    prune.l1_unstructured(model[0], 'weight', 0.5)
+    tokens = torch.randn(2, 4)
+    expected = model[0](tokens)
+    state = torch.get_rng_state()
+    optimized = optimize_for_cpu(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(optimized[0](tokens), expected)
+    assert len(called) == 2
 
 
 @pytest.mark.parametrize('optimized', [True, False])

@@ -82,6 +82,15 @@ def test_recorded_detections_are_those_of_each_image(model):
     assert detector.graphs.capture.shapes == [(1, 3, SIDE, SIDE)]
 
 
+def test_sizes_with_fractions_after_whole_ones(small):
+    detector = CudaDetector(fuse(small), half=False, graph=True)
+    detector.graphs.capture = StandIn()
+    detector.detect(images('a'), torch.tensor([[640, 480]]))
+    sizes = torch.tensor([[640.9, 480.9]])
+    expected = detector._detect(images('a'), sizes)[1]
+    torch.testing.assert_close(detector.detect(images('a'), sizes)[1], expected)
+
+
 def test_half_precision_keeps_detections_and_coordinates(model):
     """Its convolutions and attention are in half precision. Reference boxes never are."""
     detector = CudaDetector(fuse(model), half=True, graph=False)

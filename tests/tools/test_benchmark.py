@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,6 @@ def run(tool, monkeypatch):
 
 
 def test_tables_and_files(tool, run, tmp_path, capsys):
-    pytest.importorskip('matplotlib')
     run(
         CONFIGS / 'deim_dfine_n.py', '--backends', 'pytorch', 'fused', '--batches', 1, 2,
         '--size', 64, 96, '--rounds', 1, '--out', tmp_path,
@@ -91,6 +91,18 @@ def test_ratios_are_those_of_the_first_row(tool):
     # 4 images in 100 ms.
     assert ' 40.0 ' in fused
     assert '3.00 (lowest: 5.00)' in fused
+
+
+def test_models_without_a_counterpart_are_measured_without_it(tool, capsys):
+    cfg = tool.load_config(CONFIGS / 'deimv2_pico.py')
+    asked = SimpleNamespace(chosen=False, backends=['transformers', 'pytorch'])
+    assert tool.chosen_backends(cfg, asked) == ['pytorch']
+    said = 'transformers is left out: transformers has no model with an HGNetv2 Pico'
+    assert capsys.readouterr().err == f'{said}\n'
+    asked.chosen = True
+    pytest.importorskip('transformers')
+    with pytest.raises(ValueError, match='has no model with an HGNetv2 Pico'):
+        tool.chosen_backends(cfg, asked)
 
 
 def test_a_missing_package_is_named(run, monkeypatch):

@@ -129,6 +129,7 @@ def test_the_short_program_of_the_page_finds_the_same(model, repo_root, tmp_path
     [
         ('a.png', 3, np.uint8, {}, None),
         ('a.png', 3, np.uint8, dict(letterbox='true'), None),
+        ('a.png', 3, np.uint8, dict(letterbox='true', padding='7'), None),
         ('a.png', 1, np.uint8, dict(values='file'), 'grayscale'),
         ('a.png', 3, np.uint16, dict(values='file', letterbox='true'), 'unchanged'),
         ('a.png', 4, np.uint8, dict(values='file'), 'unchanged'),
@@ -142,7 +143,9 @@ def test_inputs_are_those_of_the_package(
     path = tmp_path / file
     write_image(path, channels, dtype)
     loader = loader and LoadImageChecked(loader, channels=channels)
-    expected, _ = read_image(path, (64, 128), 'letterbox' in metadata, loader)
+    padding = metadata.get('padding')
+    letterbox = dict(pad_val=padding and float(padding)) if 'letterbox' in metadata else None
+    expected, _ = read_image(path, (64, 128), letterbox, loader)
     tool = load_tool('detect.py')
     model = tool.Model(None, (channels, 64, 128), metadata)
     image = tool.read(path, model)

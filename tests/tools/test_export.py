@@ -64,6 +64,28 @@ def test_a_model_that_keeps_proportions_says_so(run, tmp_path):
     run('--out', out, '--size', 64, 96, '--cfg-options', 'keep_ratio=True')
     properties = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
     assert properties['letterbox'] == 'true'
+    assert 'padding' not in properties
+    padding = 'test_dataloader.dataset.pipeline.1.pad_val=7'
+    run('--out', out, '--size', 64, 96, '--cfg-options', 'keep_ratio=True', padding)
+    properties = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert properties['padding'] == '7'
+
+
+def test_a_test_set_of_several(tool, run, tmp_path):
+    """The first one tells the size and shows a picture."""
+    config = tmp_path / 'several.py'
+    config.write_text(
+        f"_base_ = '{CONFIG}'\n"
+        'image_size = 64\n'
+        'part = _base_.test_dataloader.dataset\n'
+        "both = dict(_delete_=True, type='ConcatDataset', datasets=[part, part])\n"
+        'test_dataloader = dict(dataset=both)\n'
+    )
+    cfg = tool.load_config(str(config), None)
+    assert tool.network_size(cfg) == (64, 64)
+    assert tool.letterbox_of(cfg) is None
+    assert type(tool.image_loader(cfg)).__name__ == 'LoadImageFromFile'
+    run('--out', tmp_path / 'model.onnx', config=config)
 
 
 COCO = CocoDataset.METAINFO['classes']

@@ -7,7 +7,10 @@ from golden import CONFIGS
 from red_boxes import write_red_boxes
 
 DEMO = CONFIGS / 'demo' / 'deim_dfine_demo.py'
-TOOLS = ('train.py', 'test.py', 'export.py', 'check_dataset.py')
+TOOLS = (
+    'train.py', 'test.py', 'export.py', 'check_dataset.py', 'benchmark.py',
+    'analysis/show_samples.py',
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module', params=TOOLS)
@@ -24,6 +27,9 @@ def ended(tmp_path, monkeypatch):
         name, module = tool
         checkpoint = [str(tmp_path / 'some.pth')] if name in ('test.py', 'export.py') else []
         options = ['--cfg-options', f'data_root={root}/', *options]
+        if name == 'benchmark.py':
+            # The only part that reads data.
+            options += ['--parts', 'pipeline']
         monkeypatch.setattr(sys, 'argv', [name, str(config), *checkpoint, *options])
         with pytest.raises(SystemExit) as stop:
             module.main()
@@ -53,6 +59,12 @@ def test_no_data(load_tool, ended, name, tmp_path, capsys):
     said = ended((name, load_tool(name)), DEMO, root=tmp_path / 'none')
     assert 'ValueError: the data would break' in said
     assert 'Cannot open annotation file' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['benchmark.py', 'analysis/show_samples.py'])
+def test_no_data_to_look_at(load_tool, ended, name, tmp_path):
+    said = ended((name, load_tool(name)), DEMO, root=tmp_path / 'none')
+    assert 'FileNotFoundError: Cannot open annotation file' in said
 
 
 def test_no_weights_to_start_from(load_tool, ended):

@@ -6,7 +6,9 @@ from deim_mmdet.models.data_preprocessors import DenseO2ODataPreprocessor
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +28,10 @@ def draw(load_tool, tmp_path_factory):
 
     def draw_strips(seed: int) -> dict[str, np.ndarray]:
         config = load_config(str(path), dict(data_root=str(root)))
-        sheet = tool.show_samples(config, COLUMNS, 1, SIDE, seed)
+        init_default_scope('mmdet')
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+        preprocessor = MODELS.build(config.model.data_preprocessor)
+        sheet = tool.show_samples(dataset, preprocessor, COLUMNS, 1, SIDE, seed)
         row = (sheet.shape[0] - 6) // 4
         stages = ('warm-up', 'dense', 'flat', 'no-augmentation')
         # From a row's end upwards: without its caption, whose figures differ.

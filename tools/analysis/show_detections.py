@@ -6,6 +6,8 @@ python tools/analysis/show_detections.py CONFIG CHECKPOINT DIRECTORY --out detec
 import argparse
 from pathlib import Path
 
+from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.visualization import contact_sheet, draw_tile
 
 import cv2
@@ -18,8 +20,10 @@ def find_images(directory: Path, number: int) -> list[Path]:
     """Up to ``number`` images of a directory, evenly spread over it.
 
     Raises:
-        FileNotFoundError: It has none.
+        FileNotFoundError: It has none, or isn't there.
     """
+    if not directory.is_dir():
+        raise FileNotFoundError(f'there is no folder {directory}')
     images = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES)
     if not images:
         raise FileNotFoundError(f'no images ({", ".join(SUFFIXES)}) in {directory}')
@@ -40,10 +44,10 @@ def main() -> None:
     parser.add_argument('--device', help='default: a GPU if there is one')
     args = parser.parse_args()
 
-    images = find_images(args.directory, args.num)
-    inferencer = DetInferencer(
-        args.config, args.checkpoint, device=args.device, show_progress=False
-    )
+    with without_traceback(*MISTAKES):
+        images = find_images(args.directory, args.num)
+        config = load_config(args.config)
+        inferencer = DetInferencer(config, args.checkpoint, device=args.device, show_progress=False)
     classes = inferencer.visualizer.dataset_meta['classes']
     samples = inferencer(
         [str(path) for path in images],

@@ -12,6 +12,7 @@ from pathlib import Path
 from deim_mmdet import compat
 from deim_mmdet.datasets.pictures import as_picture
 from deim_mmdet.engine.config import load_config
+from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.utils import Stage
 from deim_mmdet.visualization import contact_sheet, draw_tile
@@ -20,11 +21,12 @@ import cv2
 import numpy as np
 from mmdet.models import DetDataPreprocessor
 from mmdet.registry import DATASETS, MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from torch import Tensor
+from torch.utils.data import Dataset
 
 
 def draw_batch(dataset, preprocessor, indices: list[int], side: int) -> tuple[list, list[int]]:
@@ -54,11 +56,19 @@ def network_input_as_picture(inputs: Tensor, preprocessor: DetDataPreprocessor) 
     return as_picture(image)
 
 
-def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) -> np.ndarray:
+def show_samples(
+    dataset: Dataset,
+    preprocessor: DetDataPreprocessor,
+    columns: int,
+    rows: int,
+    side: int,
+    seed: int,
+) -> np.ndarray:
     """Draw samples of every stage.
 
     Args:
-        config: A config with ``train_dataloader`` and ``model.data_preprocessor``.
+        dataset: A training set.
+        preprocessor: The model's, with its batch augments.
         columns: Number of images of a batch.
         rows: Number of batches of each stage.
         side: Side of one picture in pixels.
@@ -67,9 +77,6 @@ def show_samples(config: Config, columns: int, rows: int, side: int, seed: int) 
     Returns:
         Contact sheet, (H, W, 3) uint8, BGR.
     """
-    init_default_scope(config.get('default_scope', 'mmdet'))
-    dataset = DATASETS.build(config.train_dataloader.dataset)
-    preprocessor = MODELS.build(config.model.data_preprocessor)
     sheet, captions = [], []
     for stage in Stage:
         set_random_seed(seed)
@@ -92,8 +99,12 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs')
     args = parser.parse_args()
-    config = load_config(args.config, args.cfg_options)
-    sheet = show_samples(config, args.columns, args.rows, args.side, args.seed)
+    with without_traceback(*MISTAKES):
+        config = load_config(args.config, args.cfg_options)
+        init_default_scope(config.get('default_scope', 'mmdet'))
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+        preprocessor = MODELS.build(config.model.data_preprocessor)
+    sheet = show_samples(dataset, preprocessor, args.columns, args.rows, args.side, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(args.out), sheet):
         raise SystemExit(f'could not write {args.out}')
