@@ -16,4 +16,5 @@ def exchange_classes(model: nn.Module, classes: Mapping[type[nn.Module], type[nn
         classes: The new class for modules of exactly the old one. Both have the same attributes.
     """
     for module in model.modules():
-        module.__class__ = classes.get(type(module), type(module))
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
