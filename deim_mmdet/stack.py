@@ -24,7 +24,7 @@ STACKS = {
 # By import name, the versions that the tests passed with (docs/compatibility.md).
 TESTED_VERSIONS = {
     'openmmlab': {
-        'torch': '>=2.6,<2.16',
+        'torch': '>=2.6.0a0,<2.16',
         'mmengine': '==0.10.7',
         'mmcv': '==2.1.*',
         'mmdet': '==3.3.*',

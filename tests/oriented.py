@@ -9,14 +9,15 @@ import numpy as np
 ORIENTATION = 0x0112
 
 
-def oriented_png(img: np.ndarray, orientation: int) -> bytes:
+def oriented_png(img: np.ndarray, orientation: int, behind_pixels: bool = False) -> bytes:
     """A PNG of an image (H, W) or (H, W, C), BGR(A), of 8 or 16 bits."""
     data = cv2.imencode('.png', img)[1].tobytes()
     exif = struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)
     chunk = b'eXIf' + exif
     chunk = struct.pack('>I', len(exif)) + chunk + struct.pack('>I', zlib.crc32(chunk))
-    # Behind the header, which is the first chunk.
-    return data[:33] + chunk + data[33:]
+    # Before the last chunk, or behind the header, which is the first one.
+    place = len(data) - 12 if behind_pixels else 33
+    return data[:place] + chunk + data[place:]
 
 
 def oriented_tiff(img: np.ndarray, orientation: int) -> bytes:

@@ -15,7 +15,7 @@ from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
 from deim_mmdet.engine.faults import MISTAKES, without_traceback
 from deim_mmdet.reports import ReportHook, check_argument
-from deim_mmdet.utils.components import base_datasets, is_component
+from deim_mmdet.utils.components import dataset_configs, is_component
 
 from mmcv.transforms import Resize
 from mmdet.engine.hooks.utils import trigger_visualization_hook
@@ -94,7 +94,7 @@ def add_test_time_augmentation(cfg: Config) -> None:
     )
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
     pack = dict(type='PackDetInputs', meta_keys=meta_keys)
-    for dataset in base_datasets(cfg.test_dataloader.dataset):
+    for dataset in dataset_configs(cfg.test_dataloader.dataset):
         *steps, _ = copy.deepcopy(dataset.pipeline)
         resizes = [i for i, step in enumerate(steps) if is_component(TRANSFORMS, step, Resize)]
         first = resizes[0] if resizes else len(steps)

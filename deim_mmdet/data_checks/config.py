@@ -15,9 +15,9 @@ from ..datasets.annotation_file import read_annotation_file
 from ..datasets.annotation_problems import Finding
 from ..datasets.annotations import check_annotations
 from ..utils.components import (
-    base_datasets,
     component_class,
     component_name,
+    dataset_configs,
     find_component,
 )
 from .cache import cached_report
@@ -86,7 +86,7 @@ def check_datasets(
         mixing = find_component(DATASETS, outer, DenseO2ODataset) or {}
         skips = bool(mixing.get('skip_unreadable'))
         limits = detection_limits(config, split)
-        for options in base_datasets(outer):
+        for options in dataset_configs(outer):
             if not reads_coco(options):
                 report = DatasetReport(str(options.get('ann_file', '')), splits=[split])
                 report.add([Finding('other_format', False, component_name(options))])

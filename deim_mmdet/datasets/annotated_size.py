@@ -50,21 +50,26 @@ def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float)
             ]
 
 
-def size_warning(path: str, annotated: Size, read: Size, color_type: str = 'color') -> str:
+def size_warning(path: str, annotated: Size, read: Size, color_type: str | None = None) -> str:
     """What to say of an image that has another size than annotated.
 
     Args:
         path: The image.
         annotated: Size in the annotation file.
         read: Size of the image as it was read.
-        color_type: How it was read, as far as it is known; see
-            :class:`~deim_mmdet.datasets.LoadImageChecked`.
+        color_type: How it was read, see :class:`~deim_mmdet.datasets.LoadImageChecked`; None where
+            that isn't known.
     """
     found = (
         f'Image {path} is {read[1]}x{read[0]}, but {annotated[1]}x{annotated[0]} in the '
         'annotation file. '
     )
-    if is_turned(annotated, read):
+    if is_turned(annotated, read) and color_type is None:
+        consequence = (
+            'One of the two seems turned by its EXIF orientation, and the other not, so that its '
+            'boxes do not fit: read it as it was annotated (color_type of the loader). '
+        )
+    elif is_turned(annotated, read):
         kind, ignored, _ = color_type.partition('_ignore_orientation')
         other = kind if ignored else f'{kind}_ignore_orientation'
         consequence = (

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..models.layers.input_channels import RGB
-from ..utils.components import base_datasets
+from ..utils.components import dataset_configs
 from .inputs import test_set
 from .runtimes import Detections
 
@@ -34,7 +34,7 @@ def calibration_set(cfg: Config) -> Dataset:
     looked_for = []
     for loader in ('train_dataloader', 'val_dataloader'):
         # Wrappers of training mix or repeat pictures.
-        dataset = next(base_datasets((cfg.get(loader) or {}).get('dataset')), None)
+        dataset = next(dataset_configs((cfg.get(loader) or {}).get('dataset')), None)
         if dataset is None:
             continue
         annotations = Path(dataset.get('data_root') or '') / (dataset.get('ann_file') or '')

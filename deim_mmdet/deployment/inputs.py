@@ -10,7 +10,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config, ConfigDict
 
 from ..datasets.transforms import Letterbox
-from ..utils.components import base_datasets, find_component, is_component
+from ..utils.components import dataset_configs, find_component, is_component
 from .extras import is_installed
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.npy')
@@ -67,7 +67,7 @@ def _picture(path: Path) -> np.ndarray | None:
 
 def test_set(cfg: Config) -> ConfigDict:
     """Config of the test set without its wrappers; the first where they join several."""
-    return next(base_datasets(cfg.test_dataloader.dataset))
+    return next(dataset_configs(cfg.test_dataloader.dataset))
 
 
 def network_size(cfg: Config) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def named_categories(evaluator: Any) -> Any:
         evaluator: The config, which stays as it is. ``CheckedCocoMetric`` takes the place of each
             ``CocoMetric`` of mmdet. What is built already is returned.
     """
-    if isinstance(evaluator, list):
+    if isinstance(evaluator, list | tuple):
         return [named_categories(part) for part in evaluator]
     if not isinstance(evaluator, Mapping):
         return evaluator
@@ -127,7 +127,8 @@ def named_categories(evaluator: Any) -> Any:
     if 'metrics' in evaluator:
         evaluator['metrics'] = named_categories(evaluator['metrics'])
     elif component_class(METRICS, evaluator) is CocoMetric:
-        evaluator['type'] = 'CheckedCocoMetric'
+        # The class, as its name is known in mmdet's scope alone.
+        evaluator['type'] = CheckedCocoMetric
     return evaluator
 
 

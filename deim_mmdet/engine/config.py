@@ -194,8 +194,9 @@ def override_data_root(cfg: Config, root: str) -> None:
     """
     if not cfg.data_root:
         raise ValueError(
-            '--cfg-options data_root: it is empty in the config, and nothing there uses it. Name '
-            'the options that it was meant for, such as val_dataloader.dataset.data_root'
+            '--cfg-options data_root: it is empty in the config, so that no path is known to lie '
+            'under it. Name the options that it was meant for, such as '
+            'val_dataloader.dataset.data_root'
         )
     old = f'{cfg.data_root.rstrip("/")}/'
 

@@ -69,7 +69,7 @@ def wrapper_options(given: Mapping[str, Any] | None, device: str, find_unused: b
         gradient_as_bucket_view=True,
     )
     given = dict(given or {})
-    if 'type' not in given or (component_class(MODEL_WRAPPERS, given) is MMDistributedDataParallel):
+    if 'type' not in given or component_class(MODEL_WRAPPERS, given) is MMDistributedDataParallel:
         given = {**options, **given}
     return dict(given, device_ids=None) if device == 'cpu' else given
 

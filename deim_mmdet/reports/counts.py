@@ -8,10 +8,10 @@ import numpy as np
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
-from ..data_checks.config import base_datasets, reads_coco
+from ..data_checks.config import reads_coco
 from ..datasets.annotation_file import read_annotation_file
 from ..datasets.annotations import check_annotations
-from ..utils.components import component_name
+from ..utils.components import component_name, dataset_configs
 from .matching import Objects
 
 #: COCO's sizes, by the area in the annotation file; each begins where the one before ends.
@@ -61,7 +61,7 @@ def count_training(config: Config) -> TrainingCounts:
     is raised.
     """
     outer = (config.get('train_dataloader') or {}).get('dataset')
-    parts, counts = list(base_datasets(outer)), TrainingCounts()
+    parts, counts = list(dataset_configs(outer)), TrainingCounts()
     if not parts:
         counts.note = 'the config has no training set'
     for options in parts:

@@ -52,13 +52,13 @@ def find_component(registry: Registry, node: object, kind: type) -> Mapping | No
     return next(find_components(registry, node, kind), None)
 
 
-def base_datasets(config: object) -> Iterator[dict]:
+def dataset_configs(config: object) -> Iterator[dict]:
     """Configs of the data sets in the config of a data set, without their wrappers."""
     for key in ('dataset', 'datasets'):
         inner = config.get(key) if isinstance(config, dict) else None
         if inner is not None:
             for child in inner if isinstance(inner, list | tuple) else [inner]:
-                yield from base_datasets(child)
+                yield from dataset_configs(child)
             return
     if isinstance(config, dict):
         yield config

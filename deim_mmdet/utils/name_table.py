@@ -58,9 +58,10 @@ class NameTable:
                 continue
             if new_name is None:
                 continue
-            if new_name in renamed and not torch.equal(renamed[new_name], tensor):
+            first = renamed.setdefault(new_name, tensor)
+            # NaN is no reason to call two copies different.
+            if first is not tensor and not torch.equal(first.nan_to_num(), tensor.nan_to_num()):
                 differing.append(name)
-            renamed.setdefault(new_name, tensor)
         if unknown:
             raise ValueError(
                 f'{len(unknown)} of {len(state_dict)} names are not of {owner}: {some(unknown)}'

@@ -106,6 +106,13 @@ def test_pages_are_turned_each(tmp_path, big_tiff):
     assert np.array_equal(load(path, 'unchanged_ignore_orientation'), stored)
 
 
+@pytest.mark.parametrize('color_type', ['color', 'unchanged'])
+def test_the_orientation_of_a_png_may_lie_behind_the_pixels(tmp_path, color_type):
+    (tmp_path / 'a.png').write_bytes(oriented_png(noise(3), 6, behind_pixels=True))
+    expected = np.rot90(noise(3), -1)
+    assert np.array_equal(load(tmp_path / 'a.png', color_type), expected)
+
+
 def test_what_is_no_orientation_leaves_a_picture_as_stored(tmp_path):
     img = in_16_bits(noise(3))
     for number in (0, 9, 1000):

@@ -8,10 +8,13 @@ from unittest import mock
 
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import CheckpointCheckHook, DEIMRunner
+from deim_mmdet.engine.agreement import named_categories
+from deim_mmdet.evaluation import CheckedCocoMetric
 
 import pytest
 import torch
 import toy
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -182,6 +185,17 @@ def test_metric_of_mmdet_is_replaced(folder, request):
     )
     cfg.test_evaluator.type = 'CocoMetric'
     assert evaluated(cfg)['coco/disc_precision'] == 1.0
+
+
+@pytest.mark.parametrize('metrics', [tuple, list])
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', CocoMetric])
+def test_metrics_of_mmdet_are_known_by_any_name(kind, metrics):
+    given = dict(type=kind, ann_file='a.json')
+    for part in (given, metrics([given])):
+        evaluator = named_categories(dict(metrics=part) if part is not given else part)
+        (found,) = evaluator.get('metrics', [evaluator])
+        assert found == dict(given, type=CheckedCocoMetric)
+    assert given['type'] is kind
 
 
 def test_figures_that_a_metric_lacks_are_refused_before_the_evaluation(folder, request):

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 FOLDERS = {
     'shared': ('here', 'here'),
     'not there': ('here', 'nowhere'),
-    'another file': ('here', 'there'),
+    'another epoch': ('here', 'there'),
+    'another run': ('here', 'elsewhere'),
     'lost': ('nowhere', 'nowhere'),
 }
 
@@ -43,11 +44,10 @@ def read_rank(rank: int, folder: Path) -> None:
 
 
 def test_ranks_restart_from_one_checkpoint_or_not_at_all(tmp_path):
-    for epoch, name in enumerate(('here', 'there'), start=1):
+    for name, epoch, time in (('here', 1, '9:00'), ('there', 2, '9:00'), ('elsewhere', 1, '8:00')):
         (tmp_path / name).mkdir()
-        torch.save(
-            dict(state_dict={}, meta=dict(epoch=epoch)), tmp_path / name / RESTART_CHECKPOINT
-        )
+        meta = dict(epoch=epoch, iter=10 * epoch, time=time)
+        torch.save(dict(state_dict={}, meta=meta), tmp_path / name / RESTART_CHECKPOINT)
     torch.multiprocessing.start_processes(read_rank, (tmp_path,), nprocs=2)
     ranks = [torch.load(tmp_path / f'rank_{rank}.pt') for rank in range(2)]
     for case, first, second in zip(FOLDERS, *ranks, strict=True):
@@ -59,4 +59,8 @@ def test_ranks_restart_from_one_checkpoint_or_not_at_all(tmp_path):
             continue
         assert epoch is second[0] is None
         assert problem == second[1]
-        assert ('epochs [1, 2]' if case == 'another file' else RESTART_CHECKPOINT) in problem
+        different = {
+            'another epoch': 'epoch 1, of 9:00 and epoch 2, of 9:00',
+            'another run': 'epoch 1, of 8:00 and epoch 1, of 9:00',
+        }
+        assert different.get(case, RESTART_CHECKPOINT) in problem

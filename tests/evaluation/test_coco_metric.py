@@ -195,6 +195,18 @@ def test_boxes_are_scaled_to_the_annotated_size(write, caplog):
     assert evaluate(CocoMetric, path, halved)['bbox_mAP'] < 0.1
 
 
+def test_a_turned_image_is_named_without_a_guess_how_it_was_read(write, monkeypatch):
+    content = annotations()
+    content['images'][0].update(width=SIDE // 2)
+    found = detections(content, (1, 2, 3, 4))
+    turned = samples_of(found, CLASSES, shape=(SIDE // 2, SIDE), factor=1.0)
+    messages = []
+    monkeypatch.setattr(coco_metric, 'print_log', lambda text, **_: messages.append(text))
+    evaluate(CheckedCocoMetric, write(content), turned)
+    (message,) = (text for text in messages if 'EXIF' in text)
+    assert 'color_type of the loader' in message
+
+
 def test_without_a_detection_all_figures_are_zero(write):
     path = write(annotations())
     figures = evaluate(CheckedCocoMetric, path, samples_of([], CLASSES), classwise=True)

@@ -1,5 +1,6 @@
 from deim_mmdet.utils.shared import SharedIntegers
 
+import pytest
 import torch
 
 
@@ -7,10 +8,11 @@ def change(shared):
     shared.set(1 << 33, -7)
 
 
-def test_another_process_sees_and_makes_changes():
+@pytest.mark.parametrize('start', ['fork', 'spawn'])
+def test_another_process_sees_and_makes_changes(start):
     shared = SharedIntegers(3, -1)
     assert shared.get() == [3, -1]
-    context = torch.multiprocessing.get_context('fork')
+    context = torch.multiprocessing.get_context(start)
     process = context.Process(target=change, args=(shared,))
     process.start()
     process.join()

@@ -71,11 +71,26 @@ def orientations(data: bytes) -> list[int]:
                 found = _tiff_orientations(data)
             elif data.startswith((JPEG_START, PNG_START, WEBP_START)):
                 exif = Image.Exif()
-                exif.load(Image.open(io.BytesIO(data)).info.get('exif', b''))
+                exif.load(_png_exif(data) or Image.open(io.BytesIO(data)).info.get('exif', b''))
                 found = [exif.get(ORIENTATION_TAG)]
     except Exception:  # damaged metadata need not hinder the pixels
         pass
     return [number if number in range(1, 9) else AS_STORED for number in found or [None]]
+
+
+def _png_exif(data: bytes) -> bytes:
+    """EXIF metadata of a PNG, which may lie behind the pixels, where Pillow looks while decoding.
+
+    Empty where there are none, and in other formats.
+    """
+    offset = len(PNG_START)
+    while data.startswith(PNG_START) and offset + 8 <= len(data):
+        length = int.from_bytes(data[offset : offset + 4], 'big')
+        if data[offset + 4 : offset + 8] == b'eXIf':
+            return data[offset + 8 : offset + 8 + length]
+        # A chunk has its length, its kind and a checksum, of four bytes each.
+        offset += 12 + length
+    return b''
 
 
 def _tiff_orientations(data: bytes) -> list:

@@ -62,9 +62,9 @@ class LoadImageChecked(LoadImageFromFile):
     Args:
         color_type: 'color', 'grayscale' or 'unchanged'. 'unchanged' keeps all channels and 16 bits,
             and also reads arrays (``.npy``) and all pages of a TIFF, see
-            :func:`~deim_mmdet.datasets.transforms.decoding.decode_unchanged`. Images are turned by
-            their EXIF orientation. With '_ignore_orientation' behind one of these names they are
-            not, for those that were annotated so. Default 'color'.
+            :func:`~deim_mmdet.datasets.transforms.decoding.decode_unchanged`. The decoders 'cv2'
+            and 'pillow' turn images by their EXIF orientation; with '_ignore_orientation' behind
+            one of these names they don't, for images that were annotated so. Default 'color'.
         imdecode_backend: Decoder, see :func:`mmcv.imfrombytes`. Default 'cv2'.
         backend_args: Storage backend, see :func:`mmengine.fileio.get`. Default None.
         channels: Number of channels that every image must have. Default None: any.

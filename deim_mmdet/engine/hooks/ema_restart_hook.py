@@ -191,16 +191,19 @@ class EMARestartHook(Hook):
 
     def _read(self, runner) -> tuple[dict | None, str | None]:
         """The checkpoint, or what is wrong with it; every process comes to the same result."""
-        checkpoint = problem = None
+        checkpoint = None
         try:
             checkpoint = load_from_deim_mmdet(self._path(runner), 'cpu')
-        except (OSError, RuntimeError) as error:
-            problem = str(error)
-        found = all_gather_object(checkpoint['meta']['epoch'] if checkpoint else problem)
+            meta = checkpoint['meta']
+            seen = meta['epoch'], meta['iter'], meta['time']
+        except (OSError, RuntimeError, KeyError) as error:
+            seen = f'{type(error).__name__}: {error}'
+        found = all_gather_object(seen)
         if problems := [each for each in found if isinstance(each, str)]:
             return None, problems[0]
-        if len(epochs := {*found}) > 1:
-            return None, f'processes see files of the epochs {sorted(epochs)}'
+        if len(files := {*found}) > 1:
+            written = ' and '.join(f'epoch {epoch}, of {time}' for epoch, _, time in sorted(files))
+            return None, f'processes see different files: {written}'
         return checkpoint, None
 
     def _check_file(self, runner) -> None:

@@ -25,6 +25,7 @@ class UniqueNameVisualizationHook(DetVisualizationHook):
 
     mmdet 3.3.0 overwrites pictures of images with the same name, as in folders of several cameras.
     Here ``test_out_dir`` has the folders of the images, from the one on that all of them lie in.
+    An image without a suffix of pictures, ``x``, is drawn as ``x.png``.
     For data sets that aren't mmengine's the images are unknown; mmdet's names stay. Arrays and
     pictures of 16 bits, which mmdet can't show, are drawn too.
 

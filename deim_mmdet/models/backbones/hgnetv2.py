@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers.affine import LearnableAffine
-from ..layers.conv_norm import ConvNorm, freeze_norms, set_with_cp
+from ..layers.conv_norm import ConvNorm, address_of, freeze_norms, set_with_cp
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
 
@@ -151,9 +151,9 @@ def largest_of_four(x: Tensor, with_cp: bool) -> Tensor:
     Returns:
         Features (B, C, H - 1, W - 1).
     """
-    # A compiler decides by itself what it keeps.
-    recompute = with_cp and torch.is_grad_enabled() and x.requires_grad
-    if not recompute or torch.compiler.is_compiling():
+    # A compiler and torch.func decide by themselves what they keep.
+    plain = not with_cp or address_of(x) is None
+    if plain or not (torch.is_grad_enabled() and x.requires_grad):
         return F.max_pool2d(x, kernel_size=2, stride=1)
     # Without the graph of x.
     kept = x.detach()

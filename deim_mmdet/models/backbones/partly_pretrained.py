@@ -46,9 +46,11 @@ class PartlyPretrained:
         handles = [
             part.register_load_state_dict_pre_hook(leave_out_others) for part in module.modules()
         ]
-        module.load_state_dict(dict(content.get('state_dict', content)), strict=False)
-        for handle in handles:
-            handle.remove()
+        try:
+            module.load_state_dict(dict(content.get('state_dict', content)), strict=False)
+        finally:
+            for handle in handles:
+                handle.remove()
         if not fitting:
             raise ValueError(
                 f'{self.checkpoint} has no entry of the name and shape of one of '

@@ -15,6 +15,7 @@ from ..dense_heads import QuerySelectionHead
 from ..layers.conv_norm import BatchNorm2d, count_batches
 from ..layers.half_weights import HalfWeights
 from ..losses import EncoderView
+from ..necks.fusion import indivisible
 from .graphed import GraphedNetwork
 
 
@@ -168,11 +169,7 @@ class DEIMDetector(SingleStageDetector):
         stride = max(getattr(getattr(self, 'neck', None), 'feat_strides', [1]))
         height, width = (int(side) for side in batch_inputs.shape[-2:])
         if height % stride or width % stride:
-            raise ValueError(
-                f'the input of {width}x{height} pixels is not divisible by {stride} on both '
-                'sides: change the scale of the Resize in the pipeline, or set '
-                f'data_preprocessor.pad_size_divisor={stride}'
-            )
+            raise indivisible(f'{width}x{height}', stride)
         return super().extract_feat(batch_inputs)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ def convolve_and_norm(
 @contextmanager
 def _keeping_parts(x: Tensor, parts: Sequence[Tensor]) -> Iterator[None]:
     """Context in which the backward pass keeps the parts of the concatenation x instead of x."""
-    address = _address(x)
+    address = address_of(x)
     if address is None or not torch.is_grad_enabled():
         yield
         return
@@ -158,8 +158,8 @@ def _joined(packed: tuple[list[Tensor], list[int]]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
 
 
-def _address(tensor: Tensor) -> int | None:
-    """Where a tensor lies in memory; None where it is none of its own, as under a compiler."""
+def address_of(tensor: Tensor) -> int | None:
+    """Where a tensor lies in memory; None where that is unknown: a compiler, ``torch.func``."""
     if torch.compiler.is_compiling():
         # It decides by itself what it keeps.
         return None

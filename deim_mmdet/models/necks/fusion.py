@@ -133,8 +133,13 @@ def check_sizes(feats: Sequence[Tensor], strides: Sequence[int]) -> None:
         ratio = stride // feat_stride
         if size != (sizes[-1][0] * ratio, sizes[-1][1] * ratio):
             height, width = (n * strides[0] for n in sizes[0])
-            raise ValueError(
-                f'the input of about {width}x{height} pixels is not divisible by {stride} on '
-                'both sides: change the scale of the Resize in the pipeline, or set '
-                f'data_preprocessor.pad_size_divisor={stride}'
-            )
+            raise indivisible(f'about {width}x{height}', stride)
+
+
+def indivisible(pixels: str, stride: int) -> ValueError:
+    """The error of an input of so many pixels, which ``stride`` doesn't divide."""
+    return ValueError(
+        f'the input of {pixels} pixels is not divisible by {stride} on both sides: change the '
+        'scale of the Resize in the pipeline, or set '
+        f'model.data_preprocessor.pad_size_divisor={stride}'
+    )

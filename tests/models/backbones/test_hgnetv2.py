@@ -26,6 +26,14 @@ def test_maxima_and_their_gradients_are_those_of_the_plain_pooling(dtype, memory
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
 
+def test_gradients_by_functions_of_torch():
+    x = torch.rand(1, 2, 4, 4)
+    gradient = torch.func.grad(lambda x: largest_of_four(x, with_cp=True).square().sum())(x)
+    expected = x.clone().requires_grad_()
+    F.max_pool2d(expected, 2, 1).square().sum().backward()
+    torch.testing.assert_close(gradient, expected.grad)
+
+
 @pytest.mark.parametrize('with_cp', [True, False])
 def test_positions_of_the_maxima_are_kept_only_where_it_is_told(with_cp):
     stem = HGNetv2('B0', with_cp=with_cp).stem
