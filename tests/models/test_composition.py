@@ -2,6 +2,7 @@
 
 import warnings
 
+from deim_mmdet.models.dense_heads import TopKPostprocess
 from deim_mmdet.models.layers import DFINEDecoder
 from deim_mmdet.models.losses import AuxiliaryTerm, LossTerm
 from deim_mmdet.models.task_modules import HungarianMatcher, Pairs
@@ -193,6 +194,20 @@ def test_a_term_that_is_not_wanted_goes():
 def test_settings_out_of_range_are_refused(head, change, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build({**COMPOSED[head], **change})
+
+
+def test_boxes_end_at_the_border_where_that_is_asked_for():
+    """As those of mmdet's heads do; by default they stay as published."""
+    logits, sizes = torch.zeros(1, 2, 1), torch.tensor([[200.0, 100.0]])
+    logits[0, 1] = -1
+    boxes = torch.tensor([[[0.1, 0.5, 0.4, 1.2], [0.95, 0.5, 0.2, 0.5]]])
+    found = [TopKPostprocess(clip=clip)(logits, boxes, sizes)[1][0] for clip in (False, True)]
+    torch.testing.assert_close(
+        found[0], torch.tensor([[-20.0, -10.0, 60.0, 110.0], [170.0, 25.0, 210.0, 75.0]])
+    )
+    torch.testing.assert_close(
+        found[1], torch.tensor([[0.0, 0.0, 60.0, 100.0], [170.0, 25.0, 200.0, 75.0]])
+    )
 
 
 def test_parts_that_do_not_fit_say_so():

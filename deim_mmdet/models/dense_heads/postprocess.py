@@ -14,14 +14,17 @@ class TopKPostprocess(nn.Module):
 
     Args:
         max_per_img: Most detections of an image.
+        clip: Whether boxes end at the border of the image, as those of mmdet's heads do. The
+            published models let them go beyond it, by a little.
 
     Raises:
         ValueError: ``max_per_img`` is no positive integer.
     """
 
-    def __init__(self, max_per_img: int = 300) -> None:
+    def __init__(self, max_per_img: int = 300, clip: bool = False) -> None:
         super().__init__()
         self.max_per_img = check_count(self, 'max_per_img', max_per_img)
+        self.clip = clip
 
     def forward(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detections of a batch, N of each image.
@@ -42,5 +45,8 @@ class TopKPostprocess(nn.Module):
         # Truncated, which runtimes can do for integers; indices aren't negative.
         query = torch.div(index, num_classes, rounding_mode='trunc')
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
-        pixels = to_corners(boxes) * sizes.to(boxes.dtype).repeat(1, 2)[:, None]
+        corners = to_corners(boxes)
+        if self.clip:
+            corners = corners.clamp(0, 1)
+        pixels = corners * sizes.to(boxes.dtype).repeat(1, 2)[:, None]
         return index - query * num_classes, pixels, top.sigmoid()
