@@ -48,16 +48,6 @@ def adapted_weight(weight: Tensor, channels: int) -> tuple[Tensor, str]:
     return torch.cat([weight, further], 1), 'the three, and their mean for each further one'
 
 
-def is_adapted(conv: nn.Module, weight: Tensor) -> bool:
-    """Whether ``conv`` adapts ``weight`` when it is loaded: they differ in the channels alone."""
-    return (
-        getattr(conv, 'adapts_input_channels', False)
-        and weight.ndim == 4
-        and weight.shape[1] == RGB != conv.in_channels
-        and weight[:, :1].shape == conv.weight[:, :1].shape
-    )
-
-
 def adapt_checkpoint(model: nn.Module, state_dict: dict) -> None:
     """Adapt what a checkpoint holds for first convolutions of ``model``, before it is checked."""
     for name, module in model.named_modules():
@@ -67,9 +57,13 @@ def adapt_checkpoint(model: nn.Module, state_dict: dict) -> None:
 
 def _adapt(conv: nn.Conv2d, state_dict: dict, prefix: str, *_) -> None:
     name = f'{prefix}weight'
-    if name not in state_dict or not is_adapted(conv, state_dict[name]):
+    weight = state_dict.get(name)
+    if weight is None or weight.ndim != 4 or not weight.shape[1] == RGB != conv.in_channels:
         return
-    state_dict[name], words = adapted_weight(state_dict[name], conv.in_channels)
+    if weight[:, :1].shape != conv.weight[:, :1].shape:
+        # Another network's. Who loads it says so.
+        return
+    state_dict[name], words = adapted_weight(weight, conv.in_channels)
     print_log(
         f'{name}: trained on {RGB} channels, adapted to {conv.in_channels} ({words})',
         logger='current',
