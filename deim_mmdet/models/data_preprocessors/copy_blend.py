@@ -13,7 +13,7 @@ from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from .staged_batch_augment import StagedBatchAugment, refusal
+from .staged_batch_augment import StagedBatchAugment, note_use_of_padding, refusal
 
 STAGES = {stage.label: stage for stage in Stage}
 
@@ -118,7 +118,7 @@ class DenseO2OCopyBlend(StagedBatchAugment):
             own = added[image * count : (image + 1) * count]
             sample.gt_instances = InstanceData.cat([sample.gt_instances, own])
             # A copy may reach into the padding.
-            sample.set_metainfo({'img_shape': (height, width)})
+            note_use_of_padding(sample, (height, width))
         parts = np.repeat(np.arange(len(inputs)), count), sources + shifts, owners[chosen], sources
         copies = list(zip(*(part.tolist() for part in parts), strict=True))
         return _blended(inputs if overwrite else inputs.clone(), copies, 1 - share), data_samples

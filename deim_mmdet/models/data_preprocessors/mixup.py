@@ -13,7 +13,7 @@ from mmdet.structures.mask import BaseInstanceMasks
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from .staged_batch_augment import StagedBatchAugment, padded, refusal
+from .staged_batch_augment import StagedBatchAugment, note_use_of_padding, padded, refusal
 
 
 @MODELS.register_module()
@@ -79,7 +79,8 @@ class DenseO2OMixUp(StagedBatchAugment):
             for name, value in objects.items():
                 setattr(sample, name, value)
             # The previous image may reach into the padding of this one.
-            sample.set_metainfo({'img_shape': size, 'mixed': True})
+            note_use_of_padding(sample, size)
+            sample.set_metainfo({'mixed': True})
         return inputs, data_samples
 
     def _check(self, sample: DetDataSample) -> None:

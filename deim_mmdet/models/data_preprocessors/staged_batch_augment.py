@@ -2,6 +2,7 @@
 
 from deim_mmdet.utils.stage import Stage
 
+from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BaseInstanceMasks
 from torch import nn
 
@@ -40,3 +41,11 @@ def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueEr
 def padded(masks: BaseInstanceMasks, size: tuple[int, int]) -> BaseInstanceMasks:
     """Masks padded to ``size`` (height, width)."""
     return masks if (masks.height, masks.width) == size else masks.pad(size)
+
+
+def note_use_of_padding(sample: DetDataSample, size: tuple[int, int]) -> None:
+    """Let an image count as large as its batch, of ``size`` (height, width).
+
+    Heads with anchors leave out those beyond ``pad_shape``.
+    """
+    sample.set_metainfo({'img_shape': size, 'pad_shape': size})

@@ -7,7 +7,7 @@ from deim_mmdet.utils import Stage
 import numpy as np
 import pytest
 import torch
-from mmdet.models import DetDataPreprocessor
+from mmdet.models import DetDataPreprocessor, RPNHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
@@ -133,6 +133,17 @@ class TestMixUp:
         assert samples[0].metainfo == before.metainfo
         assert torch.equal(samples[0].gt_instances.bboxes, before.gt_instances.bboxes)
         assert len(samples[0].ignored_instances) == 1
+
+    def test_heads_with_anchors_use_those_in_the_padding(self):
+        """Objects of the image before may lie there."""
+        inputs, samples = make_batch([1, 1])
+        samples[0].set_metainfo({'img_shape': (32, 64), 'pad_shape': (32, 64)})
+        _, samples = DenseO2OMixUp(prob=1)(inputs, samples)
+        anchors = dict(type='AnchorGenerator', scales=[2], ratios=[1.0], strides=[8])
+        head = RPNHead(4, feat_channels=4, anchor_generator=anchors)
+        metas = [sample.metainfo for sample in samples]
+        _, valid = head.get_anchors([(8, 8)], metas, device='cpu')
+        assert [flags[0].sum().item() for flags in valid] == [64, 64]
 
     @pytest.mark.parametrize('kind', [BitmapMasks, PolygonMasks])
     def test_masks_of_both_at_the_size_of_the_batch(self, kind):

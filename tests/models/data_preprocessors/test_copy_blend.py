@@ -175,7 +175,7 @@ def test_padding_counts_as_image_and_overwriting_gives_the_same():
         out, samples = DenseO2OCopyBlend(prob=1)(inputs, samples, overwrite=overwrite)
         assert (out is inputs) == overwrite
         assert torch.equal(inputs, before) != overwrite
-        assert samples[0].img_shape == (HEIGHT, WIDTH)
+        assert samples[0].img_shape == samples[0].pad_shape == (HEIGHT, WIDTH)
         results.append(out)
     assert torch.equal(*results)
 
