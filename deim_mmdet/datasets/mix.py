@@ -23,7 +23,8 @@ class DenseO2ODataset(MultiImageMixDataset):
     Those copies take about as long as the transforms of a single image. Here a transform gets a new
     dictionary with the same values. It may replace values; later transforms also see what it
     changes in place. So ``dataset`` must give a new sample at each access, as every ``BaseDataset``
-    does. Where a transform gives None, its partners, the other samples, are drawn anew.
+    does. Where a transform gives None, the sample is made once more from its beginning, with other
+    partners, that is, other samples to mix in.
 
     A copy in another process uses as many threads of OpenCV as this one. Forked workers of a data
     loader do so anyway; spawned ones would use all cores each.
@@ -38,13 +39,13 @@ class DenseO2ODataset(MultiImageMixDataset):
         pipeline: Configs of the transforms. Those with ``get_indexes(dataset)`` get the samples of
             these indexes in ``mix_results``.
         skip_type_keys: Types of transforms to leave out. Default None.
-        max_refetch: Tries of a transform until it gives a sample. Default 15.
+        max_refetch: Tries of the pipeline until it gives a sample. Default 15.
         skip_unreadable: Whether to take a sample of another index where ``LoadImageChecked`` can't
             read an image, in up to ``max_refetch`` tries. Each process warns once of each file.
             Default False: training stops there.
 
     Raises:
-        RuntimeError: If a transform, which is named, gives no sample in ``max_refetch`` tries.
+        RuntimeError: If ``max_refetch`` tries give no sample; the last one's transform is named.
         UnreadableImageError: If an image, which is named, can't be read and isn't skipped.
 
     Example:
@@ -101,11 +102,20 @@ class DenseO2ODataset(MultiImageMixDataset):
             print_log(f'Skipped: {error}', logger='current', level=logging.WARNING)
 
     def _sample(self, idx: int) -> dict:
-        results = self.dataset[idx]
-        for transform, kind in zip(self.pipeline, self.pipeline_types, strict=True):
-            if kind not in self.skipped_types:
-                results = self._transformed(results, transform)
-        return results
+        for _ in range(self.max_refetch):
+            # A transform that gives None may have changed boxes in place: all begins anew.
+            info = results = self.dataset[idx]
+            for transform, kind in zip(self.pipeline, self.pipeline_types, strict=True):
+                if kind not in self.skipped_types:
+                    results = self._transformed(results, transform)
+                if results is None:
+                    break
+            else:
+                return results
+        raise RuntimeError(
+            f'{type(transform).__name__} gave no sample in {self.max_refetch} tries for '
+            f'{info.get("img_path")}: check the annotations, or raise max_refetch'
+        )
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, 'opencv_threads': cv2.getNumThreads()}
@@ -115,21 +125,17 @@ class DenseO2ODataset(MultiImageMixDataset):
         cv2.setNumThreads(state.pop('opencv_threads'))
         self.__dict__.update(state)
 
-    def _transformed(self, results: dict, transform) -> dict:
+    def _transformed(self, results: dict, transform) -> dict | None:
+        sample = dict(results)
         draw_partners = getattr(transform, 'get_indexes', None)
-        for _ in range(self.max_refetch):
-            sample = dict(results)
-            if draw_partners is not None:
-                indexes = draw_partners(self.dataset)
-                partners = [self.dataset[index] for index in indexes]
-                if any(partner is None for partner in partners):
-                    continue
-                sample['mix_results'] = partners
-            sample = transform(sample)
-            if sample is not None:
-                sample.pop('mix_results', None)
-                return sample
-        raise RuntimeError(
-            f'{type(transform).__name__} gave no sample in {self.max_refetch} tries for '
-            f'{results.get("img_path")}: check the annotations, or raise max_refetch'
-        )
+        if draw_partners is not None:
+            # Some of mmdet's transforms give a single number.
+            indexes = np.atleast_1d(draw_partners(self.dataset)).tolist()
+            partners = [self.dataset[index] for index in indexes]
+            if any(partner is None for partner in partners):
+                return None
+            sample['mix_results'] = partners
+        sample = transform(sample)
+        if sample is not None:
+            sample.pop('mix_results', None)
+        return sample

@@ -1,4 +1,5 @@
 import pickle
+import random
 from pathlib import Path
 
 from deim_mmdet.datasets import DenseO2ODataset
@@ -12,6 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.datasets import MultiImageMixDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
@@ -109,6 +111,44 @@ def test_a_transform_without_sample_is_tried_again_with_other_partners(build):
     assert dataset.pipeline[0].calls == [0, 1, 2]
     assert results['img_id'] == 4
     assert 'mix_results' not in results
+
+
+def test_a_transform_that_gave_up_leaves_no_trace(make_coco):
+    """mmdet's RandomCrop has moved the boxes before it finds that none is inside."""
+    root = make_coco([(60, 80)], [[(40, 20, 20, 10)]])
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[20:30, 40:60] = 255
+    cv2.imwrite(str(root / '0.png'), image)
+    inner = {
+        'type': 'CheckedCocoDataset',
+        'data_root': str(root),
+        'ann_file': 'ann.json',
+        'data_prefix': {'img': ''},
+        'pipeline': LOAD,
+    }
+    crop = [{'type': 'RandomCrop', 'crop_size': (30, 30)}, {'type': 'PackDetInputs'}]
+    dataset = DenseO2ODataset(inner, crop, max_refetch=1000)
+    np.random.seed(0)
+    for _ in range(50):
+        pixels, boxes = pixels_and_boxes(dataset[0])
+        rows, columns = pixels[0].nonzero().T
+        white = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert boxes.tolist() == [[float(side) for side in white]]
+
+
+@pytest.mark.parametrize('kind', ['Mosaic', 'MixUp', 'CachedMixUp'])
+def test_gives_transforms_of_mmdet_their_partners(build, kind):
+    """MixUp asks for one partner by a number, Mosaic for three by a list."""
+    samples = []
+    for wrapper in (MultiImageMixDataset, DenseO2ODataset):
+        dataset = build(wrapper, [{'type': kind, 'img_scale': (32, 32)}])
+        dataset.dataset.pipeline = Compose([TRANSFORMS.build(t) for t in LOAD])
+        np.random.seed(0)
+        random.seed(0)
+        samples.append([dataset[index % 6] for index in range(12)])
+    for theirs, ours in zip(*samples, strict=True):
+        assert np.array_equal(ours['img'], theirs['img'])
+        assert torch.equal(ours['gt_bboxes'].tensor, theirs['gt_bboxes'].tensor)
 
 
 def test_no_sample_in_all_tries_is_named(build):
