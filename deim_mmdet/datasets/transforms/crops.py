@@ -8,7 +8,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
-from .objects import clip_boxes, read_boxes, write_boxes
+from .objects import clip_boxes, read_boxes, refuse_map, write_boxes
 
 
 @TRANSFORMS.register_module()
@@ -40,6 +40,7 @@ class DenseO2OZoomOut(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Zoom out with probability ``prob``."""
+        refuse_map(results, self)
         boxes = read_boxes(results, self)
         if np.random.rand() >= self.prob:
             return results
@@ -70,7 +71,7 @@ class DenseO2OIoUCrop(BaseTransform):
     ignored don't count in the search. An image without objects stays as it is.
 
     Required keys: ``img``, ``gt_bboxes``. Modified keys: ``img``, ``img_shape``, ``gt_bboxes``,
-    and ``gt_bboxes_labels`` and ``gt_ignore_flags`` where present.
+    and ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_instances_ids`` where present.
 
     Args:
         prob: Probability of the transform (which may still draw "no crop"). Default 0.8.
@@ -107,6 +108,7 @@ class DenseO2OIoUCrop(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Crop with probability ``prob``."""
+        refuse_map(results, self)
         boxes = read_boxes(results, self)
         if np.random.rand() >= self.prob:
             return results

@@ -11,7 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.dataset import Compose
 
-from .objects import DropTinyBoxes
+from .objects import DropTinyBoxes, refuse_map
 
 
 @TRANSFORMS.register_module()
@@ -137,6 +137,8 @@ class DenseO2O(BaseTransform):
         results = self.load(info)
         if results is None:
             return None
+        # In any stage, so that training fails at its start.
+        refuse_map(results, self)
         results.pop('shorter_side', None)
         # Nobody needs raw annotations any more, and mmdet 3.3.0's MultiImageMixDataset copies the
         # whole sample before each transform.

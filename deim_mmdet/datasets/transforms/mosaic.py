@@ -11,7 +11,14 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
 
-from .objects import BOX_COMPANIONS, clip_boxes, large_enough, read_boxes, write_boxes
+from .objects import (
+    BOX_COMPANIONS,
+    clip_boxes,
+    large_enough,
+    read_boxes,
+    refuse_map,
+    write_boxes,
+)
 
 # (row, column) of the quadrant of each image.
 QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -98,6 +105,7 @@ class DenseO2OMosaic(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Make the mosaic of ``results`` and its ``mix_results``."""
+        refuse_map(results, self)
         others = list(results.get('mix_results', []))
         if self.cache_size and others:
             others = self._with_cached(results, others)

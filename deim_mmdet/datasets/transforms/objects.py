@@ -9,7 +9,7 @@ from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 
 # Everything that has one entry per box.
-BOX_COMPANIONS = ('gt_bboxes_labels', 'gt_ignore_flags')
+BOX_COMPANIONS = ('gt_bboxes_labels', 'gt_ignore_flags', 'gt_instances_ids')
 
 
 def read_boxes(results: dict, reader: object) -> np.ndarray:
@@ -45,6 +45,23 @@ def read_boxes(results: dict, reader: object) -> np.ndarray:
             f'got {type(boxes).__name__}'
         )
     return np.array(boxes, dtype=np.float32).reshape(-1, 4)
+
+
+def refuse_map(results: dict, mover: object) -> None:
+    """Refuse a sample with a semantic map, which wouldn't follow the pixels.
+
+    Args:
+        results: The sample.
+        mover: The transform that moves pixels.
+
+    Raises:
+        NotImplementedError: If it has one.
+    """
+    if 'gt_seg_map' in results:
+        raise NotImplementedError(
+            f'{type(mover).__name__} does not transform semantic maps: load the annotations with '
+            'with_seg=False'
+        )
 
 
 def write_boxes(results: dict, boxes: np.ndarray, keep: np.ndarray | None = None) -> None:
@@ -83,8 +100,8 @@ class DropTinyBoxes(BaseTransform):
     The published recipes do so after the geometric transforms and once more after the resize to
     the network's input. An image may be left without objects.
 
-    Required and modified keys: ``img`` (read), ``gt_bboxes``, and ``gt_bboxes_labels`` and
-    ``gt_ignore_flags`` where present.
+    Required and modified keys: ``img`` (read), ``gt_bboxes``, and ``gt_bboxes_labels``,
+    ``gt_ignore_flags`` and ``gt_instances_ids`` where present.
 
     Args:
         min_size: Least width and height in pixels, not negative. Default 1.

@@ -1,4 +1,10 @@
-from deim_mmdet.datasets import DenseO2OIoUCrop, DenseO2OZoomOut, DropTinyBoxes
+from deim_mmdet.datasets import (
+    DenseO2O,
+    DenseO2OIoUCrop,
+    DenseO2OMosaic,
+    DenseO2OZoomOut,
+    DropTinyBoxes,
+)
 
 import numpy as np
 import pytest
@@ -29,6 +35,29 @@ def test_image_may_be_left_without_objects(make_sample):
     results = DropTinyBoxes(min_size=30).transform(make_sample([[1, 1, 9, 9]], 20, 20))
     assert results['gt_bboxes'].tensor.shape == (0, 4)
     assert results['gt_bboxes_labels'].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        DenseO2OZoomOut(prob=0),
+        DenseO2OIoUCrop(prob=0),
+        DenseO2OMosaic(),
+        DenseO2O(load=[]),
+    ],
+)
+def test_a_semantic_map_that_would_not_follow_the_pixels_is_refused(make_sample, transform):
+    sample = make_sample([[1, 1, 9, 9]], 20, 20)
+    sample['gt_seg_map'] = np.zeros((20, 20), np.uint8)
+    with pytest.raises(NotImplementedError, match=r'does not transform semantic maps.*with_seg'):
+        transform.transform(sample)
+
+
+def test_numbers_of_tracks_stay_with_their_boxes(make_sample):
+    sample = make_sample([[1, 1, 9, 9], [2, 2, 2, 9], [4, 4, 8, 8]], 20, 20)
+    sample['gt_instances_ids'] = np.array([7, 8, 9])
+    results = DropTinyBoxes(min_size=1).transform(sample)
+    assert results['gt_instances_ids'].tolist() == [7, 9]
 
 
 @pytest.mark.parametrize('transform', [DropTinyBoxes(), DenseO2OZoomOut(), DenseO2OIoUCrop()])
