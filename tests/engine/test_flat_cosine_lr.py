@@ -4,6 +4,7 @@ from deim_mmdet.engine.schedulers import FlatCosineLR
 import pytest
 import torch
 from mmdet.registry import PARAM_SCHEDULERS
+from mmengine.optim import LinearLR, MultiStepLR
 from schedules import MODELS, published_numbers, schedule
 
 
@@ -80,6 +81,38 @@ def test_resume_goes_on_at_its_iteration_with_the_configs_numbers():
     prolonged.load_state_dict(states[1])
     assert prolonged.last_step == 12
     assert prolonged.cosine_end == 90
+
+
+@pytest.mark.parametrize('stopped', [4, 9, 10, 14, 22, 28])
+def test_a_resumed_run_keeps_the_rates_of_schedulers_before_and_after(stopped):
+    def build():
+        optimizer = two_groups()
+        return optimizer, [
+            LinearLR(optimizer, start_factor=0.1, by_epoch=False, begin=0, end=10),
+            FlatCosineLR(
+                optimizer, warmup_iters=0, cosine_begin=5, cosine_end=10, begin=10, end=20
+            ),
+            MultiStepLR(optimizer, milestones=[5], gamma=0.1, by_epoch=False, begin=20, end=30),
+        ]
+
+    def rates(optimizer, schedulers, iterations):
+        found = []
+        for _ in range(iterations):
+            found.append(optimizer.param_groups[0]['lr'])
+            optimizer.step()
+            for scheduler in schedulers:
+                scheduler.step()
+        return found
+
+    uninterrupted = rates(*build(), 30)
+    assert len({*uninterrupted}) > 12
+    optimizer, schedulers = build()
+    rates(optimizer, schedulers, stopped)
+    resumed_optimizer, resumed = build()
+    resumed_optimizer.load_state_dict(optimizer.state_dict())
+    for scheduler, before in zip(resumed, schedulers, strict=True):
+        scheduler.load_state_dict(before.state_dict())
+    assert rates(resumed_optimizer, resumed, 30 - stopped) == uninterrupted[stopped:]
 
 
 @pytest.mark.parametrize(

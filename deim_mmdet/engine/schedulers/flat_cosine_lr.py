@@ -96,9 +96,13 @@ class FlatCosineLR(compat.scheduler_class()):
         self.move_to(compat.saved_position(state_dict))
 
     def move_to(self, iteration: int) -> None:
-        """Go to an iteration, counted from 0, and set the rates that belong to it."""
-        self.last_step = max(0, min(iteration, self.end - 1) - self.begin)
-        values = self._get_value()
-        for group, value in zip(self.optimizer.param_groups, values, strict=True):
-            group[self.param_name] = value
-        compat.set_position(self, iteration, values)
+        """Go to an iteration, counted from 0, and set the rates that belong to it.
+
+        Before ``begin`` and from ``end`` on the rates are those of other schedulers and stay.
+        """
+        self.last_step = min(max(iteration, self.begin - 1), self.end - 1) - self.begin
+        groups = self.optimizer.param_groups
+        if self.begin <= iteration < self.end:
+            for group, value in zip(groups, self._get_value(), strict=True):
+                group[self.param_name] = value
+        compat.set_position(self, iteration, [group[self.param_name] for group in groups])
