@@ -5,8 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, is_main_process, master_only
-from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -18,18 +17,16 @@ from .. import compat
 from ..checkpoints.activations import activation_warning
 from ..checkpoints.loading import SCHEME
 from ..datasets.collate import stacking
-from ..utils.files import replaced_when_complete, write_text
+from ..utils.files import write_text
 from .agreement import named_categories
 from .apply_recipe import apply_recipe
 from .checks import bare_model, check_fills_a_batch, check_object_counts
 from .devices import laid_out, optimizer_options, set_precision, wrapper_options
 from .faults import (
     check_work_dir,
-    checkpoint_size,
     describe_damage,
     explained_faults,
     find_resumable,
-    unwritten_checkpoint,
 )
 from .hooks import AgreementHook
 from .image_size import apply_image_size
@@ -43,6 +40,7 @@ from .resuming import (
     report_changes,
     saved_settings,
 )
+from .saving import save_whole
 
 
 # In mmengine's own registry, where both its tools and mmdet's find it.
@@ -81,6 +79,9 @@ class DEIMRunner(Runner):
 
     #: The numbers in force, from the start of training on; None without a recipe in the config.
     recipe: Recipe | None = None
+
+    #: See :func:`~deim_mmdet.engine.saving.let_save_whole`.
+    saves_whole = True
 
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
         check_work_dir(work_dir)
@@ -279,19 +280,6 @@ class DEIMRunner(Runner):
         if follows:
             apply_settings(self, fresh)
 
-    @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save a checkpoint as mmengine does; it gets its name only once it is on the disk.
-
-        Raises:
-            RunFault: The disk is full, or writing fails otherwise.
-        """
-        if not isinstance(get_file_backend(out_dir), LocalBackend):
-            super().save_checkpoint(out_dir, filename, *args, **kwargs)
-            return
-        path = Path(out_dir) / filename
-        try:
-            with replaced_when_complete(path) as temporary:
-                super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
-        except OSError as error:
-            raise unwritten_checkpoint(path, checkpoint_size(self), error) from error
+        """Save a checkpoint as mmengine does, by :func:`~deim_mmdet.engine.saving.save_whole`."""
+        save_whole(super().save_checkpoint, self, out_dir, filename, *args, **kwargs)

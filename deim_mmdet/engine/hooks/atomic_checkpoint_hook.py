@@ -9,14 +9,15 @@ from mmengine.hooks import CheckpointHook
 
 from ...utils.files import remove_unfinished, write_text
 from ..faults import check_space, checkpoint_size
+from ..saving import let_save_whole
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` in an order that always leaves a checkpoint to resume from.
 
-    First the new checkpoint is written (atomically, by ``DEIMRunner.save_checkpoint``). Then the
-    pointer ``last_checkpoint`` is replaced. Only then outdated checkpoints are removed: those over
+    First the new checkpoint is written, and gets its name once it is complete. Then the pointer
+    ``last_checkpoint`` is replaced. Only then outdated checkpoints are removed: those over
     ``max_keep_ckpts``, and former best ones, which the checkpoint before may still name. The
     checkpoint holds the names of the outdated ones. So a run that is killed before it has removed
     them does so when it is resumed.
@@ -39,6 +40,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        let_save_whole(runner)
         # The path gets into the checkpoint, which may hold text but no path objects.
         self.out_dir = str(self.out_dir)
         self._training = True

@@ -1,0 +1,71 @@
+"""The hook alone, under mmengine's own runner."""
+
+from deim_mmdet.checkpoints.files import read_checkpoint
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.fileio import LocalBackend
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, mode):
+        return dict(loss=(self.slope * inputs).sum()) if mode == 'loss' else [{}]
+
+
+class Zero(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return dict(score=0.0)
+
+
+@pytest.fixture
+def runner(tmp_path, request):
+    numbers = [dict(inputs=torch.ones(1)) for _ in range(2)]
+    loader = DataLoader(numbers, collate_fn=lambda samples: samples[0])
+    return Runner(
+        Line(),
+        str(tmp_path),
+        train_dataloader=loader,
+        val_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        val_cfg=dict(),
+        val_evaluator=[Zero()],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(
+            checkpoint=dict(
+                type='deim_mmdet.engine.AtomicCheckpointHook', interval=1, max_keep_ckpts=1
+            )
+        ),
+        experiment_name=request.node.name,
+    )
+
+
+def test_a_whole_checkpoint_remains_wherever_writing_stops(runner, tmp_path, monkeypatch):
+    """The last one is written once more after the evaluation, when all others are gone."""
+    written = []
+
+    def stop_half_way(self, content, path):
+        written.append(path)
+        if len(written) == 4:
+            with open(path, 'wb') as file:
+                file.write(content[: len(content) // 2])
+            raise KeyboardInterrupt
+        with open(path, 'wb') as file:
+            file.write(content)
+
+    monkeypatch.setattr(LocalBackend, 'put', stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    last = (tmp_path / 'last_checkpoint').read_text()
+    assert last.endswith('epoch_2.pth')
+    assert read_checkpoint(last)['meta']['epoch'] == 2
