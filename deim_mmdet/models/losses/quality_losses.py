@@ -102,13 +102,16 @@ class _QualityLoss(QualityFocalLoss):
         reduction: str = 'mean',
         loss_weight: float = 1.0,
         use_sigmoid: bool = True,
+        activated: bool = False,
     ) -> None:
         if not use_sigmoid:
             raise ValueError(
                 f'{type(self).__name__} needs scores by sigmoid: set use_sigmoid=True, or leave '
                 'it out'
             )
-        super().__init__(use_sigmoid=True, reduction=reduction, loss_weight=loss_weight)
+        super().__init__(
+            use_sigmoid=True, reduction=reduction, loss_weight=loss_weight, activated=activated
+        )
         self.gamma = gamma
         self.alpha = alpha
 
@@ -123,7 +126,8 @@ class _QualityLoss(QualityFocalLoss):
         """Weighted and reduced loss.
 
         Args:
-            pred: (N, C) logits of N predictions for C categories.
+            pred: (N, C) logits of N predictions for C categories; probabilities, if they are
+                ``activated``.
             target: Labels (N,) in [0, C] with C the background, and qualities (N,) in [0, 1].
             weight: (N,) weight of each prediction.
             avg_factor: Divisor of the sum. Default: N.
@@ -140,6 +144,10 @@ class _QualityLoss(QualityFocalLoss):
                 f'{type(self).__name__} needs targets (labels, IoU), but this head computes no '
                 'IoU for its classification loss: leave the head its own'
             )
+        if self.activated:
+            # Half precision has no number so close to 1.
+            single = torch.promote_types(pred.dtype, torch.float32)
+            pred = pred.to(single).logit(eps=1e-6)
         loss = self.function(pred, *target, self.gamma, self.alpha)
         reduction = reduction_override or self.reduction
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
@@ -156,6 +164,8 @@ class MatchabilityAwareLoss(_QualityLoss):
         loss_weight: Factor of the loss.
         use_sigmoid: Must be True. For mmdet's anchor heads (GFL, RTMDet) it has to stand in the
             config, where they read it.
+        activated: Whether predictions are probabilities instead of logits, as mmdet's ``TOODHead``
+            has them. Default False.
 
     Raises:
         ValueError: ``use_sigmoid`` is False.
@@ -178,6 +188,8 @@ class VarifocalQualityLoss(_QualityLoss):
         loss_weight: Factor of the loss.
         use_sigmoid: Must be True. For mmdet's anchor heads (GFL, RTMDet) it has to stand in the
             config, where they read it.
+        activated: Whether predictions are probabilities instead of logits, as mmdet's ``TOODHead``
+            has them. Default False.
 
     Raises:
         ValueError: ``use_sigmoid`` is False.

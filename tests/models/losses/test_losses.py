@@ -67,6 +67,20 @@ def test_quality_losses_pass_for_mmdets_quality_focal_loss(name):
     torch.testing.assert_close(total, (unreduced * weight).sum() / 3)
 
 
+@pytest.mark.parametrize('kind', [MatchabilityAwareLoss, VarifocalQualityLoss])
+def test_probabilities_have_the_loss_and_the_gradient_of_their_logits(kind):
+    pred, *target = case()
+    of_logits, of_probabilities = (kind(activated=activated) for activated in (False, True))
+    values = [pred.clone().requires_grad_() for _ in range(2)]
+    losses = of_logits(values[0], target), of_probabilities(values[1].sigmoid(), target)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(values[0].grad, values[1].grad)
+    certain = of_probabilities(torch.tensor([[1.0, 0]]).half(), (target[0][1:2] * 0, torch.ones(1)))
+    assert certain.isfinite()
+
+
 def test_mal_pulls_a_confident_low_quality_match_down_more_than_vfl():
     """Fig. 4 of the paper: at IoU 0.05, MAL rises with the score and VFL hardly does."""
     label, quality = torch.tensor([0]), torch.tensor([0.05])
