@@ -81,6 +81,19 @@ def test_stops_before_the_weights_change(fault, error, words, wrapper_type, clip
     assert_same(training.state(), before, but=('running', 'num_batches'))
 
 
+@pytest.mark.parametrize('by_branch', [True, False])
+def test_batches_of_other_models_have_several_lists_of_samples_or_none(by_branch):
+    training, batch = Training(), make_batch(1, 'nan')
+    given = {'inputs': batch['inputs']}
+    if by_branch:
+        samples = batch['data_samples']
+        given['data_samples'] = {'sup': samples[:1], 'unsup_teacher': samples[1:]}
+    training.hooks[0].before_train_iter(training, 0, given)
+    with pytest.raises(NonFiniteLossError) as raised:
+        training.model.train_step(batch, training.optim_wrapper)
+    assert ('photo_1_0.jpg, photo_1_1.jpg' in str(raised.value)) == by_branch
+
+
 def test_stops_after_as_many_as_allowed_counting_on_after_a_resume():
     training = Training(skip=2).run([make_batch(0, 'nan'), make_batch(1)])
     resumed = Training(skip=2)

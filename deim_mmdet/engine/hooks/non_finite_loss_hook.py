@@ -1,6 +1,8 @@
 """Keeps NaN and infinity out of the weights: stops at the step, or leaves a few steps out."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
@@ -87,7 +89,7 @@ class NonFiniteLossHook(Hook):
         if self._wrapper.should_update():
             self.skipping = False
             self._samples.clear()
-        self._samples.append(data_batch['data_samples'])
+        self._samples.append(_samples_of(data_batch))
         if self.skip_non_finite:
             self._buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
 
@@ -216,3 +218,11 @@ class NonFiniteLossHook(Hook):
 
     def _moment(self) -> str:
         return f'epoch {self._runner.epoch + 1}, iteration {self._runner.iter + 1}'
+
+
+def _samples_of(data_batch: Any) -> list:
+    """Data samples of a batch; mmdet's semi-supervised detectors have several lists by name."""
+    samples = data_batch.get('data_samples', ()) if isinstance(data_batch, Mapping) else ()
+    if isinstance(samples, Mapping):
+        return [sample for branch in samples.values() for sample in branch]
+    return [*samples]
