@@ -1,7 +1,7 @@
 """Train a detector.
 
     python tools/train.py CONFIG [--work-dir DIR] [--epochs N] [--resume [CHECKPOINT]] ...
-    mim train deim_mmdet CONFIG [--gpus 0] [...]
+    mim train deim_mmdet CONFIG [...]
 
 CONFIG is a path; through mim it may be the name of one of the package's configs, from anywhere.
 """

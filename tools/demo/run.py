@@ -156,7 +156,7 @@ Done in {minutes:.1f} minutes: AP {ap:.3f}, AP50 {ap50:.3f}.
   detections                {pictures / 'detections.png'}
   Dense O2O, stage by stage {pictures / 'dense_o2o.png'}
   losses, rate and AP       {pictures / 'training.png'}
-Your own data: copy configs/deim_dfine_custom.py, then `mim train deim_mmdet my_config.py`.""")
+Your own data: copy configs/deim_dfine_custom.py, as docs/data.md says.""")
     return ap50
 
 
