@@ -1,5 +1,5 @@
-# Own data with transforms of Albumentations, between Dense O2O's own. docs/data.md says how to install
-# it: by itself, as it would put another OpenCV over MMDetection's.
+# Own data with transforms of Albumentations, between Dense O2O's own. docs/data.md says how to
+# install it: by itself, as it would put another OpenCV over MMDetection's.
 _base_ = '../deim_dfine_custom.py'
 
 # Pixels and boxes change together. Boxes of which less than 30 % is left are dropped.

@@ -18,25 +18,25 @@ from .objects import DropTinyBoxes, refuse_map
 class DenseO2O(BaseTransform):
     """Load a sample and augment it as the stage of training says (DEIM, section 3.1).
 
-    ============== =======================================================================
-    stage          after loading
-    ============== =======================================================================
-    warm-up        nothing
-    dense          ``mosaic`` with probability ``mosaic_prob``, else ``single``
-    flat           ``single``
+    =============== ===========================================================
+    stage           after loading
+    =============== ===========================================================
+    warm-up         nothing
+    dense           ``mosaic`` with probability ``mosaic_prob``, else ``single``
+    flat            ``single``
     no-augmentation nothing
-    ============== =======================================================================
+    =============== ===========================================================
 
-    In a mosaic each sample says in ``shorter_side`` how many pixels its tile needs.
-    ``LoadImageChecked`` may then decode it at a reduced size. Finally boxes are cut at the image
-    border, and objects under ``min_size`` are dropped.
+    In a mosaic ``shorter_side`` of each sample says how many pixels its tile needs.
+    ``LoadImageChecked`` may then decode the image at a reduced size. Finally boxes are cut at the
+    image border, and objects under ``min_size`` are dropped.
 
     The transform belongs in ``DenseO2ODataset`` or mmdet's ``MultiImageMixDataset``, over a dataset
     with an empty pipeline. Then the partners of a mosaic, its other samples, come as plain data
     infos, and only those that are used are loaded. Without mosaic it may stand in any pipeline.
 
-    The stage is dense until :meth:`set_stage` is called (``DenseO2OScheduleHook`` does), so that
-    mmdet's ``browse_dataset.py`` shows Dense O2O. It lives in shared memory. So workers of a data
+    The stage is dense until ``DenseO2OScheduleHook`` calls :meth:`set_stage`, so that mmdet's
+    ``browse_dataset.py`` shows Dense O2O. The stage is in shared memory. So workers of a data
     loader, persistent ones too, obey a change from their next sample on.
 
     Args:

@@ -43,11 +43,10 @@ class LoadImageChecked(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that refuses damaged files.
 
     OpenCV decodes a truncated JPEG without complaint, the missing part in grey. Here a JPEG or PNG
-    without its end marker is an error. An image of more than 179 million pixels is one, too, before
-    it is decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8,
-    unless ``color_type`` says otherwise. Where an image has another size than annotated (``height``
-    and ``width`` of the sample), its boxes are scaled to it. A process warns of the first such
-    image.
+    without its end marker is an error. So is an image of more than 179 million pixels, before it is
+    decoded. Greyscale, RGBA, palette and 16-bit images become three channels of uint8, unless
+    ``color_type`` says otherwise. Where an image has another size than annotated (``height`` and
+    ``width`` of the sample), its boxes are scaled to it. A process warns of the first such image.
 
     A sample may say in ``shorter_side`` how many pixels of its image are needed, as for a small
     tile of a mosaic. A JPEG that has at least twice as many is decoded at 1/2, 1/4 or 1/8 of its

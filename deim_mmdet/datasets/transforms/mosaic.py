@@ -33,9 +33,10 @@ class DenseO2OMosaic(BaseTransform):
 
     Four images are resized to the same shorter side. They are put at the top left of the four
     quadrants of a black canvas, the sample itself first. The canvas has twice the largest width and
-    height. It is then turned, scaled and shifted about its centre, and keeps its size. A box
-    becomes the upright hull of its turned corners, cut at the border. Objects under one pixel are
-    dropped. Unlike in mmdet's ``Mosaic``, the canvas has no fixed size and no random centre.
+    twice the largest height of the four. It is then turned, scaled and shifted about its centre,
+    and keeps its size. A box becomes the upright hull of its turned corners, cut at the border.
+    Objects under one pixel are dropped. Unlike in mmdet's ``Mosaic``, the canvas has no fixed size
+    and no random centre.
 
     Pixels are touched only twice. Each image is resized once, to the resolution at which the map
     shows it, at most that of its tile. Then the map takes the canvas to the size of the result.

@@ -23,8 +23,8 @@ class DenseO2OPhotometricDistort(BaseTransform):
     saturation and hue in half of all cases. Factors are drawn uniformly. Unlike in mmdet's
     ``PhotoMetricDistortion``, brightness is a factor, and contrast keeps the mean grey.
 
-    Images of another number of channels change in brightness and contrast alone, and their contrast
-    keeps the mean of each channel. Values stay within the range of their type.
+    Images that don't have three channels change in brightness and contrast alone, and their
+    contrast keeps the mean of each channel. Values stay within the range of their type.
 
     Required and modified key: ``img`` (H, W, 3) in BGR order, or (H, W) or (H, W, C); uint8,
     uint16, int16 or float32. Boxes stay.

@@ -12,10 +12,10 @@ from ...utils.host_reads import allowed_sync
 class DeferredRuntimeInfoHook(RuntimeInfoHook):
     """mmengine's ``RuntimeInfoHook`` that lets the host run ahead of the device.
 
-    mmengine reads every loss term after every iteration; the host waits until the device has
-    computed it. Here the losses of :class:`~deim_mmdet.models.DEIMDetector` stay on the device
-    until they are logged or saved, or an epoch ends. Then they are read at once. The averages in
-    the log still cover every iteration.
+    mmengine reads every loss term after every iteration, and the host waits until the device has
+    computed the term. Here the losses of :class:`~deim_mmdet.models.DEIMDetector` stay on the
+    device until they are logged or saved, or an epoch ends. Then they are read at once. The
+    averages in the log still cover every iteration.
     """
 
     def before_train(self, runner) -> None:

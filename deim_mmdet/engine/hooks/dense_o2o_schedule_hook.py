@@ -60,8 +60,8 @@ def late_criterion(model: Any) -> Any | None:
 class DenseO2OScheduleHook(Hook):
     """Sets the :class:`Stage` of all augmentations, and the matcher, before every training epoch.
 
-    It calls ``set_stage`` of every object that has it, among the transforms of the training dataset
-    (through wrappers) and the batch augments of the model's data preprocessor. The stage follows
+    It calls ``set_stage`` of every transform of the training dataset (through wrappers) and of
+    every batch augment of the model's data preprocessor that has this method. The stage follows
     from the epoch alone, so nothing has to be saved: a resumed run is in the right stage at once.
     Transforms keep their stage in shared memory, which persistent workers see. All processes do the
     same. The message hub keeps the stage's name as ``stage``.

@@ -15,17 +15,17 @@ from ..checks import bare_detector, check_counts_epochs
 class DistillationWeightHook(Hook):
     """Hands the encoder's share of the gradient to the criterion's distillation, epoch by epoch.
 
-    The share is the norm of the gradient of the transformer layer in the neck by the norm of the
-    gradient of all parameters, averaged over the steps of an epoch; see
+    The share is the norm of the gradient of the transformer layer in the neck, divided by the norm
+    of the gradient of all parameters, averaged over the steps of an epoch; see
     :class:`~deim_mmdet.models.losses.TeacherDistillation`. It is computed on the device, and read
     once an epoch. A gradient's scale and clipping don't change it. All processes have the same
-    gradients, and so the same weight. The log shows it as ``distill_weight``. A resumed run goes on
-    with the weight of its checkpoint.
+    gradients, and so the same weight of the loss. The log shows the weight as ``distill_weight``. A
+    resumed run goes on with the weight of its checkpoint.
 
     Raises:
         TypeError: The model is no :class:`~deim_mmdet.models.detectors.DEIMDetector`, or the loop
             doesn't count epochs.
-        ValueError: No term of the criterion is a distillation.
+        ValueError: The criterion has no ``TeacherDistillation`` among its terms, or several.
     """
 
     # Before the checkpoint of the epoch is written.

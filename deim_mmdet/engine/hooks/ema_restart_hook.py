@@ -39,8 +39,9 @@ class EMARestartHook(Hook):
     restart is decided after an evaluation and carried out before the next epoch. Until that epoch
     is saved, checkpoints say that the restart is due. So a resumed run restarts where the
     uninterrupted one did. The message hub, and so every checkpoint, keeps the state (epoch and
-    score of the checkpoint, how often the decay was made smaller, restart due) as ``ema_restart``;
-    the decay follows from it by the config of the present run. Every process reads the file.
+    score of ``best_augmented.pth``, how often the decay was made smaller, whether a restart is due)
+    as ``ema_restart``; the decay follows from the state by the config of the present run. Every
+    process reads the file.
 
     Without an evaluation before the last phase there is no restart; a line is logged. A
     resumed run without its ``best_augmented.pth`` doesn't start. If a process can't read the file

@@ -26,13 +26,13 @@ SKIPPED = 'skipped_steps'
 class NonFiniteLossHook(Hook):
     """Checks every loss term and the gradients of every step before they reach the weights.
 
-    It does so where the optimiser's wrapper clips gradients, also if nothing is clipped: there it
-    reads their norm, which the log needs anyway, and whether all losses are finite, in one
-    transfer. With gradient accumulation it reads the losses of each earlier iteration after its
-    backward pass. All processes take the same decision, and each names the terms and images of all.
-    A ``GradScaler`` at work skips steps with infinite gradients itself: they neither count nor end
-    the training. A norm that isn't finite is not logged. A checkpoint with a weight that isn't
-    finite is not written.
+    The check takes place where the optimiser's wrapper clips gradients, also if nothing is clipped.
+    In one transfer it reads the norm of the gradients, which the log needs anyway, and whether all
+    losses are finite. With gradient accumulation it reads the losses of each earlier iteration
+    after its backward pass. All processes take the same decision, and each names the terms and
+    images of all. A ``GradScaler`` at work skips steps with infinite gradients itself: they neither
+    count nor end the training. A norm that isn't finite is not logged. A checkpoint with a weight
+    that isn't finite is not written.
 
     The first ``skip_non_finite`` bad steps of a run are left out: weights, optimiser, the average
     of ``ExpWarmupEMAHook``, the model's buffers and the scale of a ``GradScaler`` stay as they

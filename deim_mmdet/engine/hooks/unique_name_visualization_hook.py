@@ -24,10 +24,10 @@ class UniqueNameVisualizationHook(DetVisualizationHook):
     """mmdet's hook, with a picture in ``test_out_dir`` for each image of the test set.
 
     mmdet 3.3.0 overwrites pictures of images with the same name, as in folders of several cameras.
-    Here ``test_out_dir`` has the folders of the images, from the one on that all of them lie in.
-    An image without a suffix of pictures, ``x``, is drawn as ``x.png``.
-    For data sets that aren't mmengine's the images are unknown; mmdet's names stay. Arrays and
-    pictures of 16 bits, which mmdet can't show, are drawn too.
+    Here ``test_out_dir`` has the same subfolders as the folder that all images lie in. A file whose
+    name has no suffix of a picture gets ``.png`` behind it. For data sets that aren't mmengine's
+    the images are unknown; mmdet's names stay. Arrays and pictures of 16 bits, which mmdet can't
+    show, are drawn too.
 
     Args: those of :class:`mmdet.engine.hooks.DetVisualizationHook`.
     """

@@ -39,7 +39,7 @@ class EncoderView:
         """(B, N, D) tokens of the encoder, row by row: N = H / stride · W / stride.
 
         Raises:
-            ValueError: The layer hasn't been called, or not in sight.
+            ValueError: The layer's output was not seen, or more than once.
         """
         if len(self.outputs) != 1:
             raise ValueError(

@@ -12,9 +12,9 @@ from ..layers.boxes import paired_giou
 class PairedGIoULoss(GIoULoss):
     """1 - GIoU of each pair (arXiv 1902.09630), as mmdet's ``GIoULoss``, whose arguments it takes.
 
-    For boxes whose sides are not negative the results are the same. mmdet's makes a tensor of
-    ``eps`` at each call, for which the host waits until a GPU has done all work before, and it
-    needs half as many operations again.
+    For boxes whose sides are not negative the results are the same. mmdet's loss makes a tensor of
+    ``eps`` at each call. For that the host waits until the GPU has done all work before. It also
+    takes 1.5 times as many operations.
     """
 
     def forward(

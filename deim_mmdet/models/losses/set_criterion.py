@@ -33,8 +33,8 @@ class SetCriterion(nn.Module):
 
     Raises:
         TypeError: A matcher has no ``match``.
-        ValueError: A term's name has no ``loss`` in it, so that it would not be trained; or the
-            name of a term to be removed is misspelt.
+        ValueError: A term's name has no ``loss`` in it, so that it would not be trained; the name
+            of a term to be removed is misspelt; or no term is left.
 
     Attributes:
         late: Whether the late matcher matches.
