@@ -175,7 +175,6 @@ setup(
             'onedl-mmcv>=2.3.6,<2.4',
             'onedl-mmdetection>=3.5.1,<3.6',
         ],
-        'mim': ['openmim>=0.3.9', 'setuptools<81'],
         'demo': ['matplotlib', 'scikit-learn'],
         'huggingface': ['safetensors'],
         'dinov3': ['timm>=1.0.20'],
