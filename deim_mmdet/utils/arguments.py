@@ -1,5 +1,6 @@
-"""Checks of constructor arguments, with messages that say what was given."""
+"""Arguments of constructors: checks that say what was given, and texts of what is kept."""
 
+import inspect
 from collections.abc import Sequence
 from numbers import Real
 
@@ -63,6 +64,17 @@ def check_count(owner: object, name: str, value: int, lowest: int = 1) -> int:
             f'{type(owner).__name__}: {name} must be an integer of at least {lowest}, got {value!r}'
         )
     return value
+
+
+def arguments_of(owner: object) -> str:
+    """The arguments of an object's constructor, as far as the object keeps them by their names."""
+    names = inspect.signature(type(owner)).parameters
+    return ', '.join(f'{n}={getattr(owner, n)!r}' for n in names if hasattr(owner, n))
+
+
+def described(owner: object) -> str:
+    """An object as the call of its constructor."""
+    return f'{type(owner).__name__}({arguments_of(owner)})'
 
 
 def _is_number(value: object) -> bool:

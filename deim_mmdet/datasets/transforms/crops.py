@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_count, check_number, check_range
+from deim_mmdet.utils.arguments import check_count, check_number, check_range, described
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -56,8 +56,7 @@ class DenseO2OZoomOut(BaseTransform):
         write_boxes(results, boxes + np.array([left, top, left, top], dtype=np.float32))
         return results
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(prob={self.prob}, ratio_range={self.ratio_range})'
+    __repr__ = described
 
 
 @TRANSFORMS.register_module()
@@ -149,12 +148,7 @@ class DenseO2OIoUCrop(BaseTransform):
         fit &= (self.aspect_range[0] <= aspect) & (aspect <= self.aspect_range[1])
         return np.concatenate([corner, corner + size], axis=1)[fit]
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(prob={self.prob}, min_ious={self.min_ious}, '
-            f'scale_range={self.scale_range}, aspect_range={self.aspect_range}, '
-            f'trials={self.trials})'
-        )
+    __repr__ = described
 
 
 def centres_inside(boxes: np.ndarray, windows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import logging
 
+from deim_mmdet.utils.arguments import described
+
 import cv2
 import mmcv
 import numpy as np
@@ -200,12 +202,7 @@ class LoadImageChecked(LoadImageFromFile):
             )
         return img if img.ndim == 3 else img[..., None]
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(color_type='{self.color_type}', "
-            f"imdecode_backend='{self.imdecode_backend}', backend_args={self.backend_args}, "
-            f'channels={self.channels})'
-        )
+    __repr__ = described
 
 
 @TRANSFORMS.register_module()
@@ -233,5 +230,4 @@ class ScaleInstances(BaseTransform):
             scale_instances(results.get('instances', ()), *box_factors(annotated, read))
         return results
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
+    __repr__ = described

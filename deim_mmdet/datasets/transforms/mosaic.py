@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence, Sized
 
-from deim_mmdet.utils.arguments import check_count, check_number, check_range
+from deim_mmdet.utils.arguments import check_count, check_number, check_range, described
 
 import cv2
 import numpy as np
@@ -222,12 +222,7 @@ class DenseO2OMosaic(BaseTransform):
         centre = size / 2
         return np.column_stack([linear, centre + shift - linear @ centre])
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(tile_size={self.tile_size}, rotation={self.rotation}, '
-            f'translation={self.translation}, scale_range={self.scale_range}, '
-            f'scale={self.scale}, cache_size={self.cache_size})'
-        )
+    __repr__ = described
 
 
 def is_elongated(img: np.ndarray, size: int) -> bool:

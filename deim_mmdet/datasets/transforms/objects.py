@@ -1,6 +1,6 @@
 """The objects of a sample: boxes with the labels and flags that belong to them."""
 
-from deim_mmdet.utils.arguments import check_number
+from deim_mmdet.utils.arguments import check_number, described
 
 import numpy as np
 import torch
@@ -122,5 +122,4 @@ class DropTinyBoxes(BaseTransform):
         write_boxes(results, boxes, large_enough(boxes, self.min_size))
         return results
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(min_size={self.min_size})'
+    __repr__ = described

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim_mmdet.utils.arguments import check_number, check_range
+from deim_mmdet.utils.arguments import check_number, check_range, described
 
 import cv2
 import numpy as np
@@ -90,11 +90,7 @@ class DenseO2OPhotometricDistort(BaseTransform):
         results['img'] = img.reshape(results['img'].shape)
         return results
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(prob={self.prob}, brightness={self.brightness}, '
-            f'contrast={self.contrast}, saturation={self.saturation}, hue={self.hue})'
-        )
+    __repr__ = described
 
 
 def adjust_brightness(img: np.ndarray, factor: float) -> np.ndarray:

@@ -154,13 +154,6 @@ class DenseO2OCopyBlend(StagedBatchAugment):
             if not boxes and not (isinstance(value, Tensor) and value.ndim == 1):
                 raise refusal(self, 'copy', f'gt_instances.{name}', value)
 
-    def extra_repr(self) -> str:
-        return (
-            f'prob={self.prob}, ratio={self.ratio}, num_objects={self.num_objects}, '
-            f'min_area={self.min_area}, context={self.context}, stages={self.stages}, '
-            f'stage={self.stage.label}'
-        )
-
 
 def _blended(
     images: Tensor, copies: Sequence[tuple[int, list[int], int, list[int]]], share: float

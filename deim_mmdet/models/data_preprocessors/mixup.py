@@ -91,9 +91,6 @@ class DenseO2OMixUp(StagedBatchAugment):
             if 'masks' in value and not isinstance(value.masks, BaseInstanceMasks):
                 raise refusal(self, 'mix', f'{name}.masks', value.masks)
 
-    def extra_repr(self) -> str:
-        return f'prob={self.prob}, ratio={self.ratio}, stage={self.stage.label}'
-
 
 def _blend_with_previous(images: Tensor, share: float) -> None:
     """Move each image (B, 3, H, W) by ``share`` towards the one before it, in place."""

@@ -162,12 +162,6 @@ class DenseO2OMultiScale(StagedBatchAugment):
             resized.set_field(value[..., rows[:, None], columns], field)
         return resized
 
-    def extra_repr(self) -> str:
-        return (
-            f'base_size={self.base_size}, base_size_repeat={self.base_size_repeat}, '
-            f'stage={self.stage.label}'
-        )
-
 
 def training_sizes(base_size: int, base_size_repeat: int | None) -> list[int]:
     """Sizes of the multi-scale draw in ascending order, the base size repeated.

@@ -1,5 +1,6 @@
 """What the batch augments of Dense O2O have in common."""
 
+from deim_mmdet.utils.arguments import arguments_of
 from deim_mmdet.utils.stage import Stage
 
 from mmdet.structures import DetDataSample
@@ -26,6 +27,9 @@ class StagedBatchAugment(nn.Module):
     def set_stage(self, stage: Stage) -> None:
         """Switch to ``stage``."""
         self.stage = Stage(stage)
+
+    def extra_repr(self) -> str:
+        return f'{arguments_of(self)}, stage={self.stage.label}'
 
 
 def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueError:
