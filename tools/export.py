@@ -206,9 +206,7 @@ def export(
 ) -> Path:
     """Write the ONNX file in the precision that was asked for."""
     path = args.out.with_suffix('.onnx')
-    letterbox = letterbox_of(cfg)
-    padding = None if letterbox is None else letterbox.get('pad_val')
-    rest = args.opset, args.precision == 'half', classes, letterbox is not None, padding
+    rest = args.opset, args.precision == 'half', classes, letterbox_of(cfg)
     if args.precision != 'int8':
         return export_onnx(model, path, size, *rest)
     pictures = calibration_set(cfg)

@@ -32,8 +32,7 @@ def export_onnx(
     opset: int = OPSET,
     half: bool = False,
     classes: Sequence[str] | None = None,
-    letterbox: bool = False,
-    padding: float | None = None,
+    letterbox: Mapping | None = None,
 ) -> Path:
     """Write a detector as an ONNX file.
 
@@ -48,11 +47,11 @@ def export_onnx(
         half: Write backbone and neck in half precision; the inputs stay in single precision.
         classes: Class names in the order of the labels, for the file's metadata: a list in JSON
             under ``classes``. None where they aren't known.
-        letterbox: The images keep their proportions, see :class:`DeployedDetector`; the file's
-            metadata say so under ``letterbox``. Where the file takes the values of image files
-            (:func:`~deim_mmdet.deployment.detector.takes_file_values`), they say ``values: file``.
-        padding: Value of the padding that these images have, for the metadata under ``padding``;
-            None where it is that of :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox`.
+        letterbox: How the images keep their proportions, see
+            :func:`~deim_mmdet.deployment.inputs.letterbox_of`. The file's metadata say so under
+            ``letterbox``, and a ``pad_val`` of its own under ``padding``. Where the file takes the
+            values of image files (:func:`~deim_mmdet.deployment.detector.takes_file_values`), they
+            say ``values: file``. None: the images are stretched.
 
     Returns:
         ``path``.
@@ -70,7 +69,7 @@ def export_onnx(
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    detector = DeployedDetector(model, half, letterbox).cpu().eval()
+    detector = DeployedDetector(model, half, letterbox is not None).cpu().eval()
     # A batch of two: the batch size must not be traced as the constant 1.
     example = (torch.rand(2, input_channels(model), *size), torch.tensor([[size[1], size[0]]] * 2))
     with torch.no_grad(), warnings.catch_warnings():
@@ -95,10 +94,10 @@ def export_onnx(
         # Not with half: the runtime would put casts around what a CPU can't do in half precision.
         simplify(path)
     metadata = {} if classes is None else dict(classes=json.dumps(list(classes)))
-    if letterbox:
+    if letterbox is not None:
         metadata['letterbox'] = 'true'
-        if padding is not None:
-            metadata['padding'] = str(padding)
+        if letterbox.get('pad_val') is not None:
+            metadata['padding'] = str(letterbox['pad_val'])
     if takes_file_values(model):
         metadata['values'] = 'file'
     if metadata:
