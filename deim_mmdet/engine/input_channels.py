@@ -17,7 +17,7 @@ def set_input_channels(
     std: Sequence[float],
     color_type: str = 'unchanged',
     imdecode_backend: str = 'cv2',
-) -> int:
+) -> None:
     """Let a config read, normalise and take images of any number of channels.
 
     All pipelines load images with this ``color_type``. The backbone gets ``in_channels``, the data
@@ -35,9 +35,6 @@ def set_input_channels(
         imdecode_backend: Decoder of image files; 'tifffile' for TIFFs of more than four channels
             in a page.
 
-    Returns:
-        Number of transforms that were changed.
-
     Raises:
         ValueError: ``mean`` and ``std`` don't have a number for each channel, or ``color_type``
             reads another number of channels.
@@ -53,7 +50,6 @@ def set_input_channels(
     if channels != dict(unchanged=channels, grayscale=1, color=RGB).get(color_type.split('_')[0]):
         raise ValueError(f'color_type={color_type!r} does not read {channels} channels')
     keeps_values = color_type.startswith('unchanged')
-    changed = set()
     for loader in find_components(TRANSFORMS, [*cfg.values()], LoadImageFromFile):
         loader.update(color_type=color_type, imdecode_backend=imdecode_backend)
         if keeps_values or component_class(TRANSFORMS, loader) is LoadImageChecked:
@@ -61,7 +57,6 @@ def set_input_channels(
             kept = {name: loader[name] for name in options if name in loader}
             loader.clear()
             loader.update(type='LoadImageChecked', channels=channels, **kept)
-        changed.add(id(loader))
     model = cfg['model']
     model['backbone']['in_channels'] = channels
     model['data_preprocessor'].update(mean=[*mean], std=[*std])
@@ -69,4 +64,3 @@ def set_input_channels(
         model['data_preprocessor']['keep_values'] = keeps_values
     else:
         model['data_preprocessor']['bgr_to_rgb'] = False
-    return len(changed)

@@ -46,12 +46,10 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_unfinished(folder: str | Path) -> list[str]:
-    """Remove the half-written files of killed processes from a folder; return their names."""
-    paths = sorted(Path(folder).glob(f'{UNFINISHED}*'))
-    for path in paths:
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the half-written files of killed processes from a folder."""
+    for path in Path(folder).glob(f'{UNFINISHED}*'):
         path.unlink(missing_ok=True)
-    return [path.name for path in paths]
 
 
 def write_text(path: str | Path, text: str) -> None:
