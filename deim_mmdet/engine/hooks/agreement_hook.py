@@ -58,6 +58,7 @@ class AgreementHook(Hook):
                 _renumber(runner, split, loop, classes, whose)
             loop.evaluator.dataset_meta = dataset.metainfo
             check_evaluator(loop.evaluator, dataset, split)
+            check_classes(bare_model(runner.model), dataset, split)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         loops = compat.built_loops(runner)
@@ -74,16 +75,6 @@ class AgreementHook(Hook):
                 say_unnamed(own, "the checkpoint holds no class names, and COCO's do not fit")
             else:
                 _renumber(runner, split, loop, theirs, 'the checkpoint')
-
-    def before_val(self, runner) -> None:
-        self._check_number(runner, 'validation', runner.val_loop)
-
-    def before_test(self, runner) -> None:
-        self._check_number(runner, 'test', runner.test_loop)
-
-    @staticmethod
-    def _check_number(runner, split: str, loop: BaseLoop) -> None:
-        check_classes(bare_model(runner.model), loop.dataloader.dataset, split)
 
 
 def _renumber(runner, split: str, loop: BaseLoop, classes, whose: str) -> None:
