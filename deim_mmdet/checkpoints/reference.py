@@ -186,15 +186,6 @@ def convert_name(name: str, kind: str = DFINE) -> str | None:
     return name_table(kind)(name)
 
 
-def reference_name(name: str, kind: str = DFINE) -> str:
-    """The reference's name of our parameter ``name``; the inverse of :func:`convert_name`.
-
-    Raises:
-        KeyError: This package has no parameter of that name.
-    """
-    return name_table(kind, reverse=True)(name)
-
-
 def convert_reference_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of a reference model in the naming of this package.
 

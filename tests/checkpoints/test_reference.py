@@ -6,7 +6,7 @@ import re
 from deim_mmdet.checkpoints import convert_name, convert_reference_state_dict
 from deim_mmdet.checkpoints.architectures import detector
 from deim_mmdet.checkpoints.published import published_models
-from deim_mmdet.checkpoints.reference import decoder_kind, reference_name
+from deim_mmdet.checkpoints.reference import decoder_kind, name_table
 from deim_mmdet.checkpoints.reverse import to_reference_state_dict
 
 import golden
@@ -120,7 +120,8 @@ def test_the_kind_of_decoder_decides_what_a_box_head_is():
     distributions = 'bbox_head.decoder.distribution_heads.2.layers.0.weight'
     boxes = 'bbox_head.decoder.box_heads.2.layers.0.weight'
     assert (convert_name(name), convert_name(name, 'rtdetrv2')) == (distributions, boxes)
-    assert reference_name(distributions) == reference_name(boxes, 'rtdetrv2') == name
+    assert name_table('dfine', reverse=True)(distributions) == name
+    assert name_table('rtdetrv2', reverse=True)(boxes) == name
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,6 @@ def test_names_of_all_successors_go_there_and_back(name):
     """Of the sizes, too, whose names no figures state."""
     ours = detector(published_models()[name].config, 80).shapes
     kind = decoder_kind(ours)
-    theirs = [reference_name(entry, kind) for entry in ours]
+    theirs = [*map(name_table(kind, reverse=True), ours)]
     assert len(set(theirs)) == len(theirs)
     assert [convert_name(entry, kind) for entry in theirs] == list(ours)

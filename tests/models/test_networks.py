@@ -5,7 +5,7 @@ from functools import partial
 
 from deim_mmdet import compat
 from deim_mmdet.checkpoints.loading import SCHEME
-from deim_mmdet.checkpoints.reference import reference_name
+from deim_mmdet.checkpoints.reverse import to_reference_backbone
 from deim_mmdet.deployment.cpu import optimize_for_cpu
 from deim_mmdet.models.backbones import PartlyPretrained
 from deim_mmdet.models.backbones.hgnetv2 import ARCHS, HGNetv2
@@ -140,10 +140,7 @@ def test_published_resnet_vd_weights_load_as_pretrained(tmp_path):
     """Named as the published files are, and loaded as the configs do."""
     torch.manual_seed(0)
     source = ResNetVd(18).state_dict()
-    published = {
-        reference_name(f'backbone.{name}').removeprefix('backbone.'): value
-        for name, value in source.items()
-    }
+    published = to_reference_backbone(source)
     assert 'conv1.conv1_1.conv.weight' in published
     path = tmp_path / 'ResNet18_vd_pretrained_from_paddle.pth'
     torch.save(published, path)
