@@ -27,14 +27,13 @@ from pathlib import Path
 import deim_mmdet  # noqa: F401  (registers the components)
 from deim_mmdet.checkpoints.convert import find_weights, to_our_names
 from deim_mmdet.checkpoints.files import read_checkpoint
-from deim_mmdet.engine.devices import check_gpu_found
+from deim_mmdet.engine.devices import check_gpu_found, laid_out
 
 import torch
 from measuring.installed import reason_against
 from measuring.losses import figures, time_losses
 from measuring.reference_models import build_reference, load_our_weights
 from measuring.timing import make_timer, peak_memory
-from measuring.training import in_layout
 from measuring.transformers_models import build_counterpart
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -83,7 +82,7 @@ def build(
         load_our_weights(reference, ours.state_dict(), cfg)
         reference.to(device).train()
         criterion.to(device)
-    ours = in_layout(ours.to(device)).train()
+    ours = laid_out(ours.to(device), device, dict(channels_last=True)).train()
     images = torch.rand(batch, 3, side, side).to(device)
     boxes = torch.rand(batch, OBJECTS, 4) * 0.15 + 0.02
     boxes[..., :2] = torch.rand(batch, OBJECTS, 2) * 0.8 + 0.1

@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deim_mmdet.deployment.cpu import optimize_for_cpu
-from deim_mmdet.engine.devices import optimizer_options
+from deim_mmdet.engine.devices import laid_out, optimizer_options
 from deim_mmdet.engine.fitting_batch_size import random_samples
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.models.layers.input_channels import input_channels
@@ -48,10 +47,10 @@ class TrainingStep:
         device: str = 'cpu',
         amp: bool = False,
     ) -> None:
-        model = in_layout(model.train().to(device))
+        # As the trainer makes them.
+        model = laid_out(model.train().to(device), device, dict(channels_last=True))
         if amp:
             optim_wrapper = ConfigDict(optim_wrapper, type='AmpOptimWrapper')
-        # As the trainer makes it.
         optim_wrapper = optimizer_options(optim_wrapper, device)
         self.model, self.optimizer = model, build_optim_wrapper(model, optim_wrapper)
         self.timer = make_timer(device)
@@ -97,13 +96,6 @@ class TrainingStep:
         parts = dict(zip(PARTS, zip(*rows, strict=True), strict=True))
         parts['total'] = [sum(row) for row in rows]
         return {part: Timing.of(seconds) for part, seconds in parts.items()}
-
-
-def in_layout(model: nn.Module) -> nn.Module:
-    """A model in the form in which it is trained on its device; on a CPU as by DEIMRunner."""
-    if next(model.parameters()).device.type == 'cpu':
-        return optimize_for_cpu(model)
-    return model.to(memory_format=torch.channels_last)
 
 
 def _random_batch(
