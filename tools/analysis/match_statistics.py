@@ -43,8 +43,7 @@ import torch
 from matplotlib.figure import Figure
 from mmdet.models.task_modules.assigners import SimOTAAssigner
 from mmdet.registry import DATASETS, HOOKS, MODELS
-from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, get_box_tensor
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -55,14 +54,6 @@ from torch import Tensor, nn
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ONE_TO_ONE, DENSE_ONE_TO_ONE = 'one-to-one', 'Dense one-to-one'
-
-
-@dataclass
-class Batch:
-    """Images (B, 3, H, W) as the network gets them, and their B samples."""
-
-    inputs: Tensor
-    samples: list[DetDataSample]
 
 
 @dataclass
@@ -106,13 +97,12 @@ class TrainingImages:
         whole = len(chosen) // self.batch_size * self.batch_size
         return chosen[: whole or len(chosen)]
 
-    def batches(self, indexes: np.ndarray, stage: Stage) -> Iterator[Batch]:
-        """The images as training sees them in ``stage``."""
+    def batches(self, indexes: np.ndarray, stage: Stage) -> Iterator[dict]:
+        """The images as training sees them in ``stage``, batches of the data preprocessor."""
         set_stage(stage, self.dataset, self.preprocessor)
         for start in range(0, len(indexes), self.batch_size):
             images = [self.dataset[int(i)] for i in indexes[start : start + self.batch_size]]
-            batch = self.preprocessor(pseudo_collate(images), training=True)
-            yield Batch(batch['inputs'], batch['data_samples'])
+            yield self.preprocessor(pseudo_collate(images), training=True)
 
 
 def has_dense_stage(config: Config) -> bool:
@@ -130,12 +120,6 @@ def query_limit(config: Config) -> float:
     return (
         model.get('num_queries') or setting(model.get('bbox_head') or {}, 'num_queries') or np.inf
     )
-
-
-def boxes_of(sample: DetDataSample) -> Tensor:
-    """(n, 4) boxes x1, y1, x2, y2 of a sample's n objects, in pixels of the input."""
-    boxes = sample.gt_instances.bboxes
-    return getattr(boxes, 'tensor', boxes)
 
 
 def one_to_many(predictions: CellPredictions, objects: InstanceData) -> int:
@@ -197,12 +181,12 @@ class StandIn:
         self.iou = iou
         self.strides = strides
 
-    def count(self, batch: Batch) -> list[int]:
+    def count(self, batch: dict) -> list[int]:
         """One-to-many positives of each image."""
-        cells = make_cells(*batch.inputs.shape[-2:], self.strides)
+        cells = make_cells(*batch['inputs'].shape[-2:], self.strides)
         counts = []
-        for sample in batch.samples:
-            boxes = boxes_of(sample)
+        for sample in batch['data_samples']:
+            boxes = get_box_tensor(sample.gt_instances.bboxes)
             if not len(boxes):
                 counts.append(0)
                 continue
@@ -237,10 +221,11 @@ class TrainedModel:
         self._tokens = args
 
     @torch.no_grad()
-    def count(self, batch: Batch) -> list[int]:
+    def count(self, batch: dict) -> list[int]:
         """One-to-many positives of each image."""
-        height, width = batch.inputs.shape[-2:]
-        self.model.bbox_head(self.model.extract_feat(batch.inputs))
+        images, samples = batch['inputs'], batch['data_samples']
+        height, width = images.shape[-2:]
+        self.model.bbox_head(self.model.extract_feat(images))
         memory, shapes = self._tokens
         selection = self._selection
         anchors, valid = make_anchors(shapes, memory.device, memory.dtype)
@@ -256,7 +241,7 @@ class TrainedModel:
         kept = valid[:, 0]
         return [
             one_to_many(CellPredictions(cells[kept], b[kept], s[kept]), sample.gt_instances)
-            for b, s, sample in zip(boxes, scores, batch.samples, strict=True)
+            for b, s, sample in zip(boxes, scores, samples, strict=True)
         ]
 
 
@@ -286,20 +271,24 @@ def match_statistics(
     dense = has_dense_stage(config)
     counts = {ONE_TO_ONE: []} | ({DENSE_ONE_TO_ONE: []} if dense else {})
     counts |= {name: [] for name in matchings}
+
+    def objects(batch: dict) -> list[int]:
+        return [min(len(sample.gt_instances), limit) for sample in batch['data_samples']]
+
     progress = ProgressBar(len(indexes) * (1 + dense), file=sys.stderr)
     for batch in images.batches(indexes, Stage.NO_AUG):
-        counts[ONE_TO_ONE] += [min(len(boxes_of(sample)), limit) for sample in batch.samples]
+        counts[ONE_TO_ONE] += objects(batch)
         for name, matching in matchings.items():
             counts[name] += matching.count(batch)
-        progress.update(len(batch.samples))
+        progress.update(len(batch['data_samples']))
     if not any(counts[ONE_TO_ONE]):
         raise ValueError(
             f'no object in {len(indexes)} images of the training set of {config.filename}: look '
             'at its annotation file and class names'
         )
     for batch in images.batches(indexes, Stage.DENSE) if dense else ():
-        counts[DENSE_ONE_TO_ONE] += [min(len(boxes_of(sample)), limit) for sample in batch.samples]
-        progress.update(len(batch.samples))
+        counts[DENSE_ONE_TO_ONE] += objects(batch)
+        progress.update(len(batch['data_samples']))
     sys.stderr.write('\n')
     return {name: np.array(values, dtype=int) for name, values in counts.items()}
 
