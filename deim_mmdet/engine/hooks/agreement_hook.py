@@ -36,29 +36,20 @@ class AgreementHook(Hook):
     priority = 'HIGHEST'
 
     def before_run(self, runner) -> None:
-        loops = compat.built_loops(runner)
-        train = loops.get('training')
-        classes = None
-        if train is not None:
-            dataset = train.dataloader.dataset
-            check_numbering(dataset)
-            classes = class_names(dataset)
-            _renumber(runner, 'training', train, classes, 'the first of its parts')
-            check_classes(bare_model(runner.model), dataset, 'training')
-        for split, loop in loops.items():
-            if split == 'training':
-                continue
+        trained, of_training = None, ''
+        for split, loop in compat.built_loops(runner).items():
             dataset = loop.dataloader.dataset
             check_numbering(dataset)
-            own = class_names(dataset)
-            if classes is None:
-                _renumber(runner, split, loop, own, 'the first of its parts')
-            else:
-                whose = f'the training set ({annotation_files(train.dataloader.dataset)})'
-                _renumber(runner, split, loop, classes, whose)
-            loop.evaluator.dataset_meta = dataset.metainfo
-            check_evaluator(loop.evaluator, dataset, split)
+            classes, whose = class_names(dataset), 'the first of its parts'
+            if trained is not None:
+                classes, whose = trained, of_training
+            _renumber(runner, split, loop, classes, whose)
             check_classes(bare_model(runner.model), dataset, split)
+            if split == 'training':
+                trained, of_training = classes, f'the training set ({annotation_files(dataset)})'
+            else:
+                loop.evaluator.dataset_meta = dataset.metainfo
+                check_evaluator(loop.evaluator, dataset, split)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         loops = compat.built_loops(runner)
