@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -37,7 +38,7 @@ def cached_report(
         report = compute()
     try:
         with replaced_when_complete(path) as temporary:
-            temporary.write_text(json.dumps(report.to_dict()))
+            temporary.write_text(json.dumps(asdict(report)))
     except OSError as error:
         print_log(f'The check is not cached: {error}', logger='current', level=logging.INFO)
     return report

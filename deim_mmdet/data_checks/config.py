@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 from collections.abc import Sequence
+from operator import itemgetter
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
@@ -134,6 +135,8 @@ class CocoSource:
         limits: Sequence[DetectionLimit],
     ) -> None:
         self.dataset = DATASETS.build(dict(options, pipeline=[], lazy_init=True))
+        # CheckedCocoDataset may rename images or leave some out.
+        self.image_file = getattr(self.dataset, 'image_file', itemgetter('file_name'))
         self.loader = TRANSFORMS.build(loader)
         # Errors of other loaders can't be told from errors of the program, so they end training.
         self.skips_unreadable = skips_unreadable and isinstance(self.loader, LoadImageChecked)
@@ -179,7 +182,7 @@ class CocoSource:
             tasks = [
                 ImageTask(osp.join(self.folder, name), name, (image['width'], image['height']))
                 for image in checked.images
-                if (name := self._image_file(image)) is not None
+                if (name := self.image_file(image)) is not None
             ]
             findings = inspect_images(tasks, self.loader, workers)
             if self.skips_unreadable:
@@ -187,12 +190,6 @@ class CocoSource:
             report.add(findings)
             report.images_read = True
         return report
-
-    def _image_file(self, image: dict) -> str | None:
-        """File of an image as the data set names it; None where it leaves the image out."""
-        if isinstance(self.dataset, CheckedCocoDataset):
-            return self.dataset.image_file(image)
-        return image['file_name']
 
 
 def reads_coco(options: dict) -> bool:

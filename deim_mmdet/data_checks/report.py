@@ -65,12 +65,8 @@ class DatasetReport:
 
     @classmethod
     def from_dict(cls, content: dict) -> 'DatasetReport':
-        """The report that :meth:`to_dict` gave."""
-        problems = {
-            name: Count(count['count'], count['breaking'], count['examples'])
-            for name, count in content['problems'].items()
-        }
-        content = {key: value for key, value in content.items() if key != 'breaks'}
+        """The report that :func:`dataclasses.asdict` gave."""
+        problems = {name: Count(**count) for name, count in content['problems'].items()}
         return cls(**{**content, 'problems': problems})
 
     def text(self, shown: int = 3) -> str:
