@@ -1,6 +1,5 @@
 """Hands a recipe's numbers to the parts of a training that take them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +32,8 @@ def apply_recipe(runner, recipe: Recipe) -> Recipe:
         *('warmup_iters', 'lr_gamma', 'stages', 'ema_decay', 'ema_warmup_iters'),
         *('ema_restart_decay', 'ema_restart_step', 'restart_epoch', 'matcher_change_epoch'),
     ))  # fmt: skip
-    for scheduler in _schedulers(runner.param_schedulers):
+    schedulers = runner.param_schedulers
+    for scheduler in schedulers if isinstance(schedulers, list | tuple) else [schedulers]:
         if isinstance(scheduler, FlatCosineLR):
             in_force.update({name: getattr(scheduler, name) for name in SCHEDULE})
         elif is_component(PARAM_SCHEDULERS, scheduler, FlatCosineLR):
@@ -59,14 +59,3 @@ def apply_recipe(runner, recipe: Recipe) -> Recipe:
             in_force.update(ema_restart_decay=hook.restart_decay, ema_restart_step=hook.decay_step)
             in_force.update(restart_epoch=hook.begin)
     return replace(recipe, **in_force)
-
-
-def _schedulers(schedulers: Any) -> Iterator[Any]:
-    """The schedulers, configs or objects, out of any form that mmengine accepts."""
-    if isinstance(schedulers, dict) and 'type' not in schedulers:
-        schedulers = [*schedulers.values()]
-    if isinstance(schedulers, list | tuple):
-        for entry in schedulers:
-            yield from _schedulers(entry)
-    else:
-        yield schedulers
