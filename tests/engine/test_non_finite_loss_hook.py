@@ -6,6 +6,7 @@ The truth for a step that is left out is the training that never saw its batches
 import copy
 import functools
 import math
+from types import SimpleNamespace
 
 from deim_mmdet.engine import (
     NonFiniteError,
@@ -18,7 +19,7 @@ from deim_mmdet.engine import (
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import ConstantLR, OptimWrapper
+from mmengine.optim import ConstantLR, OptimWrapper, OptimWrapperDict
 from mmengine.registry import init_default_scope
 from spoilt import (
     WRAPPERS,
@@ -306,6 +307,16 @@ def test_a_good_step_reads_once_and_after_the_backward_pass(wrapper_type, monkey
     with monkeypatch.context() as patch:
         assert Reads(patch).of(training) == [True]
     assert norm_of(training) == norm
+
+
+def test_several_optimisers_are_refused():
+    wrappers = {
+        name: OptimWrapper(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 0.1))
+        for name in ('first', 'second')
+    }
+    runner = SimpleNamespace(optim_wrapper=OptimWrapperDict(**wrappers))
+    with pytest.raises(TypeError, match='one optimiser, but optim_wrapper is a OptimWrapperDict'):
+        NonFiniteLossHook().before_train(runner)
 
 
 @pytest.mark.parametrize('number', [-1, 1.5, True])

@@ -8,7 +8,7 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
@@ -67,7 +67,8 @@ class NonFiniteLossHook(Hook):
 
     def before_train(self, runner) -> None:
         wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper):
+        # mmengine's class of several wrappers derives from that of one.
+        if isinstance(wrapper, OptimWrapperDict):
             raise TypeError(
                 f'{type(self).__name__} works with one optimiser, but optim_wrapper is a '
                 f'{type(wrapper).__name__}'
