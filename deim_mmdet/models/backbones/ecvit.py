@@ -9,7 +9,7 @@ from ..layers.conv_norm import ConvNorm
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB
 from .vision_transformer import VisionTransformer
-from .vit_adapter import load_alone, resize
+from .vit_adapter import FACTORS, STRIDES, load_alone, resize
 
 
 @MODELS.register_module()
@@ -59,12 +59,12 @@ class ECViT(FreezesStages, BaseModule):
         self.freeze_stages([*self.transformer.stages(), [self.projections]], frozen_stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
+        """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s), rounded up, s = 8, 16, 32."""
         feature = torch.stack(self.transformer(images)).mean(0)
-        height, width = int(feature.shape[-2]), int(feature.shape[-1])
-        sizes = (2 * height, 2 * width), (height, width), (height // 2, width // 2)
+        height, width = (int(side) for side in images.shape[-2:])
         unprojected = [nn.Identity()] * (3 - len(self.projections))
+        levels = zip([*unprojected, *self.projections], FACTORS, STRIDES, strict=True)
         return tuple(
-            project(resize(feature, size))
-            for project, size in zip([*unprojected, *self.projections], sizes, strict=True)
+            project(resize(feature, factor, (-(-height // stride), -(-width // stride))))
+            for project, factor, stride in levels
         )

@@ -121,7 +121,10 @@ class VisionTransformer(FreezesStages, BaseModule):
         return [[self.patch_embed, *tokens], *([block] for block in blocks), [last, self.norm]]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, C, H, W) to a map (B, D, H / 16, W / 16) of each of ``out_indices``."""
+        """Images (B, C, H, W) to a map (B, D, H / 16, W / 16) of each of ``out_indices``.
+
+        Sides are rounded up.
+        """
         patches = self.patch_embed(images)
         height, width = int(patches.shape[-2]), int(patches.shape[-1])
         others = torch.cat([getattr(self, name) for name in self.other_tokens], dim=1)

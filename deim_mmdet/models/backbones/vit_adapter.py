@@ -16,6 +16,10 @@ from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
 from .vision_transformer import VisionTransformer
 
+#: Strides of the levels, and factors to their sides from those of a map of stride 16.
+STRIDES = (8, 16, 32)
+FACTORS = (2, 1, 0.5)
+
 
 class SpatialTuningAdapter(nn.Module):
     """Convolutions that see what patches of 16×16 pixels blur.
@@ -87,19 +91,33 @@ class ViTAdapter(FreezesStages, BaseModule):
         self.freeze_stages([*self.vit.stages(), [self.sta, self.fusions]], frozen_stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s) for s = 8, 16, 32."""
-        levels = zip(self.fusions, self.vit(images), self.sta(images), strict=True)
+        """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s), rounded up, s = 8, 16, 32."""
+        levels = zip(self.fusions, self.vit(images), FACTORS, self.sta(images), strict=True)
         return tuple(
-            fusion(resize(feature, detail.shape[-2:]), detail) for fusion, feature, detail in levels
+            fusion(resize(feature, factor, detail.shape[-2:]), detail)
+            for fusion, feature, factor, detail in levels
         )
 
 
-def resize(feature: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear interpolation of a feature map (B, D, H, W) to (B, D, *size)."""
-    size = tuple(int(side) for side in size)
-    if tuple(feature.shape[-2:]) == size:
-        return feature
-    return F.interpolate(feature, size=size, mode='bilinear', align_corners=False)
+def resize(feature: Tensor, factor: float, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation of a feature map (B, D, H, W) to (B, D, *size).
+
+    The map is first continued or then cut at the right and below where ``factor`` leads to another
+    size. So a place of the image stays at the same place in all levels, whatever its size.
+
+    Args:
+        feature: The map.
+        factor: Factor of both sides, one of ``FACTORS``.
+        size: Height and width of the result: H and W times the factor, rounded up, or less.
+    """
+    size, sides = tuple(map(int, size)), [int(side) for side in feature.shape[-2:]]
+    if factor < 1 and any(side % 2 for side in sides):
+        feature = F.pad(feature, (0, sides[1] % 2, 0, sides[0] % 2), mode='replicate')
+        sides = [side + side % 2 for side in sides]
+    scaled = tuple(int(factor * side) for side in sides)
+    if factor != 1:
+        feature = F.interpolate(feature, size=scaled, mode='bilinear', align_corners=False)
+    return feature if scaled == size else feature[..., : size[0], : size[1]]
 
 
 def load_alone(backbone: nn.Module, part: str) -> None:

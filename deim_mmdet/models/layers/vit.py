@@ -13,6 +13,8 @@ from .input_channels import RGB, adapt_input_channels
 
 #: Added to the variance by the layer norms, with DINOv3's form or without.
 NORM_EPS = {False: 1e-6, True: 1e-5}
+#: Side of a patch in pixels.
+PATCH = 16
 
 
 class RotaryPositions(nn.Module):
@@ -233,20 +235,26 @@ class ViTBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One convolution that turns each square of 16×16 pixels into a token."""
+    """One convolution that turns each square of 16×16 pixels into a token.
+
+    Squares that begin in the image and go beyond it are filled up with zeros, as batches are.
+    """
 
     def __init__(self, embed_dims: int, in_channels: int = RGB) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, 16, stride=16)
+        self.proj = nn.Conv2d(in_channels, embed_dims, PATCH, stride=PATCH)
         adapt_input_channels(self.proj)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to (B, D, H / 16, W / 16)."""
+        """Images (B, C, H, W) to (B, D, H / 16, W / 16), rounded up."""
+        below, right = (-int(side) % PATCH for side in images.shape[-2:])
+        if below or right:
+            images = F.pad(images, (0, right, 0, below))
         return self.proj(images)
 
 
 class ConvStem(nn.Module):
-    """The same by four 3×3 convolutions of stride 2, as ECViT has it."""
+    """Tokens of the same squares by four 3×3 convolutions of stride 2, as ECViT has it."""
 
     def __init__(self, embed_dims: int, in_channels: int = RGB) -> None:
         super().__init__()
@@ -258,5 +266,5 @@ class ConvStem(nn.Module):
         adapt_input_channels(self.convs[0].conv)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to (B, D, H / 16, W / 16)."""
+        """Images (B, C, H, W) to (B, D, H / 16, W / 16), rounded up."""
         return self.proj(self.convs(images))

@@ -1,10 +1,12 @@
 """The vision transformer's positions, other names of its weights, and the backbones around it."""
 
+import math
 import sys
 from types import SimpleNamespace
 
 from deim_mmdet.checkpoints.loading import SCHEME
 from deim_mmdet.models.backbones import ECViT, VisionTransformer, ViTAdapter
+from deim_mmdet.models.backbones.vit_adapter import resize
 from deim_mmdet.models.layers.vit import RotaryPositions, rotate
 
 import pytest
@@ -307,6 +309,43 @@ def test_levels_of_images_that_are_not_square(build, channels):
     assert [level.shape for level in levels] == [
         (2, channels, 64 // stride, 96 // stride) for stride in (8, 16, 32)
     ]
+
+
+@pytest.mark.parametrize('form', ['plain', 'dinov3', 'gated'])
+@pytest.mark.parametrize('size', [(64, 96), (61, 81), (5, 40)])
+def test_patches_that_go_beyond_the_image_are_filled_with_zeros(form, size):
+    model, image = transformer(form), torch.rand(1, 3, *size)
+    filled = torch.zeros(1, 3, *(math.ceil(side / 16) * 16 for side in size))
+    filled[..., : size[0], : size[1]] = image
+    for got, expected in zip(model(image), model(filled), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize('build', [adapter, ecvit])
+@pytest.mark.parametrize('size', [(61, 97), (48, 80), (16, 16), (8, 40)])
+def test_levels_of_images_that_the_strides_do_not_divide(build, size):
+    """The sizes are those of convolutional backbones, which other detectors count on."""
+    levels = build().eval()(torch.rand(1, 3, *size))
+    assert [level.shape[2:] for level in levels] == [
+        tuple(math.ceil(side / stride) for side in size) for stride in (8, 16, 32)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('factor', 'columns', 'expected'),
+    [
+        (2, 9, [8, 12, 20, 28, 36, 44, 52, 60, 68]),
+        (1, 5, [8, 24, 40, 56, 72]),
+        # The map has no sixth column: the last is continued.
+        (0.5, 3, [16, 48, 72]),
+    ],
+)
+def test_a_resized_map_keeps_places(factor, columns, expected):
+    """Each cell of the map holds the place of its centre in pixels, at a stride of 16."""
+    places = (torch.arange(5.0) * 16 + 8).expand(1, 1, 3, 5)
+    rows = math.ceil(3 * factor)
+    resized = resize(places, factor, (rows, columns))
+    torch.testing.assert_close(resized, torch.tensor(expected).float().expand(1, 1, rows, columns))
 
 
 def test_wrong_settings_are_refused():
