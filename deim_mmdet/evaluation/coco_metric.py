@@ -59,7 +59,8 @@ class CheckedCocoMetric(CocoMetric):
     Args:
         ann_file: Annotation file in COCO's format; None takes the objects from the samples.
         faster: Whether faster-coco-eval computes the tables. None: where it is installed, and
-            ``use_mp_eval`` (mmdet's evaluation in eight processes) is off.
+            ``use_mp_eval`` (mmdet's evaluation in eight processes) is off. It leaves files with
+            strings as ids to pycocotools.
         kwargs: Arguments of :class:`mmdet.evaluation.CocoMetric`.
 
     Raises:

@@ -81,7 +81,8 @@ class CocoTables:
         ious: Least IoUs of a detection and its object. Default: COCO's, from 0.5 to 0.95.
         kind: 'bbox' or 'segm'.
         evaluator: pycocotools' ``COCOeval`` or a class that computes the same. Default: that of
-            faster-coco-eval where it is installed.
+            faster-coco-eval where it is installed. That takes no strings as ids: pycocotools
+            computes the tables then.
 
     Attributes:
         ious: The IoUs.
@@ -101,7 +102,11 @@ class CocoTables:
         kind: str = 'bbox',
         evaluator: type | None = None,
     ) -> None:
-        evaluator = evaluator or faster_evaluation() or COCOeval
+        faster = faster_evaluation()
+        evaluator = evaluator or faster or COCOeval
+        if evaluator is faster and any(isinstance(id, str) for id in (*image_ids, *category_ids)):
+            # faster-coco-eval takes numbers alone.
+            evaluator = COCOeval
         evaluation = coco_evaluation(evaluator, annotations, found, kind)
         settings = evaluation.params
         self._categories = settings.catIds = sorted(category_ids)

@@ -144,6 +144,21 @@ def test_usual_file_gives_the_figures_of_mmdet(write):
     )
 
 
+@pytest.mark.parametrize('name', ['images', 'categories'])
+def test_ids_may_be_strings(write, name):
+    content = annotations()
+    samples = samples_of(detections(content, (1, 2, 3, 4)), CLASSES)
+    expected = evaluate(CheckedCocoMetric, write(content), samples)
+    reference = dict(images='image_id', categories='category_id')[name]
+    for entry in content[name]:
+        entry['id'] = f'no. {entry["id"]}'
+    for entry in content['annotations']:
+        entry[reference] = f'no. {entry[reference]}'
+    for sample in samples if name == 'images' else ():
+        sample['img_id'] = f'no. {sample["img_id"]}'
+    assert evaluate(CheckedCocoMetric, write(content), samples) == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize('ids', [(1, 2, 3, 4), (4, 3, 2, 1), (7, 90, 2, 13)])
 @pytest.mark.parametrize('order', [(0, 1, 2, 3), (3, 1, 0, 2)])
 @pytest.mark.parametrize('classes', [CLASSES, CLASSES[::-1]])
