@@ -88,14 +88,6 @@ def match(
         image_ids: The images; their order gives the positions of images.
         most: The number of detections of a class in an image that count.
     """
-    with quiet():
-        evaluation = coco_evaluation(COCOeval, annotations, found)
-        settings = evaluation.params
-        settings.catIds, settings.imgIds = list(category_ids), list(image_ids)
-        settings.iouThrs, settings.maxDets = np.array([IOU]), [most]
-        settings.areaRng, settings.areaRngLbl = [[0, 1e10]], ['all']
-        evaluation.evaluate()
-    pairs = [pair for pair in evaluation.evalImgs if pair is not None]
     labels = {id: label for label, id in enumerate(category_ids)}
     images = {id: image for image, id in enumerate(image_ids)}
     entries = [
@@ -104,6 +96,21 @@ def match(
         for entry in annotations.imgToAnns[image]
         if entry['category_id'] in labels
     ]
+    # COCO's evaluation keeps the ids of matches in floating point, where 0 stands for "none".
+    numbered = COCO()
+    numbered.dataset = {
+        **annotations.dataset,
+        'annotations': [dict(entry, id=number) for number, entry in enumerate(entries, 1)],
+    }
+    with quiet():
+        numbered.createIndex()
+        evaluation = coco_evaluation(COCOeval, numbered, found)
+        settings = evaluation.params
+        settings.catIds, settings.imgIds = list(category_ids), list(image_ids)
+        settings.iouThrs, settings.maxDets = np.array([IOU]), [most]
+        settings.areaRng, settings.areaRngLbl = [[0, 1e10]], ['all']
+        evaluation.evaluate()
+    pairs = [pair for pair in evaluation.evalImgs if pair is not None]
     objects = Objects(
         *_placed(entries, images, labels),
         id=np.array([entry['id'] for entry in entries]),
@@ -111,7 +118,6 @@ def match(
         crowd=np.array([entry.get('iscrowd', 0) for entry in entries], bool),
         found_at=np.full(len(entries), -np.inf),
     )
-    position = {entry['id']: index for index, entry in enumerate(entries)}
     ids = [id for pair in pairs for id in pair['dtIds']]
     counted = [found[id - 1] for id in ids]
     matched = [id for pair in pairs for id in pair['dtMatches'][0]]
@@ -119,14 +125,7 @@ def match(
     detections = Detections(
         *_placed(counted, images, labels),
         score=np.array([entry['score'] for entry in counted], float),
-        # An id of 0 stands for "none" in COCO's evaluation.
-        object=np.array(
-            [
-                position[id] if id and not flag else -1
-                for id, flag in zip(matched, ignored, strict=True)
-            ],
-            int,
-        ),
+        object=np.where(ignored, -1, np.array(matched, int) - 1),
         ignored=np.array(ignored, bool),
     )
     right = detections.object >= 0

@@ -51,6 +51,8 @@ def _save(draw: Callable, content: dict, scheme: str, path: Path) -> None:
         **{'axes.edgecolor': colours['grid'], 'grid.color': colours['grid']},
         **{'axes.grid': True, 'axes.axisbelow': True, 'font.size': 10},
         **{'legend.edgecolor': colours['grid'], 'legend.fontsize': 8},
+        # Names of classes may have dollar signs, between which matplotlib would read formulas.
+        'text.parse_math': False,
     }
     with mpl.rc_context(settings):
         save_figure(draw(content, colours), path)

@@ -238,6 +238,21 @@ def test_words_name_what_stands_out(tmp_path, analysis):
     assert '83 % of the objects are below 16 px at this input size (100×100)' in said
 
 
+@pytest.mark.parametrize(
+    'ids', [range(7), range(2**60, 2**60 + 7), [1] * 7], ids=['from 0', 'above 2^53', 'equal']
+)
+def test_objects_are_told_apart_whatever_their_ids(analysis, tmp_path, ids):
+    given = scene.evaluated(tmp_path)
+    for entry, id in zip(given.annotations.dataset['annotations'], ids, strict=True):
+        entry['id'] = id
+    given.annotations.createIndex()
+    renumbered = analyse(given, TRAINING)
+    for part in ('threshold', 'confusion', 'errors', 'missed', 'input_sizes'):
+        assert renumbered.content[part] == analysis.content[part], part
+    assert renumbered.objects.id.tolist() == list(ids)
+    np.testing.assert_array_equal(renumbered.detections.object, analysis.detections.object)
+
+
 @pytest.mark.parametrize('found', [[], [(1, 'cat', (150, 150, 9, 9), 0.2)]])
 def test_without_a_correct_detection(tmp_path, found):
     content = analyse(scene.evaluated(tmp_path, found=found), TRAINING).content

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import scene
+from matplotlib import mathtext
 
 VOID = {'meta', 'img', 'br', 'source'}
 TRAINING = TrainingCounts(['data/train.json'], 9, dict(cat=[100.0, 2000.0, 9999.0]))
@@ -126,6 +127,17 @@ def test_many_classes_and_images_that_cannot_be_read(tmp_path):
     assert 'Only the 20 classes with the most errors' in said
     assert '12 images could not be read' in said
     assert 'Training objects are not counted: it is gone.' in said
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(mathtext.MathTextParser, 'parse', lambda *args: drawn.append(args))
+    name = r'$5 or $\foo{'
+    given = scene.evaluated(tmp_path, [(1, name, (5, 5, 9, 9), 0)], [], 1, {name: 1, 'b': 2})
+    write_report(given, TRAINING, tmp_path / 'report')
+    assert not drawn
+    page = Page((tmp_path / 'report' / 'report.html').read_text())
+    assert name in page.text
 
 
 def test_window_is_a_square_around_the_boxes_inside_the_image():
