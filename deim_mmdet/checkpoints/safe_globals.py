@@ -7,6 +7,7 @@ exactly these types on the list while it reads a file. All others stay refused.
 
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+# What torch says of a ZIP file that isn't its own, and of what seems a TAR file: zeros do.
+OTHER_ARCHIVES = ('not in a subdirectory', 'legacy .tar format')
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
 
@@ -77,7 +80,12 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
         ) from None
     except EOFError as error:
         raise RuntimeError(f'checkpoint {name} is empty') from error
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
+        # The old format begins with a pickle, and any text may seem one.
+        raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error
     except RuntimeError as error:
+        if any(words in str(error) for words in OTHER_ARCHIVES):
+            raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error
         if 'PytorchStreamReader' not in str(error):
             raise
         raise RuntimeError(

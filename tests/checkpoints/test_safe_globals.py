@@ -118,3 +118,22 @@ def test_damaged_file(tmp_path, kept, word):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(RuntimeError, match=rf'cut\.pth.*{word}'):
         load(path)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'hello', b"_base_ = 'x.py'\n", b'{"a": 1}', bytes(512), b'U\x02\xff\xff.', b'J\x01.'],
+    ids=['text', 'a config', 'JSON', 'zeros', 'letters', 'an integer'],
+)
+def test_other_files_are_no_checkpoints(tmp_path, content):
+    path = tmp_path / 'other.pth'
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=r'other\.pth is no checkpoint, or is damaged'):
+        load(path)
+
+
+def test_another_archive_is_no_checkpoint(tmp_path):
+    path = tmp_path / 'arrays.npz'
+    np.savez(path, a=np.zeros(3))
+    with pytest.raises(RuntimeError, match=r'arrays\.npz is no checkpoint'):
+        load(path)
