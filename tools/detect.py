@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.npy')
+INPUTS = ['images', 'orig_target_sizes']
 Detect = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
@@ -30,7 +31,11 @@ class Model(NamedTuple):
 
 
 def load(path: Path) -> Model:
-    """The model in the file at ``path``."""
+    """The model in the file at ``path``.
+
+    Raises:
+        ValueError: Its inputs are those of another model.
+    """
     if path.suffix == '.xml':
         import openvino
 
@@ -49,6 +54,8 @@ def load(path: Path) -> Model:
 
     session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     names = [each.name for each in session.get_inputs()]
+    if names != INPUTS:
+        raise ValueError(f'its inputs are {names}, not {INPUTS}')
     return Model(
         lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True))),
         tuple(session.get_inputs()[0].shape[1:]),
@@ -158,7 +165,12 @@ def main() -> None:
     is_picture = args.source.suffix.lower() in PICTURES
     if is_picture and not cv2.haveImageWriter(str(args.out)):
         parser.error(f'{args.out}: give it a suffix of a picture, e.g. .png')
-    model = load(args.model)
+    try:
+        model = load(args.model)
+    except ImportError:
+        raise
+    except Exception as error:  # each runtime has its own kinds of errors
+        parser.error(f'{args.model} is not a model that tools/export.py wrote: {error}')
     if is_picture:
         image = read(args.source, model)
         if image is None:

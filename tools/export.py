@@ -28,7 +28,7 @@ from deim_mmdet.deployment.inputs import (
     read_image,
     test_set,
 )
-from deim_mmdet.deployment.onnx_export import OPSET, export_onnx
+from deim_mmdet.deployment.onnx_export import OPSET, check_size, export_onnx
 from deim_mmdet.deployment.quantize import quantize_onnx
 from deim_mmdet.deployment.runtimes import (
     Agreement,
@@ -125,6 +125,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         parser.error(f'there is no checkpoint {args.checkpoint}')
+    if args.opset < OPSET:
+        parser.error(f'--opset must be at least {OPSET}')
     if args.calibration < 1:
         parser.error('--calibration must be at least 1')
     if args.out is None:
@@ -134,6 +136,10 @@ def parse_args() -> argparse.Namespace:
         parser.error(
             f'--out {args.out}: a file for {args.backend} ends in {SUFFIXES[args.backend]}'
         )
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'--out {args.out}: there can be no folder {args.out.parent}: {error.strerror}')
     return args
 
 
@@ -226,6 +232,7 @@ def main() -> None:
         letterbox = letterbox_of(cfg)
         picture = args.image or example_image(cfg)
         model, classes = load_detector(cfg, args.checkpoint)
+        check_size(size, model)
         channels = input_channels(model)
         loader = image_loader(cfg) if takes_file_values(model) else None
         image = read_image(picture, size, letterbox, loader)

@@ -253,6 +253,28 @@ def test_what_cannot_be_read_is_named(run, model, tmp_path):
     assert 'there is no file' in run(model, tmp_path / 'no.png', '--out', tmp_path / 'o', code=2)
 
 
+@pytest.mark.parametrize('name', ['weights.pth', 'broken.onnx', 'broken.xml', 'other.onnx'])
+def test_other_models_are_refused(run, model, tmp_path, name):
+    path = tmp_path / name
+    path.write_text('no model')
+    if name == 'other.onnx':
+        other = onnx.load(model)
+        for entry in (*other.graph.input, *other.graph.node):
+            if getattr(entry, 'name', '') == 'images':
+                entry.name = 'pixels'
+            for i, each in enumerate(getattr(entry, 'input', ())):
+                if each == 'images':
+                    entry.input[i] = 'pixels'
+        onnx.save(other, path)
+    elif name == 'broken.xml':
+        pytest.importorskip('openvino')
+    picture(tmp_path / 'a.png', red=153)
+    printed = run(path, tmp_path / 'a.png', '--out', tmp_path / 'out.png', code=2)
+    assert f'error: {path} is not a model that tools/export.py wrote' in printed
+    assert 'Traceback' not in printed
+    assert ("its inputs are ['pixels'" in printed) == (name == 'other.onnx')
+
+
 @pytest.mark.parametrize('out', ['folder/out.mp4', 'out.xyz', 'out'])
 def test_a_video_that_cannot_be_written_is_one_error(run, model, video, tmp_path, out):
     printed = run(model, video, '--out', tmp_path / out, code=2)

@@ -245,12 +245,19 @@ def test_the_example_is_of_the_test_set_if_it_is_there(tool, tmp_path):
         (dict(options=['--out', 'model.txt']), 'a file for onnx ends in .onnx'),
         (dict(options=['--int8', '--calibration', '0']), '--calibration must be at least 1'),
         (dict(options=['--int8', '--half']), 'not allowed with argument'),
+        (dict(options=['--opset', '16']), '--opset must be at least 17'),
+        (dict(options=['--out', f'{__file__}/m.onnx']), 'there can be no folder'),
     ],
 )
 def test_mistakes_on_the_command_line(run, capsys, options, message):
     with pytest.raises(SystemExit):
         run(*options.pop('options', []), **options)
     assert message in capsys.readouterr().err
+
+
+def test_a_size_that_the_stride_does_not_divide(run, tmp_path):
+    with pytest.raises(SystemExit, match=r'^ValueError: the input size 60x64 .* e\.g\. 64 64$'):
+        run('--size', 60, 64, '--out', tmp_path / 'm.onnx')
 
 
 def test_a_checkpoint_of_another_model(run, tmp_path):
