@@ -139,7 +139,7 @@ def parse_args() -> argparse.Namespace:
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f'--out {args.out}: there can be no folder {args.out.parent}: {error.strerror}')
+        parser.error(f'--out {args.out}: no folder {args.out.parent}: {error.strerror}')
     return args
 
 
