@@ -53,6 +53,6 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the file at ``path`` by one that holds ``text``."""
+    """Replace the file at ``path`` by one that holds ``text``, in UTF-8."""
     with replaced_when_complete(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding='utf-8')

@@ -1,7 +1,10 @@
 """The files of a report: whole, closed, alike each time, and without anything from elsewhere."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 from deim_mmdet.reports import write_report
@@ -138,6 +141,14 @@ def test_names_with_dollar_signs_are_no_formulas(tmp_path, monkeypatch):
     assert not drawn
     page = Page((tmp_path / 'report' / 'report.html').read_text())
     assert name in page.text
+
+
+def test_texts_are_in_utf_8_whatever_the_locale(repo_root, tmp_path):
+    module = repo_root / 'deim_mmdet' / 'utils' / 'files.py'
+    code = f"import runpy; runpy.run_path({str(module)!r})['write_text']('text', '\\u732b')"
+    ascii_only = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=ascii_only, check=True)
+    assert (tmp_path / 'text').read_bytes().decode('utf-8') == '\u732b'
 
 
 def test_window_is_a_square_around_the_boxes_inside_the_image():
