@@ -58,7 +58,8 @@ class VisionTransformer(FreezesStages, BaseModule):
 
     Raises:
         ValueError: ``form`` is unknown, ``out_indices`` or ``frozen_stages`` names a block that
-            there isn't, or the channels of a head are not a multiple of 4.
+            there isn't, or the channels of a head, ``embed_dims / num_heads``, are not a multiple
+            of 4.
     """
 
     def __init__(
@@ -83,6 +84,11 @@ class VisionTransformer(FreezesStages, BaseModule):
         if not out_indices or not set(out_indices) <= set(range(depth)):
             raise ValueError(
                 f'out_indices of VisionTransformer must be among 0 … {depth - 1}, got {out_indices}'
+            )
+        if embed_dims % (4 * num_heads):
+            raise ValueError(
+                'VisionTransformer needs an embed_dims divisible by 4 times num_heads, for its '
+                f'rotary positions: got embed_dims={embed_dims}, num_heads={num_heads}'
             )
         dinov3 = form == 'dinov3'
         self.embed_dims = embed_dims

@@ -28,10 +28,7 @@ class RotaryPositions(nn.Module):
         head_dims: Channels of a head, a multiple of 4.
         base: The periods go from 1 up to nearly this.
         rescale: In training, each call measures the axes in another unit: places are multiplied by
-            a factor drawn log-uniformly from 1 / ``rescale`` to this. 1 for no change.
-
-    Raises:
-        ValueError: ``head_dims`` is not a multiple of 4.
+            a factor drawn log-uniformly from 1 / ``rescale`` to ``rescale``. 1 for no change.
 
     Attributes:
         periods: (``head_dims`` / 4,) buffer; checkpoints hold it.
@@ -39,8 +36,6 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_dims: int, base: float = 100.0, rescale: float = 1.0) -> None:
         super().__init__()
-        if head_dims % 4:
-            raise ValueError(f'rotary positions need 4, 8, … channels a head, got {head_dims}')
         quarter = head_dims // 4
         self.register_buffer('periods', base ** (torch.arange(quarter) / quarter))
         self.rescale = rescale

@@ -353,7 +353,8 @@ def test_wrong_settings_are_refused():
         VisionTransformer(**SIZE, form='dino')
     with pytest.raises(ValueError, match='among 0 … 2'):
         VisionTransformer(**SIZE, out_indices=(3,))
-    with pytest.raises(ValueError, match='channels a head, got 6'):
-        VisionTransformer(12, 2, depth=1, out_indices=(0,))
+    for width, heads in ((12, 2), (194, 3)):
+        with pytest.raises(ValueError, match=f'got embed_dims={width}, num_heads={heads}'):
+            VisionTransformer(width, heads, depth=1, out_indices=(0,))
     with pytest.raises(ValueError, match='three out_indices'):
         ViTAdapter(dict(**SIZE, out_indices=(2,)), 4, 8)
