@@ -1,6 +1,7 @@
 """Hybrid encoder of RT-DETR (arXiv 2304.08069), also in the forms of D-FINE and DEIMv2."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -92,8 +93,8 @@ class HybridEncoder(BaseModule):
 
     Args:
         in_channels: Channels of the backbone's levels, finest first.
-        feat_strides: Strides of those levels in pixels.
-        out_channels: Channels of all outputs.
+        feat_strides: Strides of those levels in pixels; each is double the one before.
+        out_channels: Channels of all outputs, divisible by 4 and by ``num_heads``.
         ffn_channels: Width of the FFN of the transformer layer.
         num_heads: Attention heads.
         expansion: Width of the fusion blocks' branches: relative to all of ``out_channels`` in
@@ -110,7 +111,8 @@ class HybridEncoder(BaseModule):
         init_cfg: See :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: ``kind`` is unknown, or there isn't one stride for each level.
+        ValueError: ``kind`` is unknown, strides don't fit the levels or each other, or
+            ``out_channels`` is not divisible as said above.
     """
 
     def __init__(
@@ -137,6 +139,16 @@ class HybridEncoder(BaseModule):
             raise ValueError(
                 f'HybridEncoder needs one stride a level: got {len(in_channels)} in_channels '
                 f'and {len(feat_strides)} feat_strides'
+            )
+        if any(coarse != 2 * fine for fine, coarse in pairwise(feat_strides)):
+            raise ValueError(
+                'HybridEncoder needs feat_strides that double from level to level, finest first: '
+                f'got {list(feat_strides)}'
+            )
+        if out_channels % 4 or out_channels % num_heads:
+            raise ValueError(
+                'HybridEncoder needs an out_channels divisible by 4 and by num_heads: got '
+                f'out_channels={out_channels}, num_heads={num_heads}'
             )
         dims = out_channels
         self.feat_strides = tuple(feat_strides)

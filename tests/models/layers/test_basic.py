@@ -136,6 +136,20 @@ def test_lite_encoder_refuses_what_does_not_fit():
         neck([torch.zeros(1, 8, 5, 4)])
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(feat_strides=(8, 32)), r'double from level to level.*got \[8, 32\]'),
+        (dict(feat_strides=(32, 16)), r'double from level to level.*got \[32, 16\]'),
+        (dict(out_channels=36), 'got out_channels=36, num_heads=8'),
+        (dict(out_channels=34, num_heads=2), 'got out_channels=34, num_heads=2'),
+    ],
+)
+def test_hybrid_encoder_refuses_what_does_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        HybridEncoder([8, 8], **(dict(feat_strides=(16, 32)) | options))
+
+
 @pytest.mark.parametrize(('kind', 'layers'), [('deimv2', 1), ('deimv2_n', 2)])
 def test_deimv2_projects_only_levels_of_another_width(kind, layers):
     """Branches of N end with a convolution; ECDet has SiLU in the transformer layer."""
