@@ -113,7 +113,10 @@ def build_engine(
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise RuntimeError(f'TensorRT {trt.__version__} built no engine of {onnx_path}')
+        raise RuntimeError(
+            f'TensorRT {trt.__version__} built no engine of {onnx_path}: its messages above give '
+            'the reason'
+        )
     Path(engine_path).write_bytes(engine)
     return Path(engine_path)
 
@@ -123,6 +126,10 @@ class TensorRTRuntime:
 
     Args:
         path: The engine, built by the same version of TensorRT for the same kind of GPU.
+
+    Raises:
+        ImportError: TensorRT isn't installed.
+        RuntimeError: TensorRT can't read the engine.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -131,6 +138,11 @@ class TensorRTRuntime:
 
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self.engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
+        if self.engine is None:
+            raise RuntimeError(
+                f'TensorRT {trt.__version__} cannot read the engine {path}: build it anew, by this '
+                'version and on this kind of GPU'
+            )
         self.context = self.engine.create_execution_context()
         self.num_detections = self.engine.get_tensor_shape('scores')[1]
 

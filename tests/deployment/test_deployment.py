@@ -1,5 +1,8 @@
 """Exported models in other runtimes against PyTorch, and what is refused."""
 
+import sys
+from unittest import mock
+
 from deim_mmdet.deployment import tensorrt
 from deim_mmdet.deployment.detector import DeployedDetector
 from deim_mmdet.deployment.extras import require
@@ -262,3 +265,15 @@ def test_command_for_tensorrt():
     int8 = tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4, 'int8')
     assert int8.endswith('--noTF32 --int8')
     assert 'fp16' not in tensorrt.trtexec_command('a.onnx', 'm.engine', (480, 640), 4)
+
+
+def test_an_engine_that_tensorrt_cannot_read_is_refused(tmp_path, monkeypatch):
+    package = mock.MagicMock(__version__='10.1')
+    # What TensorRT gives for an engine of another version.
+    package.Runtime.return_value.deserialize_cuda_engine.return_value = None
+    monkeypatch.setitem(sys.modules, 'tensorrt', package)
+    monkeypatch.setattr('deim_mmdet.deployment.extras.find_spec', lambda name: True)
+    path = tmp_path / 'old.engine'
+    path.write_bytes(b'')
+    with pytest.raises(RuntimeError, match=r'10\.1 cannot read the engine .*old\.engine: build it'):
+        tensorrt.TensorRTRuntime(path)
