@@ -21,14 +21,17 @@ def box_factors(annotated: Size, read: Size) -> tuple[float, float]:
     return read[1] / annotated[1], read[0] / annotated[0]
 
 
-def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float) -> None:
+def scale_instances(
+    instances: Sequence[dict], x_factor: float, y_factor: float, path: str | None
+) -> None:
     """Scale the objects of an image, as data sets list them, in place.
 
     Args:
-        instances: Entries with ``bbox`` (x1, y1, x2, y2) and, of data with masks, ``mask`` as a
-            list of polygons.
+        instances: Entries with ``bbox`` (x1, y1, x2, y2) in pixels and, of data with masks,
+            ``mask`` as a list of polygons.
         x_factor: Factor of horizontal coordinates.
         y_factor: Factor of vertical coordinates.
+        path: The image, for messages; None for an array.
 
     Raises:
         ValueError: A mask is run-length encoded: the code depends on the size of the image.
@@ -39,8 +42,8 @@ def scale_instances(instances: Sequence[dict], x_factor: float, y_factor: float)
         mask = instance.get('mask')
         if isinstance(mask, dict):
             raise ValueError(
-                'an image with run-length encoded masks has another size than annotated: write '
-                'masks as polygons, or give the image its annotated size'
+                f'Image {path} has another size than annotated, and its masks are run-length '
+                'encoded: write masks as polygons, or give the image its annotated size'
             )
         if mask:
             factors = (x_factor, y_factor)

@@ -120,7 +120,7 @@ class LoadImageChecked(LoadImageFromFile):
             results['ori_shape'] = shape[::-1] if turned else shape
         x, y = self._box_factors(results)
         if (x, y, reduction) != (1, 1, 1):
-            scale_instances(results.get('instances', ()), x / reduction, y / reduction)
+            scale_instances(results.get('instances', ()), x / reduction, y / reduction, path)
         if (x, y) != (1, 1):
             # ScaleInstances, should it follow, has nothing to do any more.
             results['height'], results['width'] = results['ori_shape']
@@ -227,7 +227,8 @@ class ScaleInstances(BaseTransform):
         read = tuple(results['ori_shape'][:2])
         annotated = results.get('height', read[0]), results.get('width', read[1])
         if annotated != read:
-            scale_instances(results.get('instances', ()), *box_factors(annotated, read))
+            factors = box_factors(annotated, read)
+            scale_instances(results.get('instances', ()), *factors, results.get('img_path'))
         return results
 
     __repr__ = described

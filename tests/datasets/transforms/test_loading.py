@@ -205,7 +205,7 @@ def test_masks_that_cannot_be_scaled_are_refused(tmp_path):
     box = save_wide(path, (200, 321))
     mask = {'size': [400, 642], 'counts': b''}
     sample = {'img_path': str(path), 'instances': [{'bbox': box, 'mask': mask}]}
-    with pytest.raises(ValueError, match=r'run-length encoded masks.*polygons'):
+    with pytest.raises(ValueError, match=r'a\.jpg .*run-length encoded.*polygons'):
         LoadImageChecked().transform({**sample, 'height': 400, 'width': 642})
 
 
