@@ -37,12 +37,13 @@ def read_image(
         With a ``loader`` (1, C, H, W) in the values of the file.
 
     Raises:
-        FileNotFoundError: There is no such file, or it isn't a picture.
+        FileNotFoundError: There is no such file, or OpenCV can't read it as a picture.
         UnreadableImageError: The loader can't read it.
     """
     image = loader(dict(img_path=str(path)))['img'] if loader else _picture(Path(path))
     if image is None:
-        raise FileNotFoundError(f'{path} is not a picture that can be read')
+        reason = 'is not a picture that OpenCV can read' if Path(path).is_file() else 'is not there'
+        raise FileNotFoundError(f'{path} {reason}: give the path of a picture, such as a JPEG')
     height, width = image.shape[:2]
     resize = Resize(size[::-1])
     if letterbox is not None:

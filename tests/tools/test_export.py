@@ -192,7 +192,7 @@ def test_pictures_become_inputs(tool, tmp_path):
     assert (pixels[0, 0] == 1).all()
     assert (pixels[0, 1:] == 0).all()
     assert sizes.tolist() == [[40, 20]]
-    with pytest.raises(FileNotFoundError, match=r'absent\.png is not a picture'):
+    with pytest.raises(FileNotFoundError, match=r'absent\.png is not there: give the path'):
         tool.read_image(tmp_path / 'absent.png', (32, 64))
 
 
