@@ -122,7 +122,8 @@ def convert_back(args: argparse.Namespace, source: dict) -> dict:
     weights = find_weights(source)
     if weights.naming not in (OURS, BACKBONE):
         raise ValueError(
-            f'--reverse needs a checkpoint of this package, but the naming is {weights.naming}'
+            '--reverse needs a checkpoint of this package, but the names of this one are '
+            f'{weights.naming or "unknown"}: {some(sorted(weights.state_dict), 3)}'
         )
     # If DEIM and its baseline have the same parameters, the names are the same too: either will do.
     name = (source.get('meta') or {}).get('experiment_name') or ''

@@ -246,6 +246,8 @@ def test_unknown_names(refused):
     assert '1 of 675 names are not of a reference' in message
     assert 'decoder.mask_head.weight' in message
     assert 'no model known here' in refused({'layer.weight': torch.zeros(1)})
+    message = refused({'layer.weight': torch.zeros(1)}, '--reverse')
+    assert 'the names of this one are unknown: layer.weight' in message
 
 
 def test_mixture_of_two_models(refused):
