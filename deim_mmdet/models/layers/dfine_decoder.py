@@ -25,10 +25,10 @@ from .predictions import Predictions, full_precision
 class LocationQualityEstimator(nn.Module):
     """Corrects class scores by the shape of the sides' distributions (LQE of D-FINE).
 
-    A sharp distribution tells of a well placed side.
+    A sharp distribution is a sign of a well placed side. The correction starts as 0.
 
     Args:
-        act: Activation of the MLP.
+        act: Type of the MLP's activation in mmcv's registry.
         top_k: How many of a side's largest probabilities the MLP sees, beside their mean.
         hidden_dims: Width of the MLP.
     """
@@ -39,7 +39,7 @@ class LocationQualityEstimator(nn.Module):
         self.mlp = MLP([4 * (top_k + 1), hidden_dims, 1], act).zero_last()
 
     def forward(self, scores: Tensor, probabilities: Tensor) -> Tensor:
-        """Class logits (B, Q, C), corrected by the probabilities (B, Q, 4, bins) of the bins."""
+        """Correct class logits (B, Q, C) by the bins' probabilities (B, Q, 4, bins)."""
         top = probabilities.topk(self.top_k, dim=-1).values
         statistics = torch.cat([top, top.mean(-1, keepdim=True)], dim=-1)
         return scores + self.mlp(statistics.flatten(-2).to(scores.dtype))
@@ -60,14 +60,16 @@ class DFINEDecoder(nn.Module):
         num_heads: Attention heads.
         ffn_channels: Width of the feed-forward networks (FFNs).
         reg_max: Number of intervals between the bins of a side's distribution; even, at least 4.
-        reg_scale: Steepness of the bins' distances; a larger one reaches farther.
+        reg_scale: Steepness of the bins' distances, positive. With a larger one the bins are finer
+            near 0 and coarser farther out. The outermost ones lie one side of the reference box
+            away, whatever the steepness.
         act: Activation of FFNs and MLPs: SiLU in DEIM, ReLU in D-FINE.
 
     Attributes:
         ffn_act: Activation of the FFNs, if it is another one.
         norm: Class of the layers' norms.
         gateway: Whether the layers have a gateway.
-        shared_heads: Whether the distribution head of all layers is one.
+        shared_heads: Whether all layers share one distribution head.
         initial_position: Whether a query's position is that of its initial reference box in all
             layers; otherwise each layer makes it of its own reference box.
 
@@ -230,7 +232,10 @@ class DEIMv2Decoder(ECDetDecoder):
 
 @MODELS.register_module()
 class DEIMv2LightDecoder(DEIMv2Decoder):
-    """Decoder of DEIMv2 Atto to Pico: without gateways, and with one head for distributions."""
+    """Decoder of DEIMv2 Atto to Pico: without gateways, and with one head for distributions.
+
+    Arguments are those of :class:`DFINEDecoder`.
+    """
 
     gateway = False
     shared_heads = True

@@ -13,13 +13,13 @@ from .predictions import full_precision
 
 
 def weighting_function(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
-    """The table ``bin_distances`` (reg_max + 1,) in float32 at least, increasing and odd.
+    """The table ``bin_distances`` (reg_max + 1,) in float32 at least.
 
-    The inner bins lie on an exponential, which is fine about 0. The two outermost bins lie at
-    ±2 · up · reg_scale.
+    It increases and is symmetric about 0. The inner bins lie on an exponential, so that they are
+    finest near 0. The two outermost bins lie at ±2 · up · reg_scale.
 
     Args:
-        reg_max: Number of intervals between bins; even.
+        reg_max: Number of intervals between bins; even, at least 4.
         up: (1,) upper bound of the exponential, in sides of the reference box.
         reg_scale: (1,) steepness of the exponential.
     """

@@ -21,6 +21,16 @@ def test_bin_distances_follow_the_formula():
     torch.testing.assert_close(bin_distances, torch.tensor(expected))
 
 
+def test_steepness_changes_the_steps_and_not_the_reach():
+    """The outermost bins lie one side of the reference box away."""
+    gentle, steep = (weighting_function(32, UP, scale) / scale for scale in (SCALE, 2 * SCALE))
+    for table in (gentle, steep):
+        assert table[[0, -1]].tolist() == pytest.approx([-1, 1])
+    finer = steep.diff() < gentle.diff()
+    assert finer[[15, 16]].all()
+    assert not finer[[1, -2]].any()
+
+
 def test_uniform_distribution_gives_the_reference_box():
     """W is odd, so the mean of a uniform distribution is 0 and the sides stay."""
     references = torch.tensor([[0.4, 0.5, 0.2, 0.3]])
