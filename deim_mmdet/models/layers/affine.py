@@ -1,4 +1,4 @@
-"""Scale and shift of features by two learnable numbers."""
+"""Scale and shift of features by two learnable numbers (learnable affine block of PP-HGNetV2)."""
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,16 @@ class _Affine(torch.autograd.Function):
             by_x = (grad * scale).to(grad.dtype)
         else:
             by_x = torch.mul(grad, scale, out=torch.empty_like(grad))
-        # In the type of the scalars: products, too, overflow float16.
+        # The type of the scalars, since the products overflow float16, too.
         product = grad * x if x.dtype == scale.dtype else torch.addcmul(scale.new_zeros(1), grad, x)
         return by_x, product.sum()[None], grad.sum(dtype=scale.dtype)[None]
 
 
 class LearnableAffine(nn.Module):
-    """``scale * x + bias`` with two learnable scalars, in the type of x."""
+    """``scale * x + bias`` with two learnable scalars, which start as 1 and 0.
+
+    The result has the shape and the type of x.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,6 +45,6 @@ class LearnableAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            # A compiler makes one kernel of it.
+            # A compiler makes one kernel of this. An exporter can't trace :class:`_Affine`.
             return (x * self.scale + self.bias).to(x.dtype)
         return _Affine.apply(x, self.scale, self.bias)

@@ -29,7 +29,7 @@ class SelfAttention(nn.MultiheadAttention):
         Args:
             positioned: (B, N, D) tokens with their positions added; they give queries and keys.
             tokens: (B, N, D) the same tokens without positions; they give the values.
-            attn_mask: (N, N) as :func:`additive_mask` makes it.
+            attn_mask: (N, N) as :func:`additive_mask` makes it; None for no mask.
 
         Returns:
             (B, N, D).
@@ -53,11 +53,14 @@ def attend(
     """Scaled dot-product attention of several heads.
 
     Args:
-        queries: (B, N, D), as the result.
+        queries: (B, N, D) of N tokens of width D in each of B images.
         keys: (B, N, D).
         values: (B, N, D).
-        num_heads: Number of attention heads.
-        attn_mask: (N, N) as :func:`additive_mask` makes it.
+        num_heads: Number of attention heads, which divides D.
+        attn_mask: (N, N) as :func:`additive_mask` makes it; None for no mask.
+
+    Returns:
+        (B, N, D).
     """
     queries, keys, values = (
         split_last(tokens, num_heads).transpose(1, 2) for tokens in (queries, keys, values)
@@ -76,11 +79,11 @@ def attend(
 def additive_mask(forbidden: Tensor, like: Tensor) -> Tensor:
     """Mask that attention adds to its logits, made once for all layers.
 
-    Of a mask of bools, each layer would make one like this.
+    From a mask of bools, each layer would make such a mask again.
 
     Args:
         forbidden: (N, N) bool, true where attention is forbidden.
-        like: Tokens, whose type and device the mask gets; under autocast that type.
+        like: Tokens whose device and type the mask gets; under autocast it gets autocast's type.
 
     Returns:
         (N, N), 0 or -∞.

@@ -15,7 +15,8 @@ from .predictions import full_precision
 class RMSNorm(nn.Module):
     """Root mean square norm of tokens (arXiv 1910.07467), computed in single precision at least.
 
-    torch's module of this name calls its parameter otherwise, and rounds otherwise.
+    torch's ``RMSNorm`` has another name for its parameter than the published weights of DEIMv2, and
+    rounds differently.
 
     Args:
         embed_dims: Width of the tokens.
@@ -28,7 +29,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(embed_dims))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., D) to the same shape; of half precision to the wider type of both."""
+        """Normalise tokens (..., D); the result has the wider one of their type and the scale's."""
         wide = full_precision(tokens)
         mean_square = wide.square().mean(-1, keepdim=True)
         return (wide * (mean_square + self.eps).rsqrt()).to(tokens.dtype) * self.scale
@@ -44,11 +45,14 @@ class SwiGLU(nn.Module):
 
 
 def build_activation(act: str, of_tokens: bool = False) -> nn.Module:
-    """Activation layer of the given type in mmcv's registry, e.g. ``'SiLU'``.
+    """Activation layer of a type in mmcv's registry.
 
     Args:
-        act: Its type.
-        of_tokens: Whether it comes behind a linear layer.
+        act: The type, e.g. ``'SiLU'``.
+        of_tokens: Whether the layer comes behind a linear layer.
+
+    Raises:
+        KeyError: The registry has no such type.
     """
     cfg = dict(type=act)
     if act == 'ReLU':
@@ -98,8 +102,8 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 def to_tokens(feature_map: Tensor) -> Tensor:
     """Turn a feature map (B, D, H, W) into tokens (B, H · W, D).
 
-    The gradient that comes back is a slice of the gradient of all levels' tokens. For a single
-    image, its strides make torch 2.13's batch norm compute wrong gradients on a CPU: it is copied.
+    The gradient that comes back is a slice of the gradient of all levels' tokens. It is copied for
+    a single image, as its strides make torch 2.13's batch norm compute wrong gradients on a CPU.
     """
     if len(feature_map) == 1 and feature_map.requires_grad:
         feature_map.register_hook(Tensor.contiguous)

@@ -39,7 +39,7 @@ def paired_iou(boxes: Tensor, others: Tensor, eps: float = 1e-9) -> Tensor:
 
 
 def paired_giou(boxes: Tensor, others: Tensor, eps: float = 1e-9) -> Tensor:
-    """GIoU (...) in [-1, 1] (arXiv 1902.09630); see :func:`paired_iou`."""
+    """GIoU (...) in [-1, 1] (arXiv 1902.09630); arguments as of :func:`paired_iou`."""
     sides, other_sides, overlap = _paired_sides(boxes, others)
     intersection = _area(overlap.clamp(min=0))
     union = _union(sides, other_sides, intersection, eps)

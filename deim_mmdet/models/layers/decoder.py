@@ -13,12 +13,12 @@ from .basic import SwiGLU, build_activation
 
 
 class DeformableCrossAttention(nn.Module):
-    """Deformable attention without value or output projection.
+    """Deformable attention (arXiv 2010.04159) without value or output projection, as in D-FINE.
 
     Args:
-        embed_dims: Width of queries and tokens.
+        embed_dims: Width of queries and tokens, divisible by ``num_heads``.
         num_heads: Attention heads.
-        num_points: Sampling points on each level.
+        num_points: Number of sampling points on each level, for each head and query.
         method: 'default' (bilinear) or 'discrete' sampling; see :func:`deformable_attention`. With
             'discrete', offsets get no gradient and stay as they are loaded.
     """
@@ -90,15 +90,17 @@ class DeformableCrossAttention(nn.Module):
             self.num_points,
             self.method,
         )
-        # In a model of half precision, too, the samples are in the precision of the boxes.
+        # The samples are in the precision of the boxes, also in a model of half precision.
         return attended.to(next(self.parameters()).dtype)
 
 
 class Gateway(nn.Module):
     """Gated sum of the query and the output of cross-attention, then a norm (D-FINE).
 
+    The gates start as a half each.
+
     Args:
-        embed_dims: Width of both.
+        embed_dims: Width of queries and outputs.
         norm: Class of the norm.
     """
 
@@ -110,7 +112,7 @@ class Gateway(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, query: Tensor, update: Tensor) -> Tensor:
-        """Queries and what cross-attention adds, (B, Q, D) each, to (B, Q, D)."""
+        """Join queries and the output of cross-attention, (B, Q, D) each, to (B, Q, D)."""
         gates = self.gate(torch.cat([query, update], dim=-1)).sigmoid()
         keep, take = gates.chunk(2, dim=-1)
         return self.norm(keep * query + take * update)
@@ -198,8 +200,15 @@ def check_sizes(
 ) -> None:
     """Check that a decoder's sizes fit each other and the feature levels.
 
+    Args:
+        decoder: The decoder under construction; its class name heads the message.
+        embed_dims: Width of the queries.
+        num_heads: Attention heads.
+        num_points: Sampling points on each level.
+        num_levels: Number of feature levels.
+
     Raises:
-        ValueError: They don't fit.
+        ValueError: They don't fit; the message names the options.
     """
     name = type(decoder).__name__
     if len(num_points) != num_levels:

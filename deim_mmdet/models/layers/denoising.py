@@ -54,8 +54,9 @@ class DenoisingQueryGenerator(nn.Module):
 
     Args:
         num_classes: Number of categories; one more embedding stands for no object.
-        embed_dims: Width of the decoder.
-        num_queries: Most positives of an image, over all groups; one group is always made.
+        embed_dims: Width of the decoder's queries.
+        num_queries: Largest number of positives of an image, over all groups. Where an image has
+            more objects, there is one group with all of them.
         label_noise: Twice the probability that a random label replaces a label, in [0, 1].
         box_noise: A positive's corners move by up to this share of half the box's width and height.
             A negative's corners move by one to two times as much. Not negative.
@@ -107,9 +108,13 @@ class DenoisingQueryGenerator(nn.Module):
         return labels, inverse_sigmoid(noised.abs())
 
     def forward(self, targets: Targets) -> DenoisingQueries | None:
-        """Denoising queries for the objects of a batch.
+        """Make denoising queries for the objects of a batch.
 
-        ``None`` where no image holds an object, unless they are :attr:`padded`.
+        Args:
+            targets: The objects of B images.
+
+        Returns:
+            The queries; ``None`` where no image holds an object and :attr:`padded` is off.
         """
         max_count = targets.max_count
         if max_count == 0 and not self.padded:

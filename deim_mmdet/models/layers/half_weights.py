@@ -34,10 +34,10 @@ class _Weight(NamedTuple):
 class HalfWeights:
     """Lends layers their weights in half precision.
 
-    For that time ``layer.weight`` is the cast weight; the layer's parameters stay what they are.
-    Layers are the convolutions of every :class:`ConvNorm`, and the linear layers of
-    ``linear_parts``. Each part casts by itself. So the gradients of the last layers are there, for
-    the exchange between processes, while those of others are still computed.
+    While a weight is lent, ``layer.weight`` is the cast weight; the layer's parameters stay what
+    they are. Layers are the convolutions of every :class:`ConvNorm`, and the linear layers of
+    ``linear_parts``. Each part casts by itself. So processes can exchange the gradients of the last
+    layers while those of earlier ones are still computed.
 
     Gradient checkpointing that doesn't re-enter autograd may not contain a :class:`ConvNorm` with a
     frozen norm: its backward pass computes without lent weights.
@@ -68,11 +68,15 @@ class HalfWeights:
 
     @contextmanager
     def __call__(self, dtype: torch.dtype) -> Iterator[None]:
-        """Context in which the layers have weights of this type."""
+        """Context in which the layers have weights of a type.
+
+        Args:
+            dtype: The type, ``torch.float16`` or ``torch.bfloat16``.
+        """
         before: list[tuple[dict[str, Any], str, Any]] = []
 
         def lend(layer: nn.Module, name: str, lent: Any) -> None:
-            # Python looks there before it asks the module for its parameter.
+            # Python looks in this dictionary before it asks the module for its parameter.
             attributes = vars(layer)
             before.append((attributes, name, attributes.get(name)))
             attributes[name] = lent

@@ -16,11 +16,11 @@ def input_channels(detector: nn.Module) -> int:
 def adapt_input_channels(conv: nn.Conv2d) -> None:
     """Let a backbone's first convolution load weights that were trained on three channels.
 
-    Whoever loads a file, the backbone alone or a whole detector, the weights change on the way, and
-    the log says so. Weights that fit are loaded as they are.
+    The weights change while they are loaded, from a file of the backbone alone or of a whole
+    detector, and the log says so. Weights that fit are loaded as they are.
 
     Args:
-        conv: The convolution that the images come into.
+        conv: The convolution that takes the images.
     """
     conv.adapts_input_channels = True
     conv.register_load_state_dict_pre_hook(_adapt)
@@ -29,9 +29,9 @@ def adapt_input_channels(conv: nn.Conv2d) -> None:
 def adapted_weight(weight: Tensor, channels: int) -> tuple[Tensor, str]:
     """Weights for another number of input channels.
 
-    One channel gets the sum over the three, so a grey image gives what it gives repeated three
-    times. Of two, each gets half of the sum. More than three keep the first three, and each further
-    one gets their mean.
+    A single channel gets the sum over the three. So a grey image gives the same as an image with
+    three equal channels. Each of two channels gets half of the sum. Of more than three channels,
+    the first three keep theirs, and each further one gets their mean.
 
     Args:
         weight: (O, 3, h, w), O filters on red, green and blue.
@@ -49,7 +49,12 @@ def adapted_weight(weight: Tensor, channels: int) -> tuple[Tensor, str]:
 
 
 def adapt_checkpoint(model: nn.Module, state_dict: dict) -> None:
-    """Adapt what a checkpoint holds for first convolutions of ``model``, before it is checked."""
+    """Adapt the weights of first convolutions in a checkpoint, before its shapes are checked.
+
+    Args:
+        model: The model that the checkpoint is for.
+        state_dict: The checkpoint's parameters by the model's names, changed in place.
+    """
     for name, module in model.named_modules():
         if getattr(module, 'adapts_input_channels', False):
             _adapt(module, state_dict, f'{name}.')

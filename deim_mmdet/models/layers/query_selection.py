@@ -30,8 +30,13 @@ def make_anchors(
 ) -> tuple[Tensor, Tensor]:
     """Anchor boxes of N tokens before the sigmoid (N, 4), and which are valid (N, 1).
 
-    A token's anchor is centred on its cell, with w = h = 0.05 · 2^l on level l. An anchor with a
-    coordinate outside (0.01, 0.99) is invalid; its logits are +∞.
+    A token's anchor (cx, cy, w, h), in [0, 1], is centred on its cell, with w = h = 0.05 · 2^l on
+    level l. An anchor with a coordinate outside (0.01, 0.99) is invalid; its logits are +∞.
+
+    Args:
+        spatial_shapes: (H_l, W_l) of each level l, finest first.
+        device: Where to make the anchors.
+        dtype: Type of the anchors.
     """
     anchors = []
     for level, (height, width) in enumerate(spatial_shapes):
@@ -49,7 +54,7 @@ def make_anchors(
 
 @MODELS.register_module()
 class QuerySelection(nn.Module):
-    """Select the tokens with the largest class score (RT-DETR, section 4.3).
+    """Select the tokens with the largest class score (RT-DETR, arXiv 2304.08069, section 4.3).
 
     Args:
         num_classes: Number of categories, without background.
@@ -92,7 +97,12 @@ class QuerySelection(nn.Module):
         return self._anchors[key]
 
     def forward(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> SelectedQueries:
-        """Select from the tokens (B, Σ H_l · W_l, D) of levels l with the shapes (H_l, W_l)."""
+        """Select tokens of B images.
+
+        Args:
+            memory: (B, Σ H_l · W_l, D) tokens of all levels, one level after another.
+            spatial_shapes: (H_l, W_l) of each level l.
+        """
         anchors, valid = self._cached_anchors(memory, spatial_shapes)
         # Not under no_grad: older torch (the package takes 2.6 on) lets autocast keep copies of the
         # weights that have no gradient.

@@ -13,7 +13,10 @@ from .predictions import Predictions, full_precision
 
 
 class ProjectedCrossAttention(DeformableCrossAttention):
-    """Deformable attention that projects its values and its output (Deformable DETR)."""
+    """Deformable attention that projects its values and its output (arXiv 2010.04159).
+
+    Arguments are those of :class:`DeformableCrossAttention`.
+    """
 
     def __init__(
         self, embed_dims: int, num_heads: int, num_points: Sequence[int], method: str

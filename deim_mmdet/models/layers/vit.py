@@ -1,4 +1,7 @@
-"""Parts of a vision transformer (ViT, arXiv 2010.11929) with rotary positions (DINOv3)."""
+"""Parts of a vision transformer (ViT, arXiv 2010.11929) with DINOv3's rotary positions.
+
+DINOv3: arXiv 2508.10104.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from .attention import attend, split_last
 from .conv_norm import ConvNorm
 from .input_channels import RGB, adapt_input_channels
 
-#: Added to the variance by the layer norms, with DINOv3's form or without.
+#: What layer norms add to the variance; the key says whether the network has DINOv3's form.
 NORM_EPS = {False: 1e-6, True: 1e-5}
 #: Side of a patch in pixels.
 PATCH = 16
@@ -49,7 +52,12 @@ class RotaryPositions(nn.Module):
         return self.training and self.rescale > 1
 
     def forward(self, height: int, width: int, num_others: int) -> tuple[Tensor, Tensor]:
-        """Tables for ``num_others`` tokens without a place, then height · width patches by rows.
+        """Tables for tokens without a place, and then for patches, row by row.
+
+        Args:
+            height: Number of rows of patches.
+            width: Number of columns of patches.
+            num_others: Number of tokens without a place; their angles are 0.
 
         Returns:
             Cosines, and sines whose first half has the opposite sign, as :func:`rotate` takes them:
@@ -115,7 +123,11 @@ def rotate(tokens: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 class MaskedBiasLinear(nn.Linear):
     """A linear layer that multiplies its bias by a fixed mask.
 
-    In DINOv3 it projects to queries, keys and values, and its keys have no bias.
+    In DINOv3 it projects to queries, keys and values, and the keys have no bias.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output, divisible by 3.
 
     Attributes:
         bias_mask: (out,) buffer: 0 for the second third of the outputs, which are the keys, else 1.
@@ -151,7 +163,7 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, tokens: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """N tokens (B, N, D) and the tables for them to (B, N, D)."""
+        """Attend among N tokens (B, N, D); ``tables`` are those of :class:`RotaryPositions`."""
         dims = int(tokens.shape[-1])
         queries_keys, values = self.qkv(tokens).split([2 * dims, dims], dim=-1)
         turned = rotate(split_last(queries_keys, 2 * self.num_heads), *tables).flatten(2)
@@ -159,7 +171,12 @@ class RotaryAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Two linear layers with GELU between them.
+
+    Args:
+        embed_dims: Width of input and output.
+        hidden_dims: Width between the layers.
+    """
 
     def __init__(self, embed_dims: int, hidden_dims: int) -> None:
         super().__init__()
@@ -171,7 +188,12 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202): one linear layer gates another, then comes a third."""
+    """SwiGLU (arXiv 2002.05202): one linear layer gates another, then comes a third.
+
+    Args:
+        embed_dims: Width of input and output.
+        hidden_dims: Width of the gate and of what it gates.
+    """
 
     def __init__(self, embed_dims: int, hidden_dims: int) -> None:
         super().__init__()
@@ -204,7 +226,7 @@ class ViTBlock(nn.Module):
     Args:
         embed_dims: Width of the tokens.
         num_heads: Attention heads.
-        feed_forward: Makes the feed-forward layer.
+        feed_forward: Function without arguments that makes the feed-forward layer.
         dinov3: Whether keys have no bias and both parts are scaled (:class:`LayerScale`).
     """
 
@@ -224,7 +246,7 @@ class ViTBlock(nn.Module):
         self.ls2 = LayerScale(embed_dims) if dinov3 else nn.Identity()
 
     def forward(self, tokens: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Tokens (B, N, D) and the tables of :class:`RotaryPositions` for them to (B, N, D)."""
+        """Refine tokens (B, N, D), given the tables of :class:`RotaryPositions` for them."""
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens), tables))
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
@@ -233,6 +255,10 @@ class PatchEmbed(nn.Module):
     """One convolution that turns each square of 16×16 pixels into a token.
 
     Squares that begin in the image and go beyond it are filled up with zeros, as batches are.
+
+    Args:
+        embed_dims: Width D of the tokens.
+        in_channels: Channels C of the images.
     """
 
     def __init__(self, embed_dims: int, in_channels: int = RGB) -> None:
@@ -249,7 +275,12 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Tokens of the same squares by four 3×3 convolutions of stride 2, as ECViT has it."""
+    """Four 3×3 convolutions of stride 2 that turn 16×16 pixels into a token, as in ECViT.
+
+    Args:
+        embed_dims: Width D of the tokens.
+        in_channels: Channels C of the images.
+    """
 
     def __init__(self, embed_dims: int, in_channels: int = RGB) -> None:
         super().__init__()
