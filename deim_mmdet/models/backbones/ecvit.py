@@ -14,21 +14,25 @@ from .vit_adapter import FACTORS, STRIDES, load_alone, resize
 
 @MODELS.register_module()
 class ECViT(FreezesStages, BaseModule):
-    """A vision transformer behind convolutions; one map, resized, gives all levels.
+    """A vision transformer with a convolutional stem; one map, resized, gives all levels.
 
     Args:
         embed_dims: Width D of the tokens.
         num_heads: Attention heads.
-        depth: Number of blocks; the map is the mean of the last two blocks' outputs.
-        ffn_channels: Width of the feed-forward layers; default: 4 · D.
         out_channels: Channels of all outputs. Where they equal D only the coarsest level is
             projected, else all are.
-        in_channels: Channels C of the images; weights of three are adapted when they are loaded.
-        frozen_stages: How much doesn't train: as of :class:`VisionTransformer`, up to all of it,
-            and one more for everything.
+        depth: Number of blocks, at least 2; the map is the mean of the last two blocks' outputs.
+        ffn_channels: Width of the feed-forward layers; default: 4 · D.
+        in_channels: Channels C of the images; weights for three are adapted when they are loaded.
+        frozen_stages: How much doesn't train: as of :class:`VisionTransformer` up to its
+            ``depth``; ``depth + 1`` freezes the projections too.
         with_cp: Whether the backward pass computes each block of the vision transformer again
-            instead of keeping what is between them.
-        init_cfg: See :class:`mmengine.model.BaseModule`.
+            instead of keeping what is within it.
+        init_cfg: See :class:`mmengine.model.BaseModule`. A checkpoint of a vision transformer alone
+            is loaded into that part.
+
+    Raises:
+        ValueError: See :class:`VisionTransformer`.
     """
 
     def __init__(

@@ -16,7 +16,11 @@ from ..layers.input_channels import RGB, adapt_input_channels
 
 
 class StageSpec(NamedTuple):
-    """One stage: its channels, blocks and layers; ``light`` ones are :class:`LightConvBNAct`."""
+    """A stage of ``num_blocks`` blocks with ``num_layers`` layers each.
+
+    ``mid_channels`` are those of each layer. With ``downsample`` a convolution of stride 2 comes
+    first. The layers are :class:`LightConvBNAct` with ``light``, else :class:`ConvBNAct`.
+    """
 
     in_channels: int
     mid_channels: int
@@ -79,7 +83,10 @@ ARCHS = {
 
 
 class ConvBNAct(ConvNorm):
-    """Convolution, batch norm, ReLU unless ``act`` is False and, with ``lab``, an affine map."""
+    """Convolution, batch norm, ReLU unless ``act`` is False, and a learnable affine map.
+
+    That map follows the ReLU where ``lab`` is True. Other arguments are those of :class:`ConvNorm`.
+    """
 
     def __init__(
         self,
@@ -102,7 +109,7 @@ class ConvBNAct(ConvNorm):
 
 
 class LightConvBNAct(nn.Module):
-    """1×1 convolution without activation, then a depthwise one with it."""
+    """1×1 convolution without activation, then a depthwise convolution with one."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, lab: bool) -> None:
         super().__init__()
@@ -116,7 +123,7 @@ class LightConvBNAct(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first layers: images (B, ``in_channels``, H, W) to features (B, C, H/4, W/4)."""
+    """The first layers: images (B, ``in_channels``, H, W) to (B, ``out_channels``, H/4, W/4)."""
 
     def __init__(
         self, mid_channels: int, out_channels: int, lab: bool, in_channels: int = RGB
@@ -171,7 +178,10 @@ def largest_of_four(x: Tensor, with_cp: bool) -> Tensor:
 
 
 class Block(nn.Module):
-    """A chain of layers whose outputs, with the input, are concatenated and aggregated."""
+    """A chain of layers whose outputs, with the input, are concatenated and aggregated.
+
+    With ``residual`` the input is added to the result. ``spec`` is that of the block's stage.
+    """
 
     def __init__(self, spec: StageSpec, in_channels: int, residual: bool, lab: bool) -> None:
         super().__init__()
@@ -227,7 +237,8 @@ class HGNetv2(FreezesStages, BaseModule):
             ``'Femto'`` and ``'Pico'``, which have three stages.
         out_indices: Stages (0-based) whose feature maps are returned; stage i has stride
             ``4 · 2^i``.
-        use_lab: Add a learnable affine after each activation (B0 to B2 of D-FINE).
+        use_lab: Add a learnable affine after each activation (B0 to B2 of D-FINE, and the small
+            ones of DEIMv2).
         in_channels: Channels of the images. Weights for three are adapted, see
             :func:`~deim_mmdet.models.layers.input_channels.adapt_input_channels`.
         frozen_stages: How much doesn't train: -1 nothing, 0 the stem, 1 the stem and the first

@@ -17,7 +17,7 @@ class PartlyPretrained:
         checkpoint: File, or any other address that mmengine's loader takes.
 
     Raises:
-        ValueError: No entry fits.
+        ValueError: No entry of the checkpoint has the name and shape of one of the module.
 
     Example:
         >>> init_cfg = dict(type='PartlyPretrained', checkpoint='hgnetv2_b0.pth')
@@ -42,7 +42,7 @@ class PartlyPretrained:
                     else:
                         del state_dict[name]
 
-        # Behind what renames and adapts the entries for a part while they are loaded.
+        # Registered last, these hooks run after those that rename and adapt the entries of a part.
         handles = [
             part.register_load_state_dict_pre_hook(leave_out_others) for part in module.modules()
         ]
@@ -54,7 +54,7 @@ class PartlyPretrained:
         if not fitting:
             raise ValueError(
                 f'{self.checkpoint} has no entry of the name and shape of one of '
-                f'{type(module).__name__}'
+                f'{type(module).__name__}: name the checkpoint of a similar network in init_cfg'
             )
         left = [name for name in own if name not in fitting]
         rest = f', {len(left)} start anew ({left[0]}, …)' if left else ''

@@ -35,10 +35,10 @@ _rename = NameTable(PUBLISHED_NAMES)
 class ResNetVd(ResNetV1d):
     """ResNet-vd as RT-DETR has it ("Bag of Tricks", arXiv 1812.01187).
 
-    It differs from :class:`mmdet.models.ResNetV1d` in one convolution. In networks of basic blocks
-    (18 and 34 layers) the first block of the first stage, too, has a 1×1 convolution in its
-    shortcut. Loading renames the weights of the published files (``ResNet18_vd_pretrained_…``,
-    ``ResNet50_vd_ssld_v2_…``).
+    It differs from :class:`mmdet.models.ResNetV1d` in one convolution: in networks of basic blocks
+    (18 and 34 layers) the shortcut of the very first block has a 1×1 convolution, too. Norms update
+    their statistics in training, unless ``norm_eval`` is set. Loading renames the weights of the
+    published files (``ResNet18_vd_pretrained_…``, ``ResNet50_vd_ssld_v2_…``).
 
     Args:
         depth: Number of layers: 18, 34, 50, 101 or 152.
@@ -87,7 +87,7 @@ class ResNetVd(ResNetV1d):
         self.register_load_state_dict_pre_hook(_rename_published_weights)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
-        """Make a stage; the class says what differs from mmdet's."""
+        """Make a stage; :class:`ResNetVd` says what differs from mmdet's."""
         layer = super().make_res_layer(**kwargs)
         first = layer[0]
         if isinstance(first, BasicBlock) and first.downsample is None:

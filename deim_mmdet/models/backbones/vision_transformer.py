@@ -23,7 +23,7 @@ from ..layers.vit import (
     ViTBlock,
 )
 
-#: Numbers of the tokens in front of the patches, which no image changes, by form and name.
+#: The learned tokens in front of the patches: how many there are, by form and by parameter's name.
 OTHER_TOKENS = dict(
     plain=dict(cls_token=1),
     dinov3=dict(cls_token=1, storage_tokens=4),
@@ -43,13 +43,14 @@ class VisionTransformer(FreezesStages, BaseModule):
         depth: Number of blocks.
         ffn_channels: Width of the feed-forward layers; default: 4 · D.
         out_indices: Blocks, from 0, whose outputs are returned.
-        form: ``'plain'`` has one additional token, ``'ecvit'`` too, and four convolutions in the
-            place of one. ``'dinov3'`` (arXiv 2508.10104) has five such tokens, scaled branches,
-            keys without bias, and its outputs are normalised; in training each block measures
-            positions in another unit, drawn from ½ to 2. Loading renames weights of ``timm``;
-            those of Meta, of DEIMv2 and of EdgeCrafter have these names (but for one).
+        form: ``'plain'`` has one learned token beside the patches. ``'ecvit'`` has one, too, and
+            makes patches by four convolutions (:class:`ConvStem`) instead of one. ``'dinov3'``
+            (arXiv 2508.10104) has five learned tokens, scaled branches, keys without bias, and its
+            outputs are normalised; in training each block measures positions in another unit,
+            drawn from ½ to 2. Loading takes the published weights of each form by their own names,
+            and ``timm``'s weights of DINOv3.
         gated_ffn: Whether the feed-forward layers are SwiGLU (DINOv3 S+) instead of GELU's.
-        in_channels: Channels C of the images; weights of three are adapted when they are loaded.
+        in_channels: Channels C of the images; weights for three are adapted when they are loaded.
         frozen_stages: How much doesn't train: -1 nothing, 0 what makes the tokens, 1 that and the
             first block, and so on.
         with_cp: Whether the backward pass computes each block again instead of keeping what is
@@ -119,7 +120,10 @@ class VisionTransformer(FreezesStages, BaseModule):
         self.freeze_stages(self.stages(), frozen_stages)
 
     def stages(self) -> list[list[nn.Module | nn.Parameter]]:
-        """What makes the tokens, and each block; the norm of the outputs is part of the last."""
+        """Parts for :meth:`freeze_stages`: what makes the tokens, then each block.
+
+        The norm of the outputs belongs to the last block.
+        """
         tokens = [getattr(self, name) for name in self.other_tokens]
         if self.mask_token is not None:
             tokens.append(self.mask_token)

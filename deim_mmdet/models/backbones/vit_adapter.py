@@ -37,7 +37,7 @@ class SpatialTuningAdapter(nn.Module):
         self.levels = nn.ModuleList(ConvNorm(*widths[i : i + 2], 3, stride=2) for i in range(3))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) to 2c, 4c and 4c channels with strides 8, 16 and 32."""
+        """Images (B, C, H, W) to maps of 2c, 4c and 4c channels with strides 8, 16 and 32."""
         x = F.max_pool2d(self.stem(images), 3, stride=2, padding=1)
         outputs = []
         for level in self.levels:
@@ -53,18 +53,18 @@ class ViTAdapter(FreezesStages, BaseModule):
     Args:
         vit: Arguments of :class:`VisionTransformer`, with three ``out_indices``. The first of its
             outputs becomes the finest level, the last the coarsest.
-        adapter_channels: See :class:`SpatialTuningAdapter`.
+        adapter_channels: ``channels`` of the :class:`SpatialTuningAdapter`.
         out_channels: Channels of all outputs.
-        in_channels: Channels C of the images; weights of three are adapted when they are loaded.
-        frozen_stages: How much doesn't train: as of :class:`VisionTransformer`, up to all of it,
-            and one more for everything.
+        in_channels: Channels C of the images; weights for three are adapted when they are loaded.
+        frozen_stages: How much doesn't train: as of :class:`VisionTransformer` up to its
+            ``depth``; ``depth + 1`` freezes the convolutional net and the fusions too.
         with_cp: Whether the backward pass computes each block of the vision transformer again
-            instead of keeping what is between them.
+            instead of keeping what is within it.
         init_cfg: See :class:`mmengine.model.BaseModule`. A checkpoint of a vision transformer alone
             is loaded into that part.
 
     Raises:
-        ValueError: The vision transformer has not three outputs.
+        ValueError: ``vit`` doesn't have three ``out_indices``, or see :class:`VisionTransformer`.
     """
 
     def __init__(
@@ -81,7 +81,9 @@ class ViTAdapter(FreezesStages, BaseModule):
         self.in_channels = in_channels
         self.vit = VisionTransformer(**vit, in_channels=in_channels, with_cp=with_cp)
         if len(self.vit.out_indices) != 3:
-            raise ValueError(f'ViTAdapter needs three out_indices, got {self.vit.out_indices}')
+            raise ValueError(
+                f'ViTAdapter needs three out_indices in vit, got {self.vit.out_indices}'
+            )
         self.sta = SpatialTuningAdapter(adapter_channels, in_channels)
         self.fusions = nn.ModuleList(
             ConvNorm(self.vit.embed_dims + factor * adapter_channels, out_channels, 1)

@@ -8,7 +8,11 @@ from ..layers.conv_norm import ConvNorm
 
 
 class RepVGGBlock(nn.Module):
-    """Sum of a 3×3 and a 1×1 convolution, each with its norm, then SiLU."""
+    """Sum of a 3×3 and a 1×1 convolution, each with its norm, then SiLU (arXiv 2101.03697).
+
+    Args:
+        channels: Channels of input and output.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -137,7 +141,12 @@ def check_sizes(feats: Sequence[Tensor], strides: Sequence[int]) -> None:
 
 
 def indivisible(pixels: str, stride: int) -> ValueError:
-    """The error of an input of so many pixels, which ``stride`` doesn't divide."""
+    """The error of an input whose sides are not divisible by a stride.
+
+    Args:
+        pixels: Width and height of the input, as text.
+        stride: The stride in pixels.
+    """
     return ValueError(
         f'the input of {pixels} pixels is not divisible by {stride} on both sides: change the '
         'scale of the Resize in the pipeline, or set '

@@ -38,19 +38,19 @@ class TransformerEncoderLayer(nn.Module):
                 nn.init.xavier_uniform_(p)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """N tokens of width D (B, N, D), with positions (1, N, D), to (B, N, D)."""
+        """Refine N tokens of width D (B, N, D), given their positions (1, N, D)."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, tokens))
         return self.norm2(tokens + self.linear2(self.act(self.linear1(tokens))))
 
 
 def sine_cosine_position(height: int, width: int, channels: int) -> Tensor:
-    """2-D sine-cosine positions (1, height * width, channels), rows first, in float32 on the host.
+    """2-D sine-cosine positions (1, height · width, channels), row by row, in float32 on the host.
 
-    Channels are [sin(y ω), cos(y ω), sin(x ω), cos(x ω)], ω_i = 10000^(-i / (channels / 4)). The
-    published networks have this table in float32, also where they compute in float64: its rounding
-    moves DEIMv2's scores by 1e-3. The reference implementation transposes its table against its
-    tokens, so that on its square inputs the vertical coordinate comes first. Here it comes first on
-    inputs of any shape.
+    Channels are [sin(y ω), cos(y ω), sin(x ω), cos(x ω)], ω_i = 10000^(-i / (channels / 4)); their
+    number is divisible by 4. The published networks have this table in float32, also where they
+    compute in float64: its rounding moves DEIMv2's scores by 1e-3. The reference implementation
+    transposes its table against its tokens, so that on its square inputs the vertical coordinate
+    comes first. Here that coordinate comes first on inputs of any shape.
     """
     quarter = channels // 4
     omega = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float32) / quarter)
@@ -103,9 +103,9 @@ class HybridEncoder(BaseModule):
         act: Activation of the transformer layer: GELU, but SiLU in ECDet.
         kind: 'dfine' fuses by CSP-ELAN blocks and downsamples by a 1×1 and a depthwise
             convolution; 'rtdetr' fuses by one CSP layer and downsamples by a 3×3 convolution.
-            'deimv2' is as 'dfine' but fuses sums of levels, by blocks of other CSP layers without
-            3×3 convolutions, and leaves levels that have ``out_channels`` channels unprojected;
-            'deimv2_n' is the same with these convolutions.
+            'deimv2' is like 'dfine', but its blocks take sums of levels and have CSP layers of
+            another kind without 3×3 convolutions. It leaves levels that have ``out_channels``
+            channels unprojected. 'deimv2_n' is like 'deimv2', with these 3×3 convolutions.
         with_cp: Whether the backward pass joins concatenated features again instead of keeping
             them, which saves memory; see :func:`~deim_mmdet.models.layers.conv_norm.set_with_cp`.
         init_cfg: See :class:`mmengine.model.BaseModule`.

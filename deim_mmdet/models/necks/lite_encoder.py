@@ -42,8 +42,9 @@ class LiteEncoder(BaseModule):
         super().__init__(init_cfg)
         if len(in_channels) != 1 or tuple(feat_strides) != (feat_strides[0], 2 * feat_strides[0]):
             raise ValueError(
-                'LiteEncoder takes one level, of the first of two feat_strides, and the second is '
-                f'its double: got in_channels={in_channels} and feat_strides={feat_strides}'
+                'LiteEncoder takes one level, so in_channels has one number, and feat_strides are '
+                f"the level's stride and its double: got in_channels={in_channels} and "
+                f'feat_strides={feat_strides}'
             )
         dims = self.out_channels = out_channels
         self.feat_strides = tuple(feat_strides)
@@ -63,7 +64,7 @@ class LiteEncoder(BaseModule):
         return self.pool_convs[index](pooled)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """One level (B, C', H, W) to (B, ``out_channels``, H, W) and the same of half the size.
+        """One level (B, C', H, W) to (B, ``out_channels``, H, W) and a map of half the sides.
 
         Raises:
             ValueError: The image size is not divisible by the coarser stride.
