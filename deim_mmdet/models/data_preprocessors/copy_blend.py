@@ -158,7 +158,7 @@ class DenseO2OCopyBlend(StagedBatchAugment):
 def _blended(
     images: Tensor, copies: Sequence[tuple[int, list[int], int, list[int]]], share: float
 ) -> Tensor:
-    """Move parts of images (B, 3, H, W) by ``share`` towards other parts, in place.
+    """Move parts of images (B, C, H, W) by ``share`` towards other parts, in place.
 
     Args:
         images: The images. All parts that are copied are those of the images as they come in.

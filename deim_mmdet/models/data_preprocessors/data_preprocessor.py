@@ -31,8 +31,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
     Meanwhile copies of the data samples stay on the host. There batch augments, also those of other
     packages, change boxes without launching a kernel for each.
 
-    Other cases, e.g. images of different sizes or batch augments of other packages, take mmdet's
-    way.
+    In other cases, e.g. with images of different sizes or batch augments of other packages, mmdet's
+    own code makes the batch.
 
     Where the model takes three channels (three means, or an exchange of channels), an array that
     mmdet's ``DetInferencer`` gets becomes what a picture file is loaded as. A grey channel is
@@ -79,8 +79,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         several = {len(values) for values in (mean, std) if values and len(values) != 1}
         if len(several) > 1:
             raise ValueError(
-                f'{type(self).__name__}: mean and std are for the same channels, got {mean} and '
-                f'{std}'
+                f'{type(self).__name__}: mean and std must have a number for each channel, or one '
+                f'for all: got {mean} and {std}'
             )
         if std and min(std) <= 0:
             raise ValueError(f'{type(self).__name__}: std must be positive, got {std}')

@@ -18,10 +18,11 @@ from .staged_batch_augment import StagedBatchAugment, note_use_of_padding, padde
 
 @MODELS.register_module()
 class DenseO2OMixUp(StagedBatchAugment):
-    """Blend every image of a batch with the one before it; it gets the objects of both.
+    """Blend every image of a batch with the one before it; each gets the objects of both.
 
-    It acts in the dense stage (DEIM, section 3.1). Unlike in mixup for classification, objects keep
-    their full weight. They may have masks and key points. A batch of one image stays as it is.
+    It acts in the dense stage (DEIM, arXiv 2412.04234, section 3.1). Unlike in mixup for
+    classification (arXiv 1710.09412), objects keep their full weight. They may have masks and key
+    points. A batch of one image stays as it is.
 
     Args:
         prob: Probability for a batch. Default 0.5.
@@ -93,7 +94,7 @@ class DenseO2OMixUp(StagedBatchAugment):
 
 
 def _blend_with_previous(images: Tensor, share: float) -> None:
-    """Move each image (B, 3, H, W) by ``share`` towards the one before it, in place."""
+    """Move each image (B, C, H, W) by ``share`` towards the one before it, in place."""
     if images.device.type != 'cpu':
         images.lerp_(torch.cat([images[-1:], images[:-1]]), share)
         return

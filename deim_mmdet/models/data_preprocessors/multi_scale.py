@@ -164,9 +164,13 @@ class DenseO2OMultiScale(StagedBatchAugment):
 
 
 def training_sizes(base_size: int, base_size_repeat: int | None) -> list[int]:
-    """Sizes of the multi-scale draw in ascending order, the base size repeated.
+    """Sizes of the multi-scale draw in pixels, in ascending order.
 
-    Multiples of 32 from 0.75 to 1.25 times ``base_size``, the ends rounded down.
+    They are the multiples of 32 from 0.75 to 1.25 times the base size, the ends rounded down.
+
+    Args:
+        base_size: Size of the input in pixels.
+        base_size_repeat: How often the base size is in the list; None for the base size alone.
     """
     if base_size_repeat is None:
         return [base_size]

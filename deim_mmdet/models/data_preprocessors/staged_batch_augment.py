@@ -11,10 +11,12 @@ from torch import nn
 class StagedBatchAugment(nn.Module):
     """A batch augment that acts in some stages only; dense until :meth:`set_stage` is called.
 
-    ``picks_pixels`` is true for an augment that picks pixels, whatever their values. It may act
-    before normalisation and on any type. Other augments, called with ``overwrite=True``, may write
-    over the images. They treat all pixels alike, so that an augment that picks pixels may act
-    before them; where ``sees_places`` is true they don't, and the order counts.
+    Attributes:
+        picks_pixels: Whether the augment only picks pixels, whatever their values. Such an augment
+            may act before normalisation and on any type. Other augments may write over the images
+            where they are called with ``overwrite=True``.
+        sees_places: Whether the augment treats pixels differently by their place. An augment that
+            picks pixels and comes later in ``batch_augments`` may then not act before this one.
     """
 
     picks_pixels = False
@@ -33,7 +35,14 @@ class StagedBatchAugment(nn.Module):
 
 
 def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueError:
-    """Error for an ``augment`` that cannot change a ``field`` of a sample with its image."""
+    """The error of an augment that cannot change a field of a sample together with its image.
+
+    Args:
+        augment: The augment.
+        verb: What it does with images, e.g. 'mix'.
+        field: Dotted name of the field in the sample.
+        value: The field's value, whose type the message names.
+    """
     name, kind = type(augment).__name__, type(value).__name__
     return ValueError(
         f'{name} cannot {verb} {field} ({kind}): take {name} out of batch_augments of the '

@@ -63,15 +63,15 @@ class LossLog(MutableMapping):
 class DEIMDetector(SingleStageDetector):
     """Detector of a backbone, a neck and one of this package's heads.
 
-    It sums its losses in one tensor, and the log reads them as one. mmdet's
-    ``SingleStageDetector``, whose arguments it takes, does so one by one.
+    The losses of a step leave the device as one tensor, when the log reads the first of them.
+    mmdet's ``SingleStageDetector`` reads them one by one.
 
     Args:
-        args: Arguments of mmdet's ``SingleStageDetector``.
-        kwargs: Further ones.
+        args: Arguments of :class:`mmdet.models.SingleStageDetector`.
+        kwargs: Keyword arguments of the same class.
 
     Raises:
-        TypeError: The head is another one.
+        TypeError: ``bbox_head`` isn't one of this package's heads.
         ValueError: The criterion has an auxiliary term, and the neck has no transformer layer. Or
             backbone and data preprocessor are for different numbers of channels.
 
@@ -94,7 +94,8 @@ class DEIMDetector(SingleStageDetector):
         elif None not in (taken, given) and taken != given:
             raise ValueError(
                 f'model.backbone.in_channels is {taken}, and mean and std of '
-                f'model.data_preprocessor, or its bgr_to_rgb, are for {given} channels'
+                f'model.data_preprocessor, or its bgr_to_rgb, are for {given} channels: set both '
+                'for the same number, e.g. by deim_mmdet.engine.set_input_channels'
             )
         if not isinstance(self.bbox_head, QuerySelectionHead):
             raise TypeError(
@@ -105,7 +106,7 @@ class DEIMDetector(SingleStageDetector):
         if auxiliary and not hasattr(getattr(self, 'neck', None), 'encoder'):
             raise ValueError(
                 f'{", ".join(auxiliary)} of criterion.terms needs a neck with a transformer layer, '
-                '`encoder`'
+                '`encoder`: take HybridEncoder, or leave the term out'
             )
 
     @cached_property
@@ -163,8 +164,8 @@ class DEIMDetector(SingleStageDetector):
         """Images (B, C, H, W) to feature maps, see mmdet's ``SingleStageDetector``.
 
         Raises:
-            ValueError: H or W is not divisible by the largest stride of the neck. Rounded levels
-                would cover more than the image, and so all boxes would be scaled.
+            ValueError: H or W is not divisible by the largest stride of the neck. Levels of
+                rounded size would cover more than the image, which would scale all boxes.
         """
         stride = max(getattr(getattr(self, 'neck', None), 'feat_strides', [1]))
         height, width = (int(side) for side in batch_inputs.shape[-2:])
@@ -173,7 +174,14 @@ class DEIMDetector(SingleStageDetector):
         return super().extract_feat(batch_inputs)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Loss terms () of images (B, C, H, W) by name; see the head.
+        """Loss terms by name.
+
+        Args:
+            batch_inputs: (B, C, H, W) normalised images.
+            batch_data_samples: B samples with ``gt_instances``.
+
+        Returns:
+            () each; see :meth:`QuerySelectionHead.loss`.
 
         Raises:
             ValueError: The model is fused, which leaves it without a criterion.

@@ -1,7 +1,7 @@
 """CUDA graphs: a detector's work from images to predictions, launched as one.
 
 A training step launches thousands of small kernels, each by a call of the host. A graph records
-them once, forward and backward, and launches all by one call. It works on the same memory each
+them once, forward and backward, and launches all by one call. A graph works on the same memory each
 time, so that it belongs to one shape of the inputs. Denoising queries are padded to a fixed number
 (:attr:`~deim_mmdet.models.layers.denoising.DenoisingQueryGenerator.padded`). Noise, matching and
 losses stay outside.
@@ -40,7 +40,7 @@ class TensorNetwork(nn.Module):
         self.differentiable: set[str] = set()
 
     def forward(self, images: Tensor, *queries: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, for images (B, 3, H, W) and the tensors of :func:`tensors_of`."""
+        """Outputs by name, for images (B, C, H, W) and the tensors of :func:`tensors_of`."""
         denoising = None
         if queries:
             content, logits, groups = queries
@@ -87,11 +87,11 @@ class GraphedNetwork:
     def __call__(
         self, detector: nn.Module, images: Tensor, queries: DenoisingQueries | None
     ) -> Outputs:
-        """Predict for images (B, 3, H, W) and denoising queries, with gradients.
+        """Predict for images and denoising queries, with gradients.
 
         Args:
             detector: The detector, the same in all calls.
-            images: Normalised images.
+            images: (B, C, H, W) normalised images.
             queries: The batch's denoising queries, if any.
         """
         inputs = (images, *tensors_of(queries))

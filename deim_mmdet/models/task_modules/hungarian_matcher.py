@@ -14,11 +14,9 @@ from torch import Tensor
 from .pairs import Pairs, start_reading
 from .targets import Targets
 
-# So many costs, with what their sum needs, still fit into the cache of a CPU.
+# This number of costs, with what is needed to add them up, still fits into a CPU's cache.
 _CACHED_COSTS = 2**20
-
-
-# From so many problems on, threads pay off.
+# From this number of assignment problems on, threads pay off.
 _MANY_PROBLEMS = 32
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 
@@ -49,8 +47,8 @@ class OneToOneMatcher:
 
         Args:
             scores: (S, B, Q, C) class logits of S sets of Q queries for B images.
-            boxes: (S, B, Q, 4) as (cx, cy, w, h).
-            targets: The objects.
+            boxes: (S, B, Q, 4) as (cx, cy, w, h) in [0, 1].
+            targets: The objects of the images.
 
         Returns:
             Function that waits for the costs and returns pairs on the host, set after set. Until
@@ -61,7 +59,7 @@ class OneToOneMatcher:
         if not targets.total:
             parts = []
         elif scores.device.type == 'cpu':
-            # As many images at a time as the costs of which stay in the cache.
+            # As many images at a time as have costs that stay in the cache.
             step = max(1, _CACHED_COSTS // (sets * scores.shape[2] * targets.max_count))
             parts = [slice(first, first + step) for first in range(0, images, step)]
         else:
@@ -72,7 +70,7 @@ class OneToOneMatcher:
             # Image by image, and with the objects before the queries: SciPy wants the shorter axis
             # first, and would exchange them problem by problem.
             reads.append(start_reading(costs.permute(1, 0, 3, 2).contiguous()))
-        # On a CPU, torch's own threads wait for work and would be in their way.
+        # On a CPU, torch's own threads wait for work and would take the cores from these threads.
         many = scores.device.type != 'cpu' and images * sets >= _MANY_PROBLEMS
         return lambda: self._cheapest(
             targets,
@@ -106,6 +104,8 @@ class OneToOneMatcher:
 @TASK_UTILS.register_module()
 class HungarianMatcher(OneToOneMatcher):
     """Matching by a focal classification cost, the L1 distance and the GIoU of the boxes.
+
+    The focal cost is Deformable DETR's (arXiv 2010.04159). A cost that is NaN counts as 1.
 
     Args:
         cost_class: Weight of the focal cost.
@@ -156,8 +156,9 @@ class HungarianMatcher(OneToOneMatcher):
 class ScoreOverlapMatcher(OneToOneMatcher):
     """Matching by score and overlap alone: the cost of a pair is -p·IoU^power.
 
-    p is the query's probability of the object's class. DEIMv2 (arXiv 2509.20787) matches so in its
-    last epochs, as ``late_matcher`` of :class:`~deim_mmdet.models.losses.SetCriterion`.
+    p is the query's probability of the object's class. DEIMv2 (arXiv 2509.20787) matches by this
+    cost in its last epochs, as ``late_matcher`` of
+    :class:`~deim_mmdet.models.losses.SetCriterion`.
 
     Args:
         power: Exponent of the IoU.

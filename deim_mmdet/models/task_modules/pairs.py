@@ -62,6 +62,10 @@ def union_set(pairs: Pairs, num_queries: int) -> Pairs:
 def denoising_pairs(targets: Targets, num_groups: int) -> Pairs:
     """The positive query of each object in each denoising group, on the host.
 
+    Args:
+        targets: The objects of the batch.
+        num_groups: Number of denoising groups.
+
     See :class:`~deim_mmdet.models.layers.denoising.DenoisingQueries` for the order of queries.
     """
     counts = torch.tensor(targets.counts)

@@ -49,7 +49,8 @@ class Targets:
         """Make targets of data samples, on ``device``.
 
         Args:
-            samples: Samples with ``gt_instances``; fastest where these are on the host.
+            samples: Samples whose ``gt_instances`` have ``labels`` (n,) and ``bboxes`` (n, 4) as
+                (x1, y1, x2, y2) in pixels of the input; fastest where these are on the host.
             device: Where the model is.
         """
         objects = [sample.gt_instances for sample in samples]
