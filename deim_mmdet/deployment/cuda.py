@@ -48,7 +48,7 @@ class CudaDetector(SingleStageDetector):
         self.eval()
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """Features of images (B, 3, H, W) of any floating type."""
+        """Feature maps of images (B, C, H, W) of any floating type."""
         return super().extract_feat(self._as_read(batch_inputs))
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class CudaDetector(SingleStageDetector):
         """Detections of a batch as tensors.
 
         Args:
-            images: (B, 3, H, W), normalised as the data preprocessor does it.
+            images: (B, C, H, W), normalised as the data preprocessor does it.
             sizes: (B, 2) width and height of each image, in whose pixels boxes are returned; on any
                 device.
 
@@ -81,7 +81,7 @@ class CudaDetector(SingleStageDetector):
         """The data samples, with the detections of :meth:`detect` in ``pred_instances``.
 
         Args:
-            batch_inputs: (B, 3, H, W), normalised.
+            batch_inputs: (B, C, H, W), normalised.
             batch_data_samples: The images' data samples.
             rescale: Whether boxes are in pixels of the original image, not of the input.
         """
@@ -98,7 +98,7 @@ class CudaDetector(SingleStageDetector):
         return images.to(dtype, memory_format=self._layout, copy=copy)
 
     def _make_buffers(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        # A module may replace a buffer by an equal one; the graphs go on reading this one.
+        # A module may replace a buffer by an equal one, but graphs go on reading the old one.
         self._held.update(self.buffers())
         # Later sizes may have fractions where the first have none.
         return self._as_read(images, copy=True), sizes.to(images.device, torch.float, copy=True)
@@ -108,10 +108,13 @@ def to_half(detector: nn.Module) -> None:
     """Let a fused detector compute in half precision and channels-last, in place.
 
     Backbone and neck are wholly in half precision. So are the head's convolutions, linear layers
-    and norms, but for its MLPs. These make boxes of queries and positions of boxes; they, the
+    and norms, except in its MLPs. MLPs make boxes from queries and positions from boxes; they, the
     tables of distances and all coordinates stay in single precision. Linear layers and norms of the
-    head convert what they get into the type of their own weights. Autocast would convert the
-    weights anew each time, and run the norms in single precision.
+    head convert their inputs into the type of their own weights. Autocast would convert the weights
+    anew each time, and run the norms in single precision.
+
+    Args:
+        detector: A fused detector on a GPU.
     """
     detector.backbone.half()
     if detector.with_neck:

@@ -16,10 +16,13 @@ class DeployedDetector(nn.Module):
 
     Args:
         model: A detector with one of this package's heads; it stays as it is.
-        letterbox: The images come with their own proportions and a padding at the right and below,
-            as :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox` makes them.
         half: Compute backbone and neck in half precision. The head and the attention of the neck
             stay in single precision: there users of TensorRT lost accuracy, see :mod:`.tensorrt`.
+        letterbox: The images come with their own proportions and a padding at the right and below,
+            as :class:`~deim_mmdet.datasets.transforms.letterbox.Letterbox` makes them.
+
+    Raises:
+        TypeError: The head is not one of this package's.
     """
 
     def __init__(self, model: nn.Module, half: bool = False, letterbox: bool = False) -> None:
@@ -30,7 +33,7 @@ class DeployedDetector(nn.Module):
         self.backbone, self.head = fused.backbone, fused.bbox_head
         self.neck = fused.neck if fused.with_neck else nn.Identity()
         channels = input_channels(fused)
-        # OpenCV reads BGR: a network without this exchange is trained on BGR.
+        # OpenCV reads BGR, and so do networks whose preprocessor doesn't exchange the channels.
         self.flip_channels = channels == RGB and not compat.exchanges_channels(preprocessor)
         mean, std = _mean_and_std(preprocessor, channels)
         top = 1 if takes_file_values(fused) else 255
@@ -49,9 +52,9 @@ class DeployedDetector(nn.Module):
         """Detections of a batch.
 
         Args:
-            images: (B, 3, H, W), B images, RGB in [0, 1], resized to the network's input, without
-                keeping the aspect ratio but for ``letterbox``. Where :func:`takes_file_values`:
-                (B, C, H, W) with the values of the files.
+            images: (B, 3, H, W) float32, B images, RGB in [0, 1], resized to the network's input.
+                They are stretched to it, or padded with ``letterbox``. Where
+                :func:`takes_file_values` holds, (B, C, H, W) with the values of the files.
             orig_target_sizes: (B, 2) int64, (width, height) of the original images in pixels.
 
         Returns:
@@ -86,7 +89,11 @@ def spanned_by_input(sizes: Tensor, input_size: tuple[int, int]) -> Tensor:
 
 
 class InSinglePrecision(nn.Module):
-    """Wraps a module of tokens: it computes in single precision in a net of half precision."""
+    """Lets a module of tokens compute in single precision in a network of half precision.
+
+    Args:
+        module: The module; its parameters become float32, in place.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -99,7 +106,8 @@ class InSinglePrecision(nn.Module):
 def takes_file_values(model: nn.Module) -> bool:
     """Whether a deployed detector takes images with the values of their files, not in [0, 1].
 
-    It does with another number of channels than three, or where three keep 16 bits.
+    It does with another number of channels than three, or where three channels keep 16 bits
+    (``keep_values`` of the data preprocessor).
     """
     kept = getattr(model.data_preprocessor, 'keep_values', False)
     return kept or input_channels(model) != RGB

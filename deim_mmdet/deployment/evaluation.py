@@ -27,6 +27,9 @@ Inputs = tuple[np.ndarray, np.ndarray]
 def calibration_set(cfg: Config) -> Dataset:
     """The config's training set, or else its validation set, through the test pipeline.
 
+    Args:
+        cfg: A whole config.
+
     Raises:
         FileNotFoundError: Neither is there.
     """
@@ -76,7 +79,7 @@ def read_inputs(
         Inputs and the data sample.
 
     Raises:
-        ValueError: The pipeline gives another size.
+        ValueError: The pipeline gives images of another size than ``size``.
     """
     for position in tqdm(positions, unit=' images', desc=doing):
         packed = dataset[position]
@@ -108,9 +111,12 @@ def evaluate(
             :func:`~deim_mmdet.engine.agreement.checked_test_set`.
         evaluator: The evaluator for it.
         runtime: The detector.
-        size: Height and width of its input.
-        name: What the progress bar calls it.
+        size: Height and width of the detector's input.
+        name: What the progress bar calls the detector.
         file_values: See :func:`read_inputs`.
+
+    Returns:
+        The evaluator's figures by name.
     """
     positions = list(range(len(dataset)))
     for inputs, sample in read_inputs(dataset, positions, size, name, file_values):

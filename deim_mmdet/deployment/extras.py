@@ -14,11 +14,15 @@ _COMMANDS = {
 
 
 def is_installed(module: str) -> bool:
+    """Whether a module can be found; it isn't imported."""
     return find_spec(module) is not None
 
 
 def require(*modules: str) -> None:
     """Check that optional modules are installed.
+
+    Args:
+        modules: Names of modules whose command for installing is known here.
 
     Raises:
         ImportError: One is missing; the message says how to install it.

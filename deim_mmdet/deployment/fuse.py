@@ -35,7 +35,7 @@ from .modules import (
 
 
 def fuse(model: nn.Module, half: bool = False, graph: bool = False) -> nn.Module:
-    """A copy of a detector for evaluation, with everything merged or dropped that can be.
+    """A copy of a detector for evaluation, in which all that can be is merged or dropped.
 
     - A batch norm, trained or frozen, becomes part of the convolution before it.
     - A learnable affine after a ReLU becomes part of the convolution too: ``s·max(y, 0) + b``
@@ -93,7 +93,7 @@ def _warn_of_plain_form(device: str) -> None:
 def fuse_for_export(model: nn.Module) -> nn.Module:
     """Like :func:`fuse`, in the form that runtimes other than PyTorch run fastest."""
     fused = _fuse(model)
-    # These two call the layer, whatever it computes.
+    # These two wrap a layer and call it. So a subclass may be wrapped, whatever it computes.
     _replace(fused, lambda module: isinstance(module, nn.LayerNorm), BoundedLayerNorm)
     _replace(fused, lambda module: isinstance(module, nn.Linear), TokenLinear)
     _replace(fused, _can_split, SplitBlock)

@@ -24,9 +24,9 @@ class Captured(NamedTuple):
     """A function recorded for inputs of certain sizes.
 
     Attributes:
-        inputs: Buffers that it reads.
-        outputs: Buffers that it writes.
-        replay: Reads the ones and writes the others.
+        inputs: Buffers that the recording reads.
+        outputs: Buffers that the recording writes.
+        replay: Runs the recording: reads ``inputs`` and writes ``outputs``.
     """
 
     inputs: Tensors
@@ -109,7 +109,7 @@ class GraphedFunction:
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensors:
-        """What the function returns, in new tensors."""
+        """What the function returns for ``inputs``, in new tensors."""
         key = tuple(tuple(tensor.shape) for tensor in inputs)
         captured = self._kept.get(key) or self._recorded(key, inputs)
         if captured is None:
@@ -139,7 +139,10 @@ class GraphedFunction:
             # An error of the function itself is raised here.
             self.function(*inputs)
             self._failed = True
-            warnings.warn(f'runs without CUDA graphs, which failed: {reason}', stacklevel=3)
+            warnings.warn(
+                f'The model runs without CUDA graphs: recording one failed ({reason})',
+                stacklevel=3,
+            )
             return None
         # After recording, which waits for the GPU: no graph is dropped while it runs.
         if len(self._kept) == self.max_sizes:

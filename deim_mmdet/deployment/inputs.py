@@ -90,7 +90,7 @@ def network_size(cfg: Config) -> tuple[int, int]:
 
 
 def letterbox_of(cfg: Config) -> Mapping | None:
-    """Config of what fits images into the input with their own proportions; None: nothing does."""
+    """Config of the test pipeline's ``Letterbox``; None where images are stretched to the input."""
     return find_component(TRANSFORMS, test_set(cfg).pipeline, Letterbox)
 
 

@@ -14,7 +14,12 @@ from ..ops import deformable_attention
 
 
 class Clamp(nn.Module):
-    """Limits values to [low, high], in place; it replaces an activation."""
+    """Limits values to [low, high], in place; it replaces an activation.
+
+    Args:
+        low: Lower bound; -∞ for none.
+        high: Upper bound; ∞ for none.
+    """
 
     def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
         super().__init__()
@@ -132,6 +137,7 @@ class SplitConvolution(nn.Module):
 
     @staticmethod
     def can_split(layer: ConvBNAct) -> bool:
+        """Whether the layer's activation is a ReLU or a lower bound."""
         return not (isinstance(layer.act, Clamp) and layer.act.low is None)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ def _part_of(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d
 
 
 class BoundedLayerNorm(nn.Module):
-    """Layer norm behind a bound that no token reaches.
+    """A layer norm whose input is limited to a bound that no token reaches.
 
     The bound keeps ONNX Runtime (1.32) from merging the norm with the sum before it, into an
     operator that takes ten times as long as both.
@@ -185,9 +191,10 @@ class BoundedLayerNorm(nn.Module):
 
 
 class TokenLinear(nn.Module):
-    """A linear layer of tokens (B, …, D), of width D, laid out as one matrix.
+    """A linear layer that gets tokens (B, …, D), of width D, as one matrix.
 
-    Runtimes add the bias within a matrix product. With more dimensions they add it afterwards.
+    Runtimes add the bias within the product of two matrices. With more dimensions they add it
+    afterwards.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -17,8 +17,8 @@ from .extras import require
 if TYPE_CHECKING:
     import onnx
 
-#: 17 is the first version with LayerNormalization. Earlier ones take it apart into operators, whose
-#: square overflows in half precision.
+#: 17 is the first version with LayerNormalization. Earlier ones take a layer norm apart into
+#: several operators, and the square among them overflows in half precision.
 OPSET = 17
 
 INPUTS = ('images', 'orig_target_sizes')
@@ -42,8 +42,8 @@ def export_onnx(
     Args:
         model: A detector with one of this package's heads; it stays as it is.
         path: File to write; folders are made.
-        size: Height and width of the images.
-        opset: Version of the operators, at least 17.
+        size: Height and width of the images in pixels.
+        opset: Version of ONNX's operators, at least 17.
         half: Write backbone and neck in half precision; the inputs stay in single precision.
         classes: Class names in the order of the labels, for the file's metadata: a list in JSON
             under ``classes``. None where they aren't known.
@@ -57,6 +57,7 @@ def export_onnx(
         ``path``.
 
     Raises:
+        TypeError: The head is not one of this package's.
         ValueError: ``size`` isn't divisible by the model's largest stride, or ``opset`` too low.
         ImportError: ``onnx`` or ``onnxruntime`` isn't installed.
     """
@@ -114,7 +115,11 @@ def _write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def check_size(size: tuple[int, int], model: nn.Module) -> None:
-    """Check the size (height, width) of a detector's input.
+    """Check the size of a detector's input.
+
+    Args:
+        size: Height and width in pixels.
+        model: The detector.
 
     Raises:
         ValueError: A side isn't a positive multiple of the largest stride; that is 32 where the
@@ -129,7 +134,13 @@ def check_size(size: tuple[int, int], model: nn.Module) -> None:
 
 
 def simplify(path: Path) -> None:
-    """Fold constants and pads, in place. Operators stay standard ones and keep their names."""
+    """Fold constants and pads in an ONNX file, in place.
+
+    Operators stay those of the ONNX standard and keep their names.
+
+    Args:
+        path: The file.
+    """
     import onnx
     import onnxruntime
 

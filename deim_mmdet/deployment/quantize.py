@@ -49,7 +49,7 @@ def quantize_onnx(
     Args:
         source: A file of :func:`~.onnx_export.export_onnx` in single precision.
         path: File to write; its metadata are those of ``source``.
-        images: Pictures as inputs of the detector: (1, 3, H, W) and (1, 2), see
+        images: Pictures as inputs of the detector: (1, C, H, W) float32 and (1, 2) int64, see
             :class:`~.detector.DeployedDetector`.
         runtime: One of :data:`RUNTIMES`.
 
@@ -62,7 +62,9 @@ def quantize_onnx(
     """
     require('onnx', 'onnxruntime')
     if runtime not in RUNTIMES:
-        raise ValueError(f'runtime {runtime!r}: there are {", ".join(RUNTIMES)}')
+        raise ValueError(
+            f'a file cannot be quantised for runtime {runtime!r}: there are {", ".join(RUNTIMES)}'
+        )
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -130,7 +132,9 @@ def _reader(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> object:
     feeds = (dict(zip(INPUTS, inputs, strict=True)) for inputs in images)
     first = next(feeds, None)
     if first is None:
-        raise ValueError('INT8 needs pictures to calibrate with, and there are none')
+        raise ValueError(
+            'INT8 needs pictures to calibrate with, and the data set has none: name another one'
+        )
     feeds = itertools.chain([first], feeds)
 
     class Reader(CalibrationDataReader):

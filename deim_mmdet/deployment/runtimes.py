@@ -26,7 +26,14 @@ class Detections(NamedTuple):
 
 
 class PyTorchRuntime:
-    """A :class:`DeployedDetector` as a function of arrays."""
+    """A :class:`DeployedDetector` as a function of arrays, like all runtimes here.
+
+    Called with ``images`` (B, C, H, W) float32 and ``sizes`` (B, 2) int64, the arguments of
+    :meth:`DeployedDetector.forward`, a runtime returns :class:`Detections`.
+
+    Args:
+        detector: The detector, on the CPU.
+    """
 
     def __init__(self, detector: nn.Module) -> None:
         self.detector = detector.eval()
@@ -43,6 +50,9 @@ class ONNXRuntime:
     Args:
         path: The file.
         num_threads: Threads of one operator; 0 for as many as there are cores.
+
+    Raises:
+        ImportError: ONNX Runtime isn't installed.
     """
 
     def __init__(self, path: str | Path, num_threads: int = 0) -> None:
@@ -67,6 +77,9 @@ class OpenVINORuntime:
     Args:
         path: The file.
         num_threads: Threads; 0 for as many as there are cores.
+
+    Raises:
+        ImportError: OpenVINO isn't installed.
     """
 
     def __init__(self, path: str | Path, num_threads: int = 0) -> None:
@@ -84,7 +97,14 @@ class OpenVINORuntime:
 
 
 def export_openvino(onnx_path: str | Path, path: str | Path) -> Path:
-    """Convert an ONNX file into an OpenVINO model: ``path`` (.xml) and, beside it, a .bin.
+    """Convert an ONNX file into an OpenVINO model.
+
+    Args:
+        onnx_path: The ONNX file.
+        path: The .xml file to write; a .bin file with the weights is written beside it.
+
+    Returns:
+        ``path``.
 
     Raises:
         ImportError: OpenVINO isn't installed.
@@ -105,8 +125,8 @@ class Agreement(NamedTuple):
     Attributes:
         score: Largest difference of scores at the same rank.
         box: Largest difference of a coordinate between partners, in pixels.
-        unmatched: Share of detections without a partner. A partner has the same label and, within
-            1e-3, the same score. There may be some: rounding decides which token is selected last.
+        unmatched: Share of detections without a partner. A partner has the same label and nearly
+            the same score. Some may have none: rounding decides which token is selected last.
     """
 
     score: float
@@ -127,6 +147,11 @@ def compare(
 
     Equal scores may change places. So each detection is compared with the nearest possible partner,
     within 1 % of the spread of the coordinates.
+
+    Args:
+        expected: Detections in the first runtime.
+        actual: Detections in the second.
+        score_tolerance: Largest difference of the scores of partners.
     """
     score = float(np.abs(expected.scores - actual.scores).max())
     reach = 0.01 * float(np.ptp(expected.boxes))

@@ -53,11 +53,11 @@ def trtexec_command(
         engine_path: The engine to write.
         size: Height and width that it was exported for.
         max_batch: Largest batch that the engine takes.
-        half: ``None``: single precision. ``'typed'``: the types of the file, for a file exported
-            in half precision (TensorRT 10 and later; the only way from 11 on). ``'layers'``: half
-            precision except for :data:`SINGLE_PRECISION`, for a file in single precision (TensorRT
-            8.6 to 10). ``'int8'``: integers where the file says so, for a quantised file (TensorRT
-            8.6 to 10; from 10 on ``'typed'`` does it too).
+        half: The engine's precision. None: single. ``'typed'``: the types of the file, for a file
+            exported in half precision (TensorRT 10 and later; the only way from 11 on).
+            ``'layers'``: half precision except for :data:`SINGLE_PRECISION`, for a file in single
+            precision (TensorRT 8.6 to 10). ``'int8'``: integers where the file has them, for a
+            quantised file (TensorRT 8.6 to 10; from 10 on ``'typed'`` does the same).
         channels: Number of channels of the images.
     """
     height, width = size
@@ -90,6 +90,16 @@ def build_engine(
     channels: int = 3,
 ) -> Path:
     """Build an engine as the command for ``half='typed'`` does, by TensorRT's Python package.
+
+    Args:
+        onnx_path: The exported file.
+        engine_path: The engine to write.
+        size: Height and width that the file was exported for.
+        max_batch: Largest batch that the engine takes.
+        channels: Number of channels of the images.
+
+    Returns:
+        ``engine_path``.
 
     Raises:
         ImportError: TensorRT isn't installed.
