@@ -14,8 +14,13 @@ KEPT = 101
 class Curve:
     """Precision, recall and F1 of the detections with at least a score.
 
-    F1 is the harmonic mean of precision and recall. Each array is (N,), from the highest score to
-    the lowest. Without an object or a detection they are empty.
+    Arrays are empty without an object or a detection.
+
+    Attributes:
+        score: (N,) the detections' scores, the highest first, each once.
+        precision: (N,) share of correct ones among the detections with at least this score.
+        recall: (N,) share of the objects that these find.
+        f1: (N,) harmonic mean of precision and recall.
     """
 
     score: np.ndarray
@@ -28,7 +33,10 @@ class Curve:
         return self._at(int(np.argmax(self.f1))) if len(self.f1) else None
 
     def at(self, score: float) -> dict | None:
-        """The same for the detections with at least this score; None without an object."""
+        """The numbers of :meth:`best` for the detections with at least this score.
+
+        None without an object or a detection.
+        """
         if not len(self.score):
             return None
         index = int(np.count_nonzero(self.score >= score)) - 1

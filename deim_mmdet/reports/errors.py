@@ -29,8 +29,8 @@ class LabelError:
     Attributes:
         kind: 'missing' (an object that isn't annotated), 'class' (annotated as another class) or
             'twice' (annotated twice).
-        certainty: For sorting. Of the first two, the share of the correct detections of the class
-            that had no higher score; of the last, the boxes' IoU.
+        certainty: In [0, 1], for sorting. For 'missing' and 'class', the share of the correct
+            detections of the class that have no higher score; for 'twice', the boxes' IoU.
         detection: Position of the detection, or None.
         objects: Positions of the objects concerned.
     """
@@ -143,7 +143,8 @@ def _label_errors(
 ) -> list[LabelError]:
     """What looks like errors of the annotations.
 
-    A false positive does where half of the correct detections of its class are no surer.
+    A false positive counts if at least half of the correct detections of its class have no higher
+    score.
     """
     scores = np.sort(detections.score[right])
     of_class = {

@@ -39,19 +39,24 @@ class ReportHook(Hook):
         self._split = ''
 
     def before_run(self, runner) -> None:
+        """Check that a report can be made, and take in the detections of the evaluation."""
         if self._collector is not None:
             return
         loops = compat.built_loops(runner)
         self._split = 'test' if 'training' not in loops and 'test' in loops else 'validation'
         loop: BaseLoop | None = loops.get(self._split)
         if loop is None:
-            raise ValueError('a report needs an evaluation, and the config has no val_dataloader')
+            raise ValueError(
+                'a report needs an evaluation, and the config has no val_dataloader: add one with '
+                'its val_evaluator, or leave the report out'
+            )
         find_metric(loop.evaluator)
         check_folder(self.folder)
         self._collector = DetectionCollector(loop.evaluator)
         loop.evaluator.metrics.append(self._collector)
 
     def after_run(self, runner) -> None:
+        """Write the report of the last evaluation."""
         collector = self._collector
         if not is_main_process():
             return

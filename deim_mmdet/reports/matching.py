@@ -39,8 +39,8 @@ class Objects(Boxes):
 
     Attributes:
         id: (N,) the annotations' ids.
-        area: (N,) in square pixels, as annotated.
-        crowd: (N,) whether it is a region of many objects; these need not be found.
+        area: (N,) areas in square pixels, as annotated.
+        crowd: (N,) whether the annotation is a region of many objects, which need not be found.
         found_at: (N,) score of the detection that found the object; -inf where none did.
     """
 
@@ -55,7 +55,7 @@ class Detections(Boxes):
     """Detections that count: the best of each class and image, as many as COCO's AP takes.
 
     Attributes:
-        score: (N,).
+        score: (N,) scores in [0, 1].
         object: (N,) positions of the objects that they found; -1 where they found none.
         ignored: (N,) whether they lie on a crowd, so that they are neither right nor wrong.
     """

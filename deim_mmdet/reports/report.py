@@ -24,19 +24,29 @@ def check_folder(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         taken = next(folder.iterdir(), None)
     except OSError as error:
-        raise ValueError(f'a report cannot be written to {folder}: {error.strerror}') from error
+        raise ValueError(
+            f'a report cannot be written to {folder} ({error.strerror}): name another folder'
+        ) from error
     if taken is not None:
         raise ValueError(
             f'a report needs a new or empty folder, but {folder} holds {taken.name}: name another '
             'one, or remove it'
         )
     if not os.access(folder, os.W_OK):
-        raise ValueError(f'a report cannot be written to {folder}: no permission')
+        raise ValueError(
+            f'a report cannot be written to {folder} (no permission): make it writable, or name '
+            'another folder'
+        )
     return folder
 
 
 def check_argument(parser: ArgumentParser, folder: str | None) -> None:
-    """End a command whose ``--report`` names a folder that a report can't be written to."""
+    """End a command whose ``--report`` names a folder that a report can't be written to.
+
+    Args:
+        parser: The command's parser, which prints the message.
+        folder: The folder; None where no report is wanted.
+    """
     if folder is not None:
         try:
             check_folder(folder)

@@ -30,6 +30,7 @@ def least_score(value: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
+    """A share as text; a dash where the whole is 0."""
     return f'{100 * part / whole:.0f} %' if whole else '–'
 
 
