@@ -7,7 +7,14 @@ Size = tuple[float, float]
 
 
 def is_turned(annotated: Size, read: Size) -> bool:
-    """Whether an image is annotated as before or after a turn by its EXIF orientation."""
+    """Whether an image is annotated with width and height exchanged.
+
+    That is so where only one of the two was turned by the image's EXIF orientation.
+
+    Args:
+        annotated: Size in the annotation file.
+        read: Size of the image as it was read.
+    """
     return tuple(annotated) == (read[1], read[0]) != tuple(read)
 
 
@@ -15,6 +22,10 @@ def box_factors(annotated: Size, read: Size) -> tuple[float, float]:
     """Factors (x, y) from pixels of the annotation file to pixels of the image as it was read.
 
     Both are 1 where the image is turned, as its boxes would fit in neither size.
+
+    Args:
+        annotated: Size in the annotation file.
+        read: Size of the image as it was read.
     """
     if is_turned(annotated, read):
         return 1.0, 1.0
@@ -54,7 +65,7 @@ def scale_instances(
 
 
 def size_warning(path: str, annotated: Size, read: Size, color_type: str | None = None) -> str:
-    """What to say of an image that has another size than annotated.
+    """The message about an image that has another size than annotated.
 
     Args:
         path: The image.

@@ -90,9 +90,9 @@ OPTIONAL = {'area': (_is_number, 'a number of square pixels'), 'iscrowd': FLAG}
 
 
 def read_annotation_file(path: str, evaluation: bool, backend_args: dict | None = None) -> dict:
-    """Read a COCO annotation file of which every entry has COCO's form.
+    """Read a COCO annotation file, and check that every entry has COCO's form.
 
-    It fills in what may be missing: ``area`` for training, and ``annotations`` for evaluation, as
+    What may be missing is filled in: ``area`` for training, and ``annotations`` for evaluation, as
     files of test images have none.
 
     Args:
@@ -101,8 +101,9 @@ def read_annotation_file(path: str, evaluation: bool, backend_args: dict | None 
         backend_args: Storage backend, see :func:`mmengine.fileio.get`.
 
     Raises:
-        FileNotFoundError: It cannot be opened.
-        ValueError: It is not JSON, or not in COCO's format; names the entry and the field.
+        FileNotFoundError: The file cannot be opened.
+        ValueError: The file is not JSON, or not in COCO's format; the message names the entry and
+            the field.
     """
     content = _read(path, backend_args)
     error = _fault_of_form(content, evaluation)

@@ -6,9 +6,12 @@ from typing import NamedTuple
 class Problem(NamedTuple):
     """A kind of fault.
 
-    ``title`` follows a count. ``training`` says what training does with such data, ``remedy`` what
-    the user can do. ``breaks`` is True where training and evaluation refuse the data, 'training' or
-    'evaluation' where only that one does.
+    Attributes:
+        title: What it is called, after a count.
+        training: What training does with such data.
+        remedy: What the user can do, as a sentence.
+        breaks: True where training and evaluation refuse the data; 'training' or 'evaluation' where
+            only that one refuses them.
     """
 
     title: str
@@ -91,8 +94,12 @@ DROPPED = tuple(name for name, problem in PROBLEMS.items() if problem.training =
 class Finding(NamedTuple):
     """A fault at its place.
 
-    ``says`` names the place in words. ``image`` is the file name of the image concerned, ``bbox``
-    its box (x, y, w, h) in pixels as in the file; None or empty where there is none.
+    Attributes:
+        problem: Key of :data:`PROBLEMS`.
+        breaks: Whether the data are refused for it.
+        says: The place in words.
+        image: File name of the image concerned; None where there is none.
+        bbox: The box concerned, (x, y, w, h) in pixels as in the file; empty where there is none.
     """
 
     problem: str

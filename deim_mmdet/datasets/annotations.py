@@ -13,9 +13,13 @@ from .annotation_problems import DROPPED, PROBLEMS, Finding
 class CheckedAnnotations:
     """The usable part of an annotation file, and what was found.
 
-    ``images`` and ``annotations`` are entries as in the file. ``classes`` are the names of the
-    classes in the order of their numbers, ``category_ids`` the ids that belong to them. ``total``
-    is the number of annotations in the file.
+    Attributes:
+        images: Entries of "images", each image once.
+        annotations: Entries of "annotations" that can be used.
+        total: Number of annotations in the file.
+        classes: Names of the classes in the order of their numbers.
+        category_ids: Ids of the categories of these names, in the same order.
+        findings: All that is unusual.
     """
 
     images: list[dict]

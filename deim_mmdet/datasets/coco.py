@@ -36,10 +36,10 @@ class CheckedCocoDataset(CocoDataset):
     Arguments are those of :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
-        FileNotFoundError: If the annotation file cannot be opened.
-        ValueError: If it is not JSON or not in COCO's format, has two different images or two
-            categories of one id or two categories of one name, lacks one of the given classes, has
-            boxes but none that can be used, or nests values hundreds of levels deep.
+        FileNotFoundError: The annotation file cannot be opened.
+        ValueError: It is not JSON or not in COCO's format, has no images, has two different images
+            or two categories of one id or two categories of one name, lacks one of the given
+            classes, has boxes but none that can be used, or nests values hundreds of levels deep.
     """
 
     # No default classes: where none are given, those of the file hold.
@@ -60,7 +60,8 @@ class CheckedCocoDataset(CocoDataset):
         own = self.metainfo['classes']
         if sorted(own) != sorted(classes):
             raise ValueError(
-                f'the data set of {self.ann_file} has the classes {list(own)}, not {list(classes)}'
+                f'the data set of {self.ann_file} has the classes {list(own)}, not '
+                f'{list(classes)}: give the same names, in any order'
             )
         position = [own.index(name) for name in classes]
         moved = [list(classes).index(name) for name in own]

@@ -38,11 +38,14 @@ def stack_images(samples: Sequence) -> Any:
 
 
 def stacking(dataloader: Mapping) -> dict:
-    """The config of a data loader, which now stacks images where it may.
+    """The config of a data loader, with ``stack_images`` as collate function where that fits.
 
-    ``stack_images`` is its collate function, if it names none and the last transform of its data
-    set is ``PackDetImage``. ``test_dataloader`` can't name it: mmengine's inferencers (0.10.7) fail
-    on a config with a ``collate_fn``.
+    It fits if the config names no collate function and the last transform of the data set is
+    ``PackDetImage``. ``test_dataloader`` can't name the function itself: mmengine's inferencers
+    (0.10.7) fail on a config with a ``collate_fn``.
+
+    Args:
+        dataloader: The config, which stays as it is.
     """
     dataset = dataloader.get('dataset')
     pipeline = dataset.get('pipeline') if isinstance(dataset, Mapping) else None

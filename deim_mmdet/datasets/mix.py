@@ -32,7 +32,7 @@ class DenseO2ODataset(MultiImageMixDataset):
     After :meth:`set_seed` (``DerivedSeedHook`` calls it), all that is drawn for a sample and its
     partners follows from seed, epoch and index. Workers, order and resuming make no difference.
     Wrappers that give an image several indexes (``RepeatDataset``, ``ClassBalancedDataset``) belong
-    into ``dataset``. Outside they would repeat the augmented sample.
+    inside ``dataset``. Around this data set they would repeat the augmented sample.
 
     Args:
         dataset: Data set of single images, or its config; with an empty pipeline for ``DenseO2O``.
@@ -45,8 +45,9 @@ class DenseO2ODataset(MultiImageMixDataset):
             Default False: training stops there.
 
     Raises:
-        RuntimeError: If ``max_refetch`` tries give no sample; the last one's transform is named.
-        UnreadableImageError: If an image, which is named, can't be read and isn't skipped.
+        RuntimeError: ``max_refetch`` tries gave no sample; the message names the transform at which
+            the last one ended.
+        UnreadableImageError: An image can't be read and isn't skipped; the message names it.
 
     Example:
         >>> train_dataset = dict(
@@ -76,7 +77,12 @@ class DenseO2ODataset(MultiImageMixDataset):
         self.skipped_types = tuple(skip_type_keys)
 
     def set_seed(self, seed: int, epoch: int) -> None:
-        """Make the samples follow from these numbers, in this process and all worker processes."""
+        """Make the samples follow from numbers, in this process and all worker processes.
+
+        Args:
+            seed: Seed of the training, not negative.
+            epoch: The epoch that comes next, not negative.
+        """
         self._seed.set(seed, epoch)
 
     def __getitem__(self, idx: int) -> dict:

@@ -13,7 +13,7 @@ def read_picture(path: str, backend_args: dict | None = None) -> np.ndarray:
         backend_args: Storage backend, see :func:`mmengine.fileio.get`.
 
     Raises:
-        UnreadableImageError: As of :class:`LoadImageChecked`.
+        UnreadableImageError: See :class:`LoadImageChecked`.
     """
     try:
         stored = _load(path, 'unchanged', backend_args)
@@ -37,7 +37,8 @@ def _load(path: str, color_type: str, backend_args: dict | None) -> np.ndarray:
 def as_picture(img: np.ndarray) -> np.ndarray:
     """An image (H, W, C) to look at: (H, W, 3) uint8, BGR, from its least to its largest value.
 
-    The first three channels are taken for red, green and blue; of less than three, the first is.
+    The first three channels are taken for red, green and blue. Of one or two channels the first is
+    shown, in grey.
     """
     shown = img[..., 2::-1] if img.shape[2] > 3 else img if img.shape[2] == 3 else img[..., :1]
     shown = np.nan_to_num(shown.astype(np.float32))

@@ -50,14 +50,14 @@ class CheckedCocoMetric(CocoMetric):
     - If an image has another size than annotated, its boxes are scaled to the annotated size.
     - ``proposal_nums`` need not contain 100. ``mAP`` then counts as many detections of a class in
       an image as its largest number; in mmdet 3.3.0 it would be -1.
-    - Without a single detection the figures are 0.
+    - Without a single detection the figures are 0; mmdet 3.3.0 gives none.
     - Where faster-coco-eval is installed, it computes the tables of precision and recall, with
       pycocotools' numbers. Figures of proposals stay mmdet's.
 
     In all other cases the figures are those of ``CocoMetric``.
 
     Args:
-        ann_file: Annotation file in COCO's format; None takes the objects from the samples.
+        ann_file: Annotation file in COCO's format. Default None: the samples have the objects.
         faster: Whether faster-coco-eval computes the tables. None: where it is installed, and
             ``use_mp_eval`` (mmdet's evaluation in eight processes) is off. It leaves files with
             strings as ids to pycocotools.
@@ -65,7 +65,8 @@ class CheckedCocoMetric(CocoMetric):
 
     Raises:
         ImportError: ``faster`` is on, but faster-coco-eval can't be imported.
-        ValueError: A class has no category of its name in the file; the message lists both.
+        ValueError: ``metric_items`` names a figure that there isn't. Or, in the evaluation, a class
+            has no category of its name in the file; the message lists both.
     """
 
     def __init__(self, ann_file: str | None = None, faster: bool | None = None, **kwargs) -> None:

@@ -25,11 +25,12 @@ def coco_entries(
 ) -> list[dict]:
     """Entries of COCO's results for the detections of images.
 
-    Those of masks have no box: COCO's evaluation would take its area for the mask's.
+    Entries of masks have no box: COCO's evaluation would take the box's area for the mask's.
 
     Args:
-        found: Of each image ``img_id``, ``labels``, ``scores``, and ``bboxes`` (x1, y1, x2, y2) or
-            ``masks`` with their ``mask_scores``, if there are some.
+        found: For each image ``img_id``, ``labels`` (N,), ``scores`` (N,), and ``bboxes`` (N, 4) as
+            (x1, y1, x2, y2) in pixels, or N ``masks`` with their ``mask_scores``, if there are
+            some.
         category_ids: Id of each class's category, by label.
         kind: 'bbox' or 'segm'.
     """
