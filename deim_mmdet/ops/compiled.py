@@ -24,7 +24,12 @@ DEVICES = [
 
 
 def reason_against(value: Tensor, num_levels: int) -> str:
-    """Why the compiled operator can't take a value (B, N, heads, C); empty where it can."""
+    """Why the compiled operator can't be used; empty where it can.
+
+    Args:
+        value: (B, N, heads, C), see :func:`deformable_attention`.
+        num_levels: Number of levels.
+    """
     if MISSING:
         return MISSING
     # Faster than the name of the device.
@@ -50,8 +55,8 @@ def compiled_deformable_attention(
 ) -> Tensor:
     """Compute :func:`deformable_attention`, which has checked the arguments.
 
-    Samples are computed and summed in float32, or in float64 where one of the tensors is. A value
-    in half precision is read as it is.
+    ``nearest`` stands for its method 'discrete'. Samples are computed and summed in float32, or in
+    float64 where one of the tensors is. A value in half precision is read as it is.
     """
     types = {value.dtype, sampling_locations.dtype, attention_weights.dtype}
     computed = torch.float64 if torch.float64 in types else torch.float32

@@ -60,7 +60,7 @@ def deformable_attention(
         method: 'default' or 'discrete'.
 
     Returns:
-        (B, Q, heads * C).
+        (B, Q, heads · C), in the promoted type of the three tensors.
 
     Raises:
         ValueError: The number of tokens or points doesn't agree with ``spatial_shapes`` or

@@ -40,7 +40,7 @@ def check_range(
 
 
 def check_number(owner: object, name: str, value: float, lowest: float, highest: float) -> float:
-    """Return ``value`` as a float in [lowest, highest].
+    """Return ``value`` as a float in [lowest, highest]; arguments as of :func:`check_range`.
 
     Raises:
         ValueError: If it is anything else.
@@ -54,7 +54,7 @@ def check_number(owner: object, name: str, value: float, lowest: float, highest:
 
 
 def check_count(owner: object, name: str, value: int, lowest: int = 1) -> int:
-    """Return ``value`` as an integer of at least ``lowest``.
+    """Return ``value`` as an integer of at least ``lowest``; arguments as of :func:`check_range`.
 
     Raises:
         ValueError: If it is anything else.

@@ -74,7 +74,7 @@ def component_name(config: Mapping) -> str:
 def merged(default: Mapping, given: Mapping) -> dict:
     """The config ``default``, changed by the settings of ``given``.
 
-    Nested configs are merged, too. One with another type replaces the default as a whole.
+    Nested configs are merged, too. A config of another type replaces the default as a whole.
     """
     if given.get('type', default.get('type')) != default.get('type'):
         return dict(given)

@@ -17,7 +17,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replaced_when_complete(path: str | Path) -> Iterator[Path]:
-    """Context with a temporary path to write to, which becomes ``path`` at the end.
+    """Context with a temporary path to write to; at the end that file becomes ``path``.
 
     Missing folders are made. A reader sees the whole old file or the whole new one, even after a
     loss of power. Where writing fails, the old file stays.

@@ -1,4 +1,4 @@
-"""Reads of a GPU's memory that are meant."""
+"""Marks the reads of a GPU's memory that are made on purpose."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -18,7 +18,7 @@ class NameTable:
     Args:
         pairs: Templates of the given name and of the other, with the same fields: ``{i}``, ``{j}``,
             ``{path}``, ``{leaf}``.
-        derived: Names that have no other: what they name is computed there.
+        derived: Given names without another name, as the other side computes what they stand for.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]], derived: re.Pattern | None = None) -> None:
@@ -26,7 +26,7 @@ class NameTable:
         self._derived = derived
 
     def __call__(self, name: str) -> str | None:
-        """The other name; None of what is derived.
+        """The other name; None for a derived one.
 
         Raises:
             KeyError: No pair fits.
