@@ -74,13 +74,20 @@ class Architecture(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How a state dict differs from an architecture; the norms' counters are ignored."""
+    """How a state dict differs from an architecture; the norms' counters are ignored.
+
+    Attributes:
+        missing: Names that only the architecture has.
+        unexpected: Names that only the state dict has.
+        reshaped: Names of entries whose shapes differ.
+    """
 
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
 
     def size(self) -> int:
+        """Number of differences."""
         return sum(map(len, self))
 
     def __str__(self) -> str:
@@ -99,7 +106,7 @@ def decoder_activation(config: Config) -> str | None:
 
 @cache
 def detector(path: Path, num_classes: int) -> Architecture:
-    """Architecture of the config at ``path`` for a number of classes."""
+    """Architecture of the config at ``path``, with ``num_classes`` classes."""
     config = Config.fromfile(path)
     config.model.bbox_head.num_classes = num_classes
     model = config.model.to_dict()
@@ -127,7 +134,7 @@ def _shapes(model: str) -> dict[str, Size]:
 
 
 def compare(state_dict: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> Comparison:
-    """Names that only one side has, and entries whose shapes differ."""
+    """How a state dict differs from the ``shapes`` of an architecture."""
     return Comparison(
         missing=[n for n in shapes if n not in state_dict and not n.endswith(_COUNTER)],
         unexpected=[n for n in state_dict if n not in shapes and not n.endswith(_COUNTER)],
@@ -146,9 +153,10 @@ def identify(
 
     Models may have the same parameters and other activations, which no file of weights states:
     those of DEIM-D-FINE have SiLU; those of D-FINE, and DEIM's fine-tuned from Objects365, have
-    ReLU. In this order it is decided by: ``config``; the name of a published file; ``deim``;
-    whether norms were frozen in training (frozen ones count no batches); words in the file's name,
-    where ``deim`` or ``rtv4`` without ``obj`` means SiLU, otherwise ``dfine`` or ``rtdetr`` ReLU.
+    ReLU. These decide, in this order: ``config``; the name of a published file; ``deim``; whether
+    norms were frozen in training (frozen ones count no batches); words in the file's name. Of the
+    words, ``deim`` or ``rtv4`` without ``obj`` means SiLU; otherwise ``dfine`` or ``rtdetr`` means
+    ReLU.
 
     Args:
         state_dict: Parameters of a detector or of a backbone alone, by the names of this package.
@@ -166,7 +174,8 @@ def identify(
     num_classes = count_classes(state_dict)
     if num_classes is None and any(name.startswith('bbox_head.') for name in state_dict):
         raise ValueError(
-            'the parameters are of no known model: bbox_head.query_selection.score.bias is missing'
+            'the parameters are of no known model, as bbox_head.query_selection.score.bias is '
+            'missing: take a file with all parameters of a detector'
         )
     published = published_file(file_name) if num_classes and config is None else None
     if published and deim in (None, _is_deim(published.config)):
@@ -257,7 +266,12 @@ def _models_with_part(
 def complete(state_dict: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> dict[str, Tensor]:
     """The state dict with exactly the entries of ``shapes``, in their order.
 
-    Counters of batches that only one side has are added as 0 or left out.
+    Counters of batches that the state dict lacks are added as 0; those that ``shapes`` lacks are
+    left out.
+
+    Args:
+        state_dict: Parameters that fit ``shapes`` but for such counters.
+        shapes: Shape of each entry.
     """
     return {
         name: state_dict[name] if name in state_dict else torch.zeros(shape, dtype=torch.long)

@@ -42,7 +42,7 @@ CORRECTED = dict(
 
 
 def default_classes(num_classes: int) -> Sequence[str] | None:
-    """Class names of published weights with so many scores and no names.
+    """Class names of published weights that don't state them, by the number of their scores.
 
     COCO's for 80, :data:`OBJECTS365_ROWS` for 366, None for any other number.
     """

@@ -25,7 +25,7 @@ class PublishedModel(NamedTuple):
 
 @cache
 def published_models() -> dict[str, PublishedModel]:
-    """The models of ``model-index.yml`` by name."""
+    """The models of ``model-index.yml`` by name; several may share a config."""
     # An installed package holds these files in .mim; in a checkout they lie beside the package.
     installed = PACKAGE / '.mim' / 'model-index.yml'
     index = installed if installed.is_file() else PACKAGE.parent / 'model-index.yml'
