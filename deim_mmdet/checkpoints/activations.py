@@ -47,9 +47,10 @@ def activation_warning(
             return None
         reason = 'has frozen norms in its backbone, as models with ReLU have'
     return (
-        f'{name} {reason}, but the decoder of this config has {own}. No weights tell the '
-        'activation. If it is another one, scores are wrong and training starts worse: take the '
-        'config of these weights, or set act in query_selection and decoder of model.bbox_head'
+        f'{name} {reason}, but the decoder of this config has {own}. Weights do not tell the '
+        'activation that they were trained with. With another one scores are wrong and training '
+        'starts worse: take the config of these weights, or set act in query_selection and decoder '
+        'of model.bbox_head'
     )
 
 

@@ -14,8 +14,8 @@ from ..utils.text import some
 from .huggingface import to_reference_names
 from .reference import convert_reference_state_dict
 
-#: Begins the names of the layer that RT-DETRv4 trains with its teacher's tokens and doesn't use
-#: otherwise. It marks the files of RT-DETRv4, whose networks are DEIM-D-FINE's.
+#: Begins the names of a layer that RT-DETRv4 only uses in training, with its teacher's tokens. The
+#: layer marks the files of RT-DETRv4, whose networks are DEIM-D-FINE's.
 PROJECTOR = 'encoder.feature_projector.'
 
 #: Begins the names of what the losses train and nothing else uses, such as a distillation's
@@ -32,7 +32,7 @@ _MARKS = [
     ('model.conv_encoder.', HUGGING_FACE),
     ('decoder.', REFERENCE),
     ('backbone.', REFERENCE),
-    # Those of HGNetv2 (same names here), ResNet-vd (and ours of it) and vision transformers.
+    # Backbones: HGNetv2, which has the same names here, ResNet-vd in both namings, and ViTs.
     *((mark, BACKBONE) for mark in ('stem.', 'conv1.conv1_', 'blocks.', '_model.blocks.')),
 ]
 
@@ -171,5 +171,5 @@ def classes_of_annotations(path: str | Path, num_classes: int) -> list[str]:
         return [names.get(index, f'unused_{index}') for index in range(num_classes)]
     raise ValueError(
         f'{path} has {len(names)} categories, with ids up to {max(names)}, but the checkpoint '
-        f'{num_classes} classes'
+        f'{num_classes} classes: give the annotations that it was trained with'
     )

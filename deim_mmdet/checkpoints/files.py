@@ -58,14 +58,18 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
 
     Raises:
         FileNotFoundError: There is no such file.
-        RuntimeError: The file can't be downloaded, is damaged, or holds a type that isn't allowed.
+        RuntimeError: The file can't be downloaded, is damaged, holds no dictionary or a type that
+            isn't allowed. Or it is a safetensors file, and that package isn't installed.
     """
     path = local_path(download(str(filename)) if is_url(filename) else filename)
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path, map_location or 'cpu')
     checkpoint = load(path, str(filename), map_location)
     if not isinstance(checkpoint, dict):
-        raise RuntimeError(f'{filename} holds a {type(checkpoint).__name__}, not a checkpoint')
+        raise RuntimeError(
+            f'{filename} holds a {type(checkpoint).__name__}, not a checkpoint: it must hold a '
+            'dictionary with parameters'
+        )
     return checkpoint
 
 
@@ -101,7 +105,8 @@ def _read_safetensors(path: Path, map_location) -> dict:
         return load_file(path, device=str(map_location))
     except SafetensorError as error:
         raise RuntimeError(
-            f'checkpoint {path} is damaged or was not written completely: {error}'
+            f'checkpoint {path} is damaged or was not written completely ({error}): take another '
+            'copy of it'
         ) from error
 
 

@@ -76,7 +76,7 @@ def _without_selection_identity(state_dict: Mapping[str, Tensor]) -> dict[str, T
     authors' weights, the projection is the identity. Other weights were trained as another network.
 
     Raises:
-        ValueError: They were.
+        ValueError: The projection isn't the identity.
     """
     kept = {k: v for k, v in state_dict.items() if not k.startswith(_SELECTION_IDENTITY)}
     for name in state_dict.keys() - kept.keys():
@@ -87,7 +87,8 @@ def _without_selection_identity(state_dict: Mapping[str, Tensor]) -> dict[str, T
         if not torch.equal(value.cpu(), neutral.to(value.dtype)):
             raise ValueError(
                 'its DEIMv2 was trained in transformers, whose network is another one: it projects '
-                f"tokens before it selects queries ({name}), and the authors' DEIMv2 does not"
+                f"tokens before it selects queries ({name}), and the authors' DEIMv2 does not. "
+                "Take weights that transformers has converted from the authors', or their own file"
             )
     return kept
 
@@ -105,8 +106,8 @@ def _join(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts, target = _JOINED[module]
         if projections.keys() != {*parts}:
             raise ValueError(
-                f'{layer}.{module} has only the projections {sorted(projections)} of '
-                f'{", ".join(parts)}'
+                f'{layer}.{module} has only the projections {", ".join(sorted(projections))} of '
+                f'{", ".join(parts)}: the file is incomplete, take another copy of it'
             )
         name = f'{layer}.{target.format(leaf=leaf)}'
         joined[name] = torch.cat([projections[part] for part in parts])

@@ -52,8 +52,8 @@ def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
         return CheckpointLoader.load_checkpoint(filename, map_location)
     checkpoint = read_checkpoint(filename, map_location or 'cpu')
     if 'state_dict' in checkpoint:
-        # Some versions of mmengine save it. A resume would run it as Python to find a number of
-        # GPUs.
+        # Some versions of mmengine save the config's text here. A resume would run that text as
+        # Python to find a number of GPUs.
         (checkpoint.get('meta') or {}).pop('config', None)
     else:
         checkpoint = _converted(checkpoint, filename)
@@ -66,7 +66,7 @@ def load_from_deim_mmdet(filename: str, map_location=None) -> dict:
 def load_from_local(filename: str, map_location=None) -> dict:
     """Load a file as mmengine's loader of this name does, except for what the module says.
 
-    Args, Raises: See :func:`~deim_mmdet.checkpoints.files.read_checkpoint`.
+    Arguments and errors are those of :func:`~deim_mmdet.checkpoints.files.read_checkpoint`.
     """
     return read_checkpoint(filename, map_location)
 
@@ -76,7 +76,12 @@ def load_from_local(filename: str, map_location=None) -> dict:
 def load_from_ceph(filename: str, map_location=None) -> dict:
     """Load from Ceph as mmengine's loader of this name does, except for what the module says.
 
-    Args, Raises: See :func:`~deim_mmdet.checkpoints.safe_globals.load`.
+    Args:
+        filename: Address of the file, ``s3://…`` or ``petrel://…``.
+        map_location: See ``torch.load``.
+
+    Raises:
+        RuntimeError: See :func:`~deim_mmdet.checkpoints.safe_globals.load`.
     """
     backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
     return load(io.BytesIO(backend.get(filename)), filename, map_location)
@@ -99,7 +104,7 @@ def _converted(checkpoint: dict, filename: str) -> dict:
     try:
         weights = find_weights(checkpoint)
         if weights.naming == BACKBONE:
-            # Its module renames them.
+            # The backbone's own module renames them.
             return make_checkpoint(weights.state_dict, None)
         if weights.naming not in (REFERENCE, HUGGING_FACE):
             return checkpoint

@@ -34,7 +34,7 @@ def _history_statistic(owner: type, name: str):
 def _allowed() -> list[tuple[Any, str]]:
     """Types and functions that mmengine's checkpoints hold, each with its name in a file."""
     # numpy renamed its core package in version 2; checkpoints of either must load under either.
-    # pickle writes the function that makes an object again first.
+    # The first part of what pickle writes for an object is the function that rebuilds it.
     functions = [value.__reduce__()[0] for value in (np.zeros(1), np.float64())]
     rebuild = [
         (function, f'numpy.{package}.multiarray.{function.__name__}')
@@ -71,7 +71,9 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))
         if refused is None:
-            raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error
+            raise RuntimeError(
+                f'{name} is no checkpoint, or is damaged: take another file or another copy of it'
+            ) from error
         raise RuntimeError(
             f'checkpoint {name} holds an object of type {refused[1]}, which is refused because '
             'loading it could run code. If you trust the file, take its weights out where you made '
@@ -79,7 +81,7 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
             "torch's list yourself with torch.serialization.add_safe_globals"
         ) from None
     except EOFError as error:
-        raise RuntimeError(f'checkpoint {name} is empty') from error
+        raise RuntimeError(f'checkpoint {name} is empty: take an earlier one') from error
     except (IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
         # The old format begins with a pickle, and any text may seem one.
         raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error

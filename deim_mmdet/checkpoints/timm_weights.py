@@ -12,7 +12,7 @@ def load_from_timm(filename: str, map_location=None) -> dict:
 
     Args:
         filename: ``timm://`` and a name of timm, e.g. ``timm://vit_small_patch16_dinov3.lvd1689m``.
-        map_location: Not used: the weights are on the CPU.
+        map_location: Not used: the weights are loaded on the CPU.
 
     Returns:
         A checkpoint by timm's names. :class:`~deim_mmdet.models.backbones.VisionTransformer`

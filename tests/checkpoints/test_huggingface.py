@@ -244,7 +244,7 @@ def test_queries_keys_and_values_are_joined_in_this_order(state_dict):
     for rows, part in zip(joined.split(256), 'qkv', strict=True):
         assert torch.equal(rows, names[f'{prefix}.{part}_proj.weight'])
     del names[f'{prefix}.k_proj.weight']
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn has only .*\['q', 'v'\]"):
+    with pytest.raises(ValueError, match=r'layers\.1\.self_attn has only the projections q, v of'):
         to_reference_names(names)
 
 
