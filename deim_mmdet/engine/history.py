@@ -81,7 +81,14 @@ def read_history(work_dir: Path) -> History:
 
 
 def read_boundaries(work_dir: Path) -> tuple[int, int, int] | None:
-    """Epochs (t1, t2, t3) between the stages, from the run's configuration; None if it has none."""
+    """First epochs (t1, t2, t3) of the last three stages, from the configuration of a run.
+
+    Args:
+        work_dir: The run's work directory.
+
+    Returns:
+        The epochs; None where the run has no schedule of Dense O2O.
+    """
     configs = sorted(Path(work_dir).glob('*/vis_data/config.py'))
     if not configs:
         return None

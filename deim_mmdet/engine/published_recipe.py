@@ -14,9 +14,9 @@ class PublishedRecipe:
 
     There are two kinds. DEIM's (arXiv 2412.04234, also of its baselines and of DEIMv2) keeps the
     share of the no-augmentation stage in runs of another length. From the restart on it searches
-    for an EMA: each evaluation that is no new best leads to another restart, with a smaller decay.
-    EdgeCrafter's (arXiv 2603.18739) has no warm-up stage, keeps the number of its clean epochs in
-    runs of any length, and restarts once.
+    for the best decay of the EMA: each evaluation that is no new best leads to another restart,
+    with a smaller decay. EdgeCrafter's (arXiv 2603.18739) has no warm-up stage, keeps the number of
+    its clean epochs in runs of any length, and restarts once.
 
     Args:
         epochs: Epochs of training.
@@ -84,6 +84,7 @@ class PublishedRecipe:
 
     @property
     def iters_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
         return self.train_images // self.batch_size
 
     @property

@@ -64,9 +64,13 @@ class Recipe:
 def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, int]:
     """First epochs of the dense, flat and no-augmentation stage of a run of ``epochs`` epochs.
 
-    The no-augmentation stage keeps its share of the epochs, that of EdgeCrafter its length. The
+    The no-augmentation stage keeps its share of the epochs; EdgeCrafter's keeps its length. The
     dense stage keeps its share of the augmented epochs. The warm-up stage keeps its share in
-    shorter runs, its length in longer ones. Every stage of the recipe has at least one epoch.
+    shorter runs and its length in longer ones. Every stage of the recipe has at least one epoch.
+
+    Args:
+        published: Numbers to derive from.
+        epochs: Epochs of the run.
 
     Raises:
         ValueError: There are fewer epochs than the recipe has stages.
@@ -97,7 +101,14 @@ def _share(duration: int, published: PublishedRecipe, epochs: int) -> int:
 
 
 def derive_restart_epoch(published: PublishedRecipe, epochs: int) -> int:
-    """First epoch of the last phase: the same share before the end, and not before t3."""
+    """First epoch of the last phase of a run.
+
+    The phase keeps its share of the epochs, and doesn't begin before the no-augmentation stage.
+
+    Args:
+        published: Numbers to derive from.
+        epochs: Epochs of the run.
+    """
     if epochs == published.epochs:
         return published.last_phase
     t3 = derive_stages(published, epochs)[2]
@@ -107,7 +118,15 @@ def derive_restart_epoch(published: PublishedRecipe, epochs: int) -> int:
 
 
 def derive_matcher_change(published: PublishedRecipe, epochs: int) -> int | None:
-    """Epoch at the same share of the run; at least one epoch of a longer one comes after it."""
+    """Epoch from which on the late matcher acts; None for a recipe without one.
+
+    The late matcher keeps its share of the run; in a run of another length than the published one
+    it has at least one epoch.
+
+    Args:
+        published: Numbers to derive from.
+        epochs: Epochs of the run.
+    """
     change = published.matcher_change_epoch
     if change is None or epochs == published.epochs:
         return change

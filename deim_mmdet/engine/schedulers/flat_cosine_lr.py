@@ -10,10 +10,17 @@ from ... import compat
 def flat_cosine_factor(
     iteration: int, warmup_iters: int, cosine_begin: int, cosine_end: int, lr_gamma: float
 ) -> float:
-    """Factor of the base learning rate at a 0-based iteration (DEIM, section 4.1).
+    """Factor of the base learning rate at an iteration (DEIM, arXiv 2412.04234, section 4.1).
 
-    ``(i / warmup_iters)²`` while warming up, 1 until ``cosine_begin``, then along half a cosine to
-    ``lr_gamma`` at ``cosine_end``, and ``lr_gamma`` from there on.
+    The factor is ``(iteration / warmup_iters)²`` in the warm-up and then 1 until ``cosine_begin``.
+    From there it follows half a cosine to ``lr_gamma`` at ``cosine_end``, where it stays.
+
+    Args:
+        iteration: Counted from 0.
+        warmup_iters: Iterations of the warm-up; 0 for none.
+        cosine_begin: Iteration at which the factor starts to fall.
+        cosine_end: Iteration from which on it is constant.
+        lr_gamma: The factor at the end.
     """
     if iteration < warmup_iters:
         return (iteration / warmup_iters) ** 2
@@ -40,8 +47,8 @@ class FlatCosineLR(compat.scheduler_class()):
         cosine_end: Iteration from which on it is constant.
         lr_gamma: Factor of the learning rate at the end, positive.
         last_step: Iteration to start after; -1 starts anew.
+        by_epoch: Must be False; the argument exists so that configs can say so.
         verbose: Print each value.
-        by_epoch: Must be False; it exists so that configs can say so.
         **kwargs: ``begin`` and ``end`` of mmengine's schedulers.
 
     Raises:
