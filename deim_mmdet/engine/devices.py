@@ -31,6 +31,10 @@ def set_precision(device: str, env_cfg: Mapping[str, Any]) -> None:
 
     TF32 keeps float32's range and 10 of its 23 bits of precision. Without ``tf32`` in the config
     torch's defaults stay.
+
+    Args:
+        device: As :func:`mmengine.device.get_device` names it.
+        env_cfg: ``env_cfg`` of the config.
     """
     if device == 'cuda' and env_cfg.get('tf32') is not None:
         torch.set_float32_matmul_precision('high' if env_cfg['tf32'] else 'highest')
@@ -41,8 +45,13 @@ def laid_out(model: nn.Module, device: str, env_cfg: Mapping[str, Any]) -> nn.Mo
     """The model in the form that is fastest on its device.
 
     On a GPU with ``env_cfg.channels_last`` the weights of convolutions get the layout of the images
-    from the data loader, and features follow. On a CPU it is the form of
+    from the data loader, and features follow. On a CPU the model gets the form of
     :func:`~deim_mmdet.deployment.cpu.optimize_for_cpu`.
+
+    Args:
+        model: The model, changed in place.
+        device: As :func:`mmengine.device.get_device` names it.
+        env_cfg: ``env_cfg`` of the config.
     """
     if device == 'cpu':
         return optimize_for_cpu(model)

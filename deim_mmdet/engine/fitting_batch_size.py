@@ -30,7 +30,15 @@ LIMIT = 1024
 
 
 def largest_fitting(fits: Callable[[int], bool], limit: int = LIMIT) -> int:
-    """The largest of 1, 2, 3, 4, 6, 8, 12, 16, … up to ``limit`` for which ``fits`` holds, or 0."""
+    """The largest of 1, 2, 3, 4, 6, 8, 12, 16, … up to ``limit`` for which ``fits`` holds.
+
+    Args:
+        fits: Says whether a number fits; none fits that is larger than one that doesn't.
+        limit: The largest number to try.
+
+    Returns:
+        The number; 0 where not even 1 fits.
+    """
     best, size = 0, 1
     while size <= limit and fits(size):
         best, size = size, 2 * size
@@ -118,7 +126,14 @@ def take_steps(cfg: Config, batch_size: int, device: str, steps: int = 2) -> Non
 def random_samples(
     number: int, size: tuple[int, int], objects: int, num_classes: int
 ) -> list[DetDataSample]:
-    """Samples of images of a size (height, width) with random objects, the same in each call."""
+    """Data samples with random objects, the same in each call.
+
+    Args:
+        number: Number of samples.
+        size: Height and width of the images in pixels.
+        objects: Number of objects in each.
+        num_classes: Number of categories, from which labels are drawn.
+    """
     generator = torch.Generator().manual_seed(0)
     height, width = size
     samples = []

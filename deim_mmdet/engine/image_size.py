@@ -29,7 +29,7 @@ Size = tuple[int, int]
 def apply_image_size(cfg: Config | dict) -> None:
     """Put ``cfg.image_size`` wherever the config needs it, if a file or an option has changed it.
 
-    So is ``cfg.keep_ratio``, see :func:`keep_aspect_ratio`.
+    ``cfg.keep_ratio`` takes effect in the same way, see :func:`keep_aspect_ratio`.
 
     ``applied_image_size``, in the base config of the data, is the size that its pipelines were
     written for. If both are the same, or a config has no such variable, all sizes stay as written,
@@ -135,7 +135,7 @@ def keep_aspect_ratio(cfg: Config | dict, keep: bool = True) -> int:
 
     Args:
         cfg: A config, or the ``_base_`` of one, changed in place together with its ``keep_ratio``.
-        keep: With False it is the reverse: images are stretched to the input.
+        keep: False does the reverse: ``Letterbox`` becomes ``Resize``, which stretches images.
 
     Returns:
         Number of components that were changed.

@@ -48,7 +48,10 @@ def set_input_channels(
     if not channels or channels != len(std):
         raise ValueError(f'mean and std must have a number for each channel, got {mean} and {std}')
     if channels != dict(unchanged=channels, grayscale=1, color=RGB).get(color_type.split('_')[0]):
-        raise ValueError(f'color_type={color_type!r} does not read {channels} channels')
+        raise ValueError(
+            f'color_type={color_type!r} does not read {channels} channels: take '
+            "color_type='unchanged', or give mean and std for the channels that it reads"
+        )
     keeps_values = color_type.startswith('unchanged')
     for loader in find_components(TRANSFORMS, [*cfg.values()], LoadImageFromFile):
         loader.update(color_type=color_type, imdecode_backend=imdecode_backend)

@@ -211,7 +211,7 @@ class DEIMRunner(Runner):
         Args:
             filename: Path or ``https://`` address.
             args: Further arguments of mmengine's method.
-            kwargs: Likewise.
+            kwargs: Keyword arguments of mmengine's method.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -269,7 +269,7 @@ class DEIMRunner(Runner):
         Args:
             filename: Path or ``https://`` address.
             args: Further arguments of mmengine's method.
-            kwargs: Likewise.
+            kwargs: Keyword arguments of mmengine's method.
 
         Raises:
             ValueError: The checkpoint is of another model or optimiser.

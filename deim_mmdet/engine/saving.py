@@ -24,10 +24,10 @@ def save_whole(
         out_dir: Folder of the checkpoint.
         filename: Its name.
         args: Further arguments of ``save``.
-        kwargs: Likewise.
+        kwargs: Keyword arguments of ``save``.
 
     Raises:
-        RunFault: The disk is full, or writing fails otherwise.
+        RunFault: The file could not be written, e.g. as the disk is full.
     """
     if not isinstance(get_file_backend(out_dir), LocalBackend):
         save(out_dir, filename, *args, **kwargs)

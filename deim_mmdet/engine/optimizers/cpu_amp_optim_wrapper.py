@@ -19,5 +19,6 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of the forward pass; see :class:`mmengine.optim.OptimWrapper`."""
         with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
             yield

@@ -75,7 +75,10 @@ class RuleOptimWrapperConstructor:
     def _checked(rule: dict) -> dict:
         unknown = set(rule) - {'name', 'kind', 'lr_mult', 'decay_mult'}
         if unknown:
-            raise ValueError(f'paramwise_cfg rule {rule} has unknown keys {sorted(unknown)}')
+            raise ValueError(
+                f'paramwise_cfg rule {rule} has unknown keys {sorted(unknown)}: a rule may have '
+                'name, kind, lr_mult and decay_mult'
+            )
         if rule.get('kind') not in (None, 'norm', 'bias', 'weight'):
             raise ValueError(f'paramwise_cfg rule {rule}: kind must be norm, bias or weight')
         try:
