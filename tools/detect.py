@@ -19,6 +19,7 @@ import numpy as np
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.npy')
 INPUTS = ['images', 'orig_target_sizes']
+# From images (1, C, H, W) and their original (width, height) (1, 2) to labels, boxes and scores.
 Detect = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
@@ -130,14 +131,23 @@ def to_picture(image: np.ndarray) -> np.ndarray:
 
 
 def draw(image: np.ndarray, model: Model, threshold: float) -> tuple[np.ndarray, int]:
-    """Detect in an image (H, W, C); a picture with the boxes, and the number of objects.
+    """Detect objects in an image.
+
+    Args:
+        image: (H, W, C), as :func:`read` gives it.
+        model: The model.
+        threshold: Least score that is drawn, in [0, 1].
+
+    Returns:
+        A picture (H, W, 3) uint8, BGR, with the boxes, and the number of objects.
 
     Raises:
         SystemExit: The image has another number of channels than the model takes.
     """
     if image.shape[2] != model.shape[0]:
         raise SystemExit(
-            f'the images have {image.shape[2]} channels, and the model takes {model.shape[0]}'
+            f'the images have {image.shape[2]} channels, and the model takes {model.shape[0]}: '
+            'give other images or another model'
         )
     classes = json.loads(model.metadata.get('classes', '[]'))
     size = np.array([[image.shape[1], image.shape[0]]], np.int64)
