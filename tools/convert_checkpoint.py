@@ -80,7 +80,10 @@ def class_names(args: argparse.Namespace, num_classes: int) -> Sequence[str] | N
         return classes_of_annotations(args.ann_file, num_classes)
     classes = args.classes or classes_beside(args.src) or default_classes(num_classes)
     if classes is not None and len(classes) != num_classes:
-        raise ValueError(f'{len(classes)} class names for a checkpoint of {num_classes} classes')
+        raise ValueError(
+            f'{len(classes)} class names for a checkpoint of {num_classes} classes: name each by '
+            '--classes, or give the annotations that it was trained with by --ann-file'
+        )
     return classes
 
 
