@@ -74,6 +74,9 @@ class CellPredictions:
 class TrainingImages:
     """Batches of a config's training, in any stage.
 
+    Args:
+        config: A training config.
+
     Raises:
         ValueError: The config describes no training, or its data set is empty.
     """
@@ -132,7 +135,13 @@ def one_to_many(predictions: CellPredictions, objects: InstanceData) -> int:
 
 
 def make_cells(height: int, width: int, strides: Sequence[int]) -> Tensor:
-    """Cells (N, 4) of grids over an input; see :class:`CellPredictions`."""
+    """Cells (N, 4) of grids over an input; see :class:`CellPredictions`.
+
+    Args:
+        height: Height of the input in pixels.
+        width: Width of the input in pixels.
+        strides: Strides of the grids in pixels.
+    """
     cells = []
     for stride in strides:
         y, x = torch.meshgrid(
@@ -169,6 +178,10 @@ def stand_in_predictions(cells: Tensor, boxes: Tensor, iou: float) -> CellPredic
 class StandIn:
     """:func:`stand_in_predictions` for a batch, with one class.
 
+    Args:
+        iou: IoU of every prediction and its object.
+        strides: Strides of the grids of cells in pixels.
+
     Raises:
         ValueError: ``iou`` lies outside of (0, 1] or a stride isn't positive.
     """
@@ -197,6 +210,10 @@ class StandIn:
 
 class TrainedModel:
     """A model with query selection, which scores every cell of its feature levels.
+
+    Args:
+        config: The model's config.
+        checkpoint: Path or address of its weights.
 
     Raises:
         ValueError: The config's model has no query selection.

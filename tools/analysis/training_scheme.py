@@ -58,7 +58,7 @@ EMA_POINTS = 400
 
 
 class CountedImages(Dataset):
-    """Replaces a training set of ``number`` images where only the number matters."""
+    """Stands for a training set of ``number`` images where only their number matters."""
 
     metainfo: dict = {}
 
@@ -106,6 +106,7 @@ class TrainingScheme:
 
     @property
     def epochs(self) -> float:
+        """Length of the training in epochs."""
         return len(self.groups[0].rates) / self.iters_per_epoch
 
 
