@@ -126,6 +126,7 @@ def without_those(reasons: dict[str, str]) -> list[str]:
 
 
 def build(cfg: Config) -> nn.Module:
+    """The config's detector in evaluation mode, with random weights."""
     cfg.model.backbone.init_cfg = None
     return MODELS.build(cfg.model).eval()
 
@@ -197,6 +198,7 @@ def measure_latency(
     backends: list[str],
     args: argparse.Namespace,
 ) -> None:
+    """Time the backends and measure their memory; the figures go into ``results``."""
     with contextlib.ExitStack() as stack:
         onnx_path = None
         if EXPORTED.keys() & backends:

@@ -85,8 +85,11 @@ def parse_args() -> argparse.Namespace:
 def add_test_time_augmentation(cfg: Config) -> None:
     """Test on each image and its mirror image; NMS merges their detections.
 
-    The image itself is mirrored, before it is resized: so its padding stays where the model expects
-    it, and boxes are mirrored within the image's width.
+    The image is mirrored before it is resized. So its padding stays where the model expects it, and
+    boxes are mirrored within the image's width.
+
+    Args:
+        cfg: A whole config, changed in place.
     """
     meta_keys = (
         *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),

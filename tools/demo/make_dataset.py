@@ -49,9 +49,9 @@ class SceneSettings:
         size: Height and width of the images, in pixels.
         objects: Least and greatest number of objects in an image: (1, 3) is sparse, (8, 20) a
             crowd.
-        scale: Least and greatest height of an object, as a share of the image's
-            height. Its logarithm is drawn uniformly, so that small ones are as frequent as large
-            ones.
+        scale: Least and greatest height of an object, as a share of the image's height. The
+            logarithm of the height is drawn uniformly, so that small objects are as frequent as
+            large ones.
         digits: The digits in use, each a class.
         seed: Seed of everything random. Image i doesn't depend on how many images there are.
     """

@@ -80,6 +80,7 @@ def run(command: Sequence[str], log: Path) -> None:
 
 
 def mim(action: str, *options: str | Path) -> list[str]:
+    """The command that runs an action of mim, such as ``train``, on the demo's config."""
     return [sys.executable, '-m', 'mim', action, 'deim_mmdet', CONFIG, *map(str, options)]
 
 
