@@ -102,6 +102,7 @@ def implementations(targets: list[dict], inputs: dict, dfine: bool) -> dict:
 
 
 def summed(terms: Callable[[], dict]) -> Callable[[], torch.Tensor]:
+    """A function that returns the sum of loss terms."""
     return lambda: sum(terms().values())
 
 

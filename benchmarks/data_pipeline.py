@@ -50,13 +50,18 @@ CONFIG = Path(__file__).parent.parent / 'configs' / 'deim_dfine_l.py'
 
 
 class OurPipeline:
-    """Batches as in training with ``config``, whose augmentation is that of :data:`CONFIG`."""
+    """Batches as in training.
+
+    Args:
+        config: A training config, with the augmentation of :data:`CONFIG`.
+    """
 
     def __init__(self, config: Config) -> None:
         self.dataset = DATASETS.build(config.train_dataloader.dataset)
         self.preprocessor = MODELS.build(config.model.data_preprocessor)
 
     def set_stage(self, stage: Stage) -> None:
+        """Let data set and batch augments act as in a stage."""
         set_stage(stage, self.dataset, self.preprocessor)
 
     def samples(self, indices: list[int]) -> dict:

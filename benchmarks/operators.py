@@ -95,11 +95,13 @@ CASES = [
 
 
 def finish(device: str) -> None:
+    """Wait until a GPU has done its work."""
     if device == 'cuda':
         torch.cuda.synchronize()
 
 
 def seconds(function: Callable, device: str) -> float:
+    """Seconds that a call takes, the device's work included."""
     finish(device)
     start = time.perf_counter()
     function()
@@ -130,6 +132,7 @@ def peak_bytes(function: Callable, device: str) -> int:
 
 
 def measure(case: Case, device: str, repeats: int) -> dict:
+    """Compare the forms of a case, then time them in turn ``repeats`` times."""
     torch.manual_seed(0)
     *inputs, grad_out = case.inputs(device)
     inputs = [tensor.requires_grad_() for tensor in inputs]
@@ -167,6 +170,7 @@ def measure(case: Case, device: str, repeats: int) -> dict:
 
 
 def machine(device: str) -> dict:
+    """The properties of machine and software that the figures depend on."""
     found = dict(
         processor=f'{os.cpu_count()} × {processor()}',
         python=platform.python_version(),

@@ -73,6 +73,7 @@ class StepByStep:
         return sanitized(*self.resize(*sample))
 
     def load(self, index: int) -> Sample:
+        """The image of an index as it is in its file, with its objects."""
         image = Image.open(self.files[index]).convert('RGB')
         return sanitized(image, self.boxes[index], self.labels[index], least=0)
 

@@ -57,7 +57,12 @@ class Calls(TorchDispatchMode):
 
 
 class Watch:
-    """Begins and ends the watch of each iteration, as the first and as the last hook."""
+    """Begins and ends the watch of each iteration, as the first and as the last hook.
+
+    Args:
+        count: Whether to count calls and reads, which takes time, instead of time alone.
+        iterations: Number of iterations after which the training ends.
+    """
 
     def __init__(self, count: bool, iterations: int) -> None:
         self.count = count

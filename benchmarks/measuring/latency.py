@@ -44,7 +44,7 @@ def make_runner(
     num_threads: int = 1,
     device: str = 'cpu',
 ) -> Callable[[Tensor], object]:
-    """A detector in one of its forms as a function of images (B, 3, H, W).
+    """A detector in one of its forms as a function of images (B, C, H, W).
 
     On a CPU all run in single precision. On a GPU, ``'half'``, ``'graph'``, ``'compiled'``,
     ``'tensorrt'`` and ``'transformers'`` run in half precision. Exported files and ``'graph'`` give
@@ -150,9 +150,15 @@ class Candidate:
         self._process.shutdown()
 
     def seconds(self, batch: int, calls: int, cpu_time: bool = False) -> list[float]:
-        """Seconds of each of ``calls`` batches of random images, after one that isn't timed.
+        """Seconds of batches of random images, after one that isn't timed.
 
-        They end when the device has done the work.
+        The time of a batch ends when the device has done the work.
+
+        Args:
+            batch: Number of images.
+            calls: Number of batches that are timed.
+            cpu_time: Whether to take the time that the process computes, see
+                :class:`~.timing.CpuTimer`.
         """
         return self._call(_seconds, batch, calls, cpu_time)
 

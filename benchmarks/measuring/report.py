@@ -11,7 +11,11 @@ from .timing import Timing
 
 @dataclass
 class Results:
-    """The measurements of one config; parts that weren't asked for are empty."""
+    """The measurements of one config; parts that weren't asked for are empty.
+
+    ``size`` is (height, width) of the images in pixels. ``parameters`` is their number, and
+    ``flops`` are those of one image.
+    """
 
     config: str
     size: tuple[int, int]
@@ -19,8 +23,9 @@ class Results:
     flops: float
     #: Times by batch size, then by backend.
     latency: dict[int, dict[str, Timing]] = field(default_factory=dict)
+    #: Times by part of a training step.
     training: dict[str, Timing] = field(default_factory=dict)
-    #: On a GPU, until the host had enqueued it.
+    #: Times by part of a training step; on a GPU, until the host had enqueued the part.
     training_host: dict[str, Timing] = field(default_factory=dict)
     #: Images a second by stage.
     pipeline: dict[str, float] = field(default_factory=dict)

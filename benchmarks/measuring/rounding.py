@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     targets: list[dict[str, Tensor]]
 
     def to(self, dtype: torch.dtype) -> 'Batch':
+        """The batch with images and boxes of another type."""
         targets = [{**target, 'boxes': target['boxes'].to(dtype)} for target in self.targets]
         return Batch(self.images.to(dtype), targets)
 
@@ -68,6 +69,10 @@ def make_batch(images: Tensor, seed: int) -> Batch:
 
 class Ours:
     """This package's detector of a config without denoising.
+
+    Args:
+        cfg: ``model`` of the config.
+        norms_fixed: See the attribute.
 
     Attributes:
         model: The network.

@@ -24,6 +24,7 @@ class Timing(NamedTuple):
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> 'Timing':
+        """The percentiles of times in seconds."""
         milliseconds = np.asarray(seconds) * 1e3
         median, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
         lowest = float(milliseconds.min())
@@ -54,10 +55,11 @@ class CpuTimer:
         self._marks: list[float] = []
 
     def mark(self) -> None:
+        """Note the time; what lies between two marks is a span."""
         self._marks.append(time.process_time() if self._cpu_time else time.perf_counter())
 
     def read(self) -> Spans:
-        """What was between the marks; the timer starts anew."""
+        """The spans between the marks since the last call."""
         spans = [end - start for start, end in pairwise(self._marks)]
         self._marks.clear()
         return Spans(spans, spans)
