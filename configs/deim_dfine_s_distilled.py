@@ -1,4 +1,4 @@
-# DEIM-D-FINE-S that learns from a frozen DINOv3 too, as RT-DETRv4-S. Needs timm in training, and
+# DEIM-D-FINE-S that learns from a frozen DINOv3, too, as RT-DETRv4-S does. Training needs timm, and
 # DINOv3's weights, which are under Meta's licence. The network is deim_dfine_s's. For other sizes,
 # change the base; X has in_channels=384. Weight and share are RT-DETRv4-S's numbers; see
 # docs/starting_weights.md for what of its recipe is ours.

@@ -1,5 +1,5 @@
-# DEIM-D-FINE S with one level more, of stride 4, for small objects. The finer level costs: see
-# docs/recipe.md for what, and try a larger image_size first.
+# DEIM-D-FINE S with one level more, of stride 4, for small objects. docs/recipe.md says what the
+# finer level costs. Try a larger image_size first.
 _base_ = './deim_dfine_s.py'
 
 model = dict(

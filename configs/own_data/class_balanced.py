@@ -1,5 +1,6 @@
-# Own data in which some classes are rare: images with a class that less than 10 % of the images
-# have come several times an epoch (repeat factor sqrt(0.1 / share), LVIS, arXiv 1908.03195).
+# Own data in which some classes are rare. A class is rare if less than 10 % of the images have it.
+# Images with such a class come several times an epoch (repeat factor sqrt(0.1 / share of images),
+# LVIS, arXiv 1908.03195).
 _base_ = '../deim_dfine_custom.py'
 
 train_dataloader = dict(

@@ -5,7 +5,7 @@ _base_ = '../deim_dfine_custom.py'
 
 from deim_mmdet.engine import set_input_channels
 
-# Of each channel, in the values of the files.
+# Mean and standard deviation of each channel, in the values of the files.
 channel_means = [0, 0, 0, 0]
 channel_deviations = [65535, 65535, 65535, 65535]
 set_input_channels(_base_, channel_means, channel_deviations)

@@ -1,5 +1,5 @@
-# Two annotation files with their own image folders, trained on as one set. The second, smaller one
-# comes three times an epoch. Objects of both keep their classes by name.
+# Two annotation files with their own image folders, as one training set. The images of the second,
+# smaller file come three times an epoch. Objects of both files keep their classes by name.
 _base_ = '../deim_dfine_custom.py'
 
 first = _base_.train_dataloader.dataset.dataset

@@ -2,8 +2,8 @@
 # vision transformer.
 _base_ = './deimv2.py'
 
-# Of all parameters but the vision transformer's. The rest of the backbone has the whole rate and
-# decay, but for the shifts of the adapter.
+# The rules for all parameters but the vision transformer's. The rest of the backbone has the whole
+# rate and decay; only the adapter's shifts have no decay.
 other_rules = [
     dict(name=r'^backbone\.sta\..*\.bias$', decay_mult=0.0),
     dict(name=r'^backbone\.'),

@@ -1,6 +1,6 @@
-# EdgeCrafter's recipe (arXiv 2603.18739), as published for ECDet L and X: Dense O2O from the first
-# epoch to the half, then single images, and two epochs without augmentation. Any model may have it
-# in place of its own; set_dense_o2o(_base_, mosaic_prob=...) sets the share of mosaics.
+# EdgeCrafter's recipe (arXiv 2603.18739), as published for ECDet L and X: Dense O2O in the first
+# half, then augmented single images, and two epochs without augmentation. Any model may have this
+# recipe in place of its own; set_dense_o2o(_base_, mosaic_prob=...) sets the share of mosaics.
 _base_ = './deim.py'
 
 recipe = dict(kind='edgecrafter', epochs=50, stages=(0, 24, 48))
