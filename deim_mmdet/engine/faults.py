@@ -63,22 +63,29 @@ def without_traceback(*kinds: type[Exception]) -> Iterator[None]:
         sys.exit(f'{type(error).__name__}: {error}')
 
 
-def check_work_dir(work_dir: str | Path) -> None:
-    """Check that the work directory can be made and written to.
+def check_folder(
+    folder: str | Path, name: str = 'the work directory', option: str = '--work-dir'
+) -> None:
+    """Check that a folder can be made and written to.
+
+    Args:
+        folder: The folder.
+        name: What the message calls it.
+        option: The command's option that names another one.
 
     Raises:
         RunFault: It can't.
     """
     try:
-        os.makedirs(work_dir, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=work_dir) as file:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise RunFault(
-            f'cannot write to the work directory {work_dir} ({error.strerror}): make it writable, '
-            'or name another by --work-dir'
+            f'cannot write to {name} {folder} ({error.strerror}): make it writable, or name '
+            f'another by {option}'
         ) from error
 
 

@@ -23,7 +23,7 @@ from .apply_recipe import apply_recipe
 from .checks import bare_model, check_fills_a_batch, check_object_counts
 from .devices import laid_out, optimizer_options, set_precision, wrapper_options
 from .faults import (
-    check_work_dir,
+    check_folder,
     describe_damage,
     explained_faults,
     find_resumable,
@@ -84,7 +84,7 @@ class DEIMRunner(Runner):
     saves_whole = True
 
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
-        check_work_dir(work_dir)
+        check_folder(work_dir)
         super().__init__(model, work_dir, *args, **kwargs)
 
     @classmethod

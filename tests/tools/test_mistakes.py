@@ -86,3 +86,12 @@ def test_errors_of_the_training_itself_keep_their_tracebacks(load_tool, monkeypa
     )
     with pytest.raises(ValueError, match='of the program'):
         module.main()
+
+
+@pytest.mark.parametrize('name', ['test.py', 'check_dataset.py', 'benchmark.py'])
+def test_no_folder_to_write_to(load_tool, ended, name, tmp_path):
+    """A test, a check or a benchmark may take long: they say so before they begin."""
+    out = tmp_path / 'some.pth' / ('found.pkl' if name == 'test.py' else 'found')
+    said = ended((name, load_tool(name)), DEMO, '--out', str(out))
+    assert said.startswith(f'RunFault: cannot write to the folder {tmp_path / "some.pth"}')
+    assert said.endswith('name another by --out')
