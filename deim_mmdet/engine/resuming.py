@@ -3,11 +3,15 @@
 A checkpoint holds the learning rates of the run that wrote it, and counts iterations in the batches
 of that run. mmengine restores both: a changed option would be printed, but not used. Here a resumed
 run keeps the *position* (finished epochs) and the state (weights, average, moments) of its
-checkpoint. It takes every number that follows from the config from the present config.
+checkpoint. It takes every number that follows from the config from the present config. Schedulers
+take the steps of a new run up to the position; only where one follows the results of evaluations
+(``ReduceOnPlateauLR``) are they restored as saved.
 """
 
 import logging
+import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,28 +132,69 @@ def parameters_digest(runner) -> str:
     return f'{zlib.crc32(repr(listed).encode()):08x}'
 
 
-def apply_settings(runner, fresh: list[dict[str, Any]]) -> None:
+def schedule_states(runner) -> list[dict[str, Any]]:
+    """States of all schedulers of a training; it builds those that still are configs."""
+    if runner.param_schedulers is None:
+        return []
+    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    return [scheduler.state_dict() for scheduler in runner.param_schedulers]
+
+
+def apply_settings(runner, groups: list[dict[str, Any]], schedules: list[dict[str, Any]]) -> None:
     """Replace the numbers that a checkpoint has brought by those of the present config.
 
     Args:
         runner: Runner that has just resumed.
-        fresh: :func:`group_settings` of the optimiser before it resumed.
+        groups: :func:`group_settings` of the optimiser before it resumed.
+        schedules: :func:`schedule_states` before it resumed.
     """
     _move_to_epoch(runner)
-    for group, settings in zip(runner.optim_wrapper.param_groups, fresh, strict=True):
-        before = group.get('initial_lr', group['lr'])
-        now = settings.get('initial_lr', settings['lr'])
-        if now != before:
-            # Some schedulers go on from the present rate.
-            group['lr'] *= now / before
-        group.update({key: value for key, value in settings.items() if key != 'lr'})
+    schedulers = runner.param_schedulers or ()
+    # What they do follows from evaluations, which a checkpoint alone knows of.
+    follow_results = any(getattr(each, 'need_val_args', False) for each in schedulers)
+    if not follow_results:
+        for scheduler, state in zip(schedulers, schedules, strict=True):
+            scheduler.load_state_dict(state)
+    for group, settings in zip(runner.optim_wrapper.param_groups, groups, strict=True):
+        before, now = (each.get('initial_lr', each['lr']) for each in (group, settings))
+        reached = group['lr'] * now / before if before else now
+        group.update({**settings, 'lr': reached} if follow_results else settings)
     match_parameters(runner.optim_wrapper.optimizer)
-    for scheduler in runner.param_schedulers or ():
-        if isinstance(scheduler, FlatCosineLR):
+    if follow_results:
+        for scheduler in schedulers:
+            if isinstance(scheduler, FlatCosineLR):
+                scheduler.move_to(runner.iter)
+            elif scheduler.param_name == 'lr':
+                scheduler.base_values = [
+                    group['initial_lr'] for group in runner.optim_wrapper.param_groups
+                ]
+    elif all(isinstance(s, FlatCosineLR) and s.begin <= runner.iter < s.end for s in schedulers):
+        for scheduler in schedulers:
             scheduler.move_to(runner.iter)
-        elif getattr(scheduler, 'param_name', None) == 'lr':
-            groups = runner.optim_wrapper.param_groups
-            scheduler.base_values = [group['initial_lr'] for group in groups]
+    else:
+        _replay(runner, schedulers)
+
+
+def _replay(runner, schedulers: Sequence) -> None:
+    """Let schedulers take all steps up to the present iteration, as in a new run.
+
+    Most of mmengine's compute a value from the one before, and by rounding alone another way would
+    lead to another value.
+    """
+    by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]
+    by_iteration = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
+    # A loop by iterations has a single epoch.
+    counts_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    epoch = len(runner.train_dataloader) if counts_epochs else runner.max_iters
+    with warnings.catch_warnings():
+        # Of steps without one of the optimiser.
+        warnings.simplefilter('ignore')
+        for iteration in range(1, runner.iter + 1):
+            for scheduler in by_iteration:
+                scheduler.step()
+            if iteration % epoch == 0:
+                for scheduler in by_epoch:
+                    scheduler.step()
 
 
 def match_parameters(optimizer: Optimizer) -> None:

@@ -40,6 +40,7 @@ from .resuming import (
     report_changes,
     saved_settings,
 )
+    schedule_states,
 from .saving import save_whole
 
 
@@ -275,10 +276,12 @@ class DEIMRunner(Runner):
             ValueError: The checkpoint is of another model or optimiser.
         """
         follows = isinstance(self.optim_wrapper, OptimWrapper)
-        fresh = group_settings(self.optim_wrapper) if follows else []
+        if follows:
+            schedules = schedule_states(self)
+            groups = group_settings(self.optim_wrapper)
         super().resume(filename, *args, **kwargs)
         if follows:
-            apply_settings(self, fresh)
+            apply_settings(self, groups, schedules)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save a checkpoint as mmengine does, by :func:`~deim_mmdet.engine.saving.save_whole`."""

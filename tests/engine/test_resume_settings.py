@@ -34,13 +34,15 @@ def trained(tmp_path_factory):
 
 @HOOKS.register_module()
 class RecordRatesHook(Hook):
-    """Keeps the learning rates of all parameter groups, by iteration."""
+    """Keeps the learning rates, and momenta, of all parameter groups, by iteration."""
 
     def before_train(self, runner):
-        runner.rates = {}
+        runner.rates, runner.momenta = {}, {}
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        runner.rates[runner.iter] = [g['lr'] for g in runner.optim_wrapper.param_groups]
+        groups = runner.optim_wrapper.param_groups
+        runner.rates[runner.iter] = [g['lr'] for g in groups]
+        runner.momenta[runner.iter] = [g.get('momentum') for g in groups]
 
 
 def train(folder, name, work_dir, **options):
@@ -90,6 +92,69 @@ def test_rest_of_the_schedule_is_that_of_a_new_run(trained, tmp_path, request, o
     ]
     assert ema[0].decay == ema[1].decay
     assert int(ema[0].steps) == int(ema[1].steps)
+
+
+def steps_at(*milestones):
+    """Schedulers of mmengine: a warm-up, steps, and a momentum that falls."""
+    by_epoch = dict(by_epoch=True, convert_to_iter_based=True)
+    return [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
+        dict(type='MultiStepLR', milestones=milestones, gamma=0.1, by_epoch=True),
+        dict(type='CosineAnnealingMomentum', eta_min=0.5, **by_epoch),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('milestones', 'options'),
+    [((3, 5), {}), ((4, 5), {}), ((3, 5), {'train_dataloader.batch_size': 4})],
+    ids=['epochs', 'milestones', 'batch'],
+)
+def test_schedulers_of_mmengine_follow_the_config(milestones, options, trained, tmp_path, request):
+    """Each resumed run has two epochs more than the first one, and so a longer cosine."""
+    sgd = dict(_delete_=True, type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0)
+    options = {'optim_wrapper.optimizer': sgd, **options}
+    hooks = [dict(type='ExpWarmupEMAHook')]
+
+    def run(name, epochs, milestones, **changes):
+        changes = {'train_cfg.max_epochs': epochs, 'custom_hooks': hooks, **changes}
+        return train(
+            trained, f'{request.node.name}_{name}', tmp_path / name,
+            param_scheduler=steps_at(*milestones), **changes,
+        )  # fmt: skip
+
+    run('first', 4, (3, 5), **{'optim_wrapper.optimizer': sgd})
+    new = run('new', 6, milestones, **options)
+    path = str(tmp_path / 'first' / 'epoch_2.pth')
+    resumed = run('resumed', 6, milestones, resume=True, load_from=path, **options)
+    first = 2 * len(new.train_dataloader)
+    assert resumed.rates == {i: rates for i, rates in new.rates.items() if i >= first}
+    assert len({rates[0] for rates in resumed.rates.values()}) == 3
+    assert resumed.momenta == {i: m for i, m in new.momenta.items() if i >= first}
+
+
+def test_a_schedule_that_follows_results_goes_on(trained, tmp_path, request):
+    """The first evaluation is the best one: the rate falls after each later one."""
+
+    def run(name, **options):
+        plateau = dict(monitor='coco/bbox_mAP', rule='greater', patience=0)
+        return train(
+            trained, f'{request.node.name}_{name}', tmp_path / name,
+            **{
+                **toy.scripted([0.5, 0.4, 0.3, 0.2]),
+                'recipe.stages': (1, 2, 3),
+                'custom_hooks': [dict(type='ScriptHook')],
+                'param_scheduler': [dict(type='ReduceOnPlateauLR', **plateau)],
+                **options,
+            },
+        )  # fmt: skip
+
+    new = run('new')
+    assert [new.rates[i][0] for i in (4, 8, 12)] == pytest.approx([5e-4, 5e-5, 5e-6])
+    path = str(tmp_path / 'new' / 'epoch_2.pth')
+    resumed = run('resumed', resume=True, load_from=path, **{'optim_wrapper.optimizer.lr': 5e-3})
+    assert min(resumed.rates) == 8
+    for iteration, rates in resumed.rates.items():
+        assert rates == pytest.approx([10 * rate for rate in new.rates[iteration]])
 
 
 def test_changes_are_named_in_the_log(trained, tmp_path, request):
