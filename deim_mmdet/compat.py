@@ -15,6 +15,8 @@ docs/compatibility.md.
 | how an optimiser's wrapper clips | schedulers put a ``step`` that is bound to the wrapper on it: |
 | | they would miss a wrapper around it, or one of a subclass |
 | base class and position of schedulers | mmengine's names of both begin with an underscore |
+| the data set of a loader with ``num_batch_per_epoch`` | the wrapper around it has no public |
+| | name for it |
 | changing a data set's class names | the public property gives a copy |
 | the annotations of mmdet's COCO metric | reading the file again would take as long again |
 | whether a preprocessor exchanges channels | no public name says it |
@@ -159,6 +161,10 @@ def annotations_of(metric: Any) -> Any:
 def exchanges_channels(preprocessor: Any) -> bool:
     """Whether a data preprocessor exchanges red and blue."""
     return preprocessor._channel_conversion
+
+
+#: Where the wrapper that mmengine puts around a data set for ``num_batch_per_epoch`` keeps it.
+SLICED_DATASET = '_dataset'
 
 
 def set_clipping(

@@ -8,10 +8,14 @@ from deim_mmdet.utils import Stage
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 
+from ... import compat
 from ..checks import bare_model, check_counts_epochs
 
 # Where wrappers, mmdet's and mmengine's, keep the datasets and transforms that they wrap.
-CHILDREN = ('dataset', 'datasets', 'pipeline', 'transforms', 'load', 'mosaic', 'single')
+CHILDREN = (
+    *('dataset', 'datasets', compat.SLICED_DATASET),
+    *('pipeline', 'transforms', 'load', 'mosaic', 'single'),
+)
 
 
 def parts_with(root: Any, method: str) -> Iterator[Any]:
