@@ -8,7 +8,7 @@ from mmdet.registry import PARAM_SCHEDULERS
 from ..utils.components import is_component
 from .hooks import DenseO2OScheduleHook, EMARestartHook, ExpWarmupEMAHook
 from .hooks.dense_o2o_schedule_hook import late_criterion
-from .recipe import Recipe
+from .recipe import Recipe, with_stages
 from .schedulers import FlatCosineLR
 
 # The numbers of a recipe that FlatCosineLR takes.
@@ -28,6 +28,9 @@ def apply_recipe(runner, recipe: Recipe) -> Recipe:
     """
     for group in runner.optim_wrapper.param_groups:
         group['lr'] *= recipe.lr_scale
+    for hook in runner.hooks:
+        if isinstance(hook, DenseO2OScheduleHook) and hook.stages is not None:
+            recipe = with_stages(recipe, hook.stages)
     in_force: dict[str, Any] = dict.fromkeys((
         *('warmup_iters', 'lr_gamma', 'stages', 'ema_decay', 'ema_warmup_iters'),
         *('ema_restart_decay', 'ema_restart_step', 'restart_epoch', 'matcher_change_epoch'),

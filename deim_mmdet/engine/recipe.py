@@ -14,7 +14,7 @@ There are two rules (DEIM, Table "hyper-parameters"; reference recipes):
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..utils.tables import format_table
@@ -133,6 +133,25 @@ def derive_matcher_change(published: PublishedRecipe, epochs: int) -> int | None
     return min(epochs - 1, _share(change, published, epochs))
 
 
+def cosine_epochs(stages: tuple[int, int, int], restart_epoch: int) -> tuple[int, int]:
+    """Epochs at whose beginning the learning rate starts to fall, and has fallen."""
+    # Without a dense stage the rate stays as it is up to its end.
+    return (stages[1] if stages[1] > stages[0] else restart_epoch), restart_epoch
+
+
+def with_stages(recipe: Recipe, stages: tuple[int, int, int]) -> Recipe:
+    """A recipe with stages of the config's own; the learning rate and the restart follow them.
+
+    A restart later than the no-augmentation stage stays where it is, if it still is later.
+    """
+    late = recipe.restart_epoch > recipe.stages[2]
+    restart_epoch = max(stages[2], recipe.restart_epoch) if late else stages[2]
+    begin, end = (each * recipe.iters_per_epoch for each in cosine_epochs(stages, restart_epoch))
+    return replace(
+        recipe, stages=stages, restart_epoch=restart_epoch, cosine_begin=begin, cosine_end=end
+    )
+
+
 def derive_recipe(
     published: PublishedRecipe,
     epochs: int,
@@ -167,8 +186,7 @@ def derive_recipe(
 
     stages = derive_stages(published, epochs)
     restart_epoch = derive_restart_epoch(published, epochs)
-    # Without a dense stage the rate stays as it is up to its end.
-    flat_until = stages[1] if published.dense else restart_epoch
+    cosine_begin, cosine_end = cosine_epochs(stages, restart_epoch)
 
     def stretched(decay: float) -> float:
         # This is 1 - 1 / horizon, written so that the published decay comes back to the last bit. A
@@ -182,8 +200,8 @@ def derive_recipe(
         lr_scale=scale,
         stages=stages,
         warmup_iters=round(published.warmup_iters * stretch),
-        cosine_begin=flat_until * iters_per_epoch,
-        cosine_end=restart_epoch * iters_per_epoch,
+        cosine_begin=cosine_begin * iters_per_epoch,
+        cosine_end=cosine_end * iters_per_epoch,
         lr_gamma=published.lr_gamma,
         ema_decay=stretched(published.ema_decay),
         ema_warmup_iters=published.ema_warmup_iters * stretch,
