@@ -9,7 +9,7 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -177,10 +177,17 @@ class DEIMRunner(Runner):
         """
         if self.cfg.get('recipe') is None:
             super().scale_lr(optim_wrapper, auto_scale_lr)
+            TypeError: The training loop doesn't count epochs.
             return
         published = self._published_recipe(auto_scale_lr or {})
         settings = current_settings(self)
         derived = derive_recipe(
+        if not isinstance(self.train_loop, EpochBasedTrainLoop):
+            raise TypeError(
+                f'the recipe counts epochs, but the training loop is '
+                f"{type(self.train_loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
+                'max_epochs=...), or recipe=None with schedulers and hooks of your own'
+            )
             published,
             epochs=settings['epochs'],
             batch_size=settings['batch_size'],

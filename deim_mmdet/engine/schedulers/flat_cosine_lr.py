@@ -75,7 +75,7 @@ class FlatCosineLR(compat.scheduler_class()):
             raise ValueError(
                 f'FlatCosineLR has no {", ".join(missing)}: give them, or train with '
                 "runner_type='DEIMRunner' (RUNNERS.build(cfg) or DEIMRunner.from_cfg(cfg) in place "
-                'of Runner.from_cfg(cfg)), which derives them from the recipe'
+                'of Runner.from_cfg(cfg)) and a recipe in the config, from which it derives them'
             )
         if warmup_iters < 0 or not 0 <= cosine_begin <= cosine_end:
             raise ValueError(
