@@ -1,6 +1,6 @@
 """Checks before training or testing starts, with one clear message each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,6 +73,24 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
             f'{type(hook).__name__} acts by epoch, but the training loop is '
             f"{type(loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
             'max_epochs=...)'
+        )
+
+
+def check_single(hooks: Iterable[Hook], kind: type[Hook]) -> None:
+    """Refuse a second hook of a kind of which a training takes one.
+
+    Two averages of the weights, for example, would exchange each other's with the model's.
+
+    Raises:
+        ValueError: There is one; the message names the hooks and the remedy.
+    """
+    found = [type(hook).__name__ for hook in hooks if isinstance(hook, kind)]
+    if len(found) > 1:
+        raise ValueError(
+            f'the hooks {" and ".join(found)} do the same work, and a training takes one of them: '
+            "leave the others out of custom_hooks. To change an option of a base config's hook: "
+            f'custom_hooks=[dict(hook, ...) if hook.type == {found[0]!r} else hook '
+            'for hook in _base_.custom_hooks]'
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -20,7 +21,7 @@ from ..datasets.collate import stacking
 from ..utils.files import write_text
 from .agreement import named_categories
 from .apply_recipe import apply_recipe
-from .checks import bare_model, check_fills_a_batch, check_object_counts
+from .checks import bare_model, check_fills_a_batch, check_object_counts, check_single
 from .devices import laid_out, optimizer_options, set_precision, wrapper_options
 from .faults import (
     check_folder,
@@ -28,7 +29,7 @@ from .faults import (
     explained_faults,
     find_resumable,
 )
-from .hooks import AgreementHook
+from .hooks import AgreementHook, DenseO2OScheduleHook, EMARestartHook, NonFiniteLossHook
 from .image_size import apply_image_size
 from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
 from .published_recipe import PublishedRecipe
@@ -39,8 +40,8 @@ from .resuming import (
     group_settings,
     report_changes,
     saved_settings,
-)
     schedule_states,
+)
 from .saving import save_whole
 
 
@@ -116,6 +117,8 @@ class DEIMRunner(Runner):
         super().register_hooks(default_hooks, custom_hooks)
         if not any(isinstance(hook, AgreementHook) for hook in self.hooks):
             self.register_hook(AgreementHook())
+        for kind in (EMAHook, DenseO2OScheduleHook, EMARestartHook, NonFiniteLossHook):
+            check_single(self.hooks, kind)
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
@@ -174,20 +177,20 @@ class DEIMRunner(Runner):
 
         Raises:
             ValueError: The recipe is malformed or the run too short for it.
+            TypeError: The training loop doesn't count epochs.
         """
         if self.cfg.get('recipe') is None:
             super().scale_lr(optim_wrapper, auto_scale_lr)
-            TypeError: The training loop doesn't count epochs.
             return
-        published = self._published_recipe(auto_scale_lr or {})
-        settings = current_settings(self)
-        derived = derive_recipe(
         if not isinstance(self.train_loop, EpochBasedTrainLoop):
             raise TypeError(
                 f'the recipe counts epochs, but the training loop is '
                 f"{type(self.train_loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
                 'max_epochs=...), or recipe=None with schedulers and hooks of your own'
             )
+        published = self._published_recipe(auto_scale_lr or {})
+        settings = current_settings(self)
+        derived = derive_recipe(
             published,
             epochs=settings['epochs'],
             batch_size=settings['batch_size'],

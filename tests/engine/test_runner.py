@@ -5,6 +5,7 @@ import shutil
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import NonFiniteLossError
 from deim_mmdet.engine import runner as runner_module
+from deim_mmdet.utils import Stage
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ import toy
 from mmengine.runner import Runner
 
 pytestmark = pytest.mark.slow
+
+SINGLE_HOOKS = (
+    'DenseO2OScheduleHook', 'ExpWarmupEMAHook', 'EMARestartHook', 'NonFiniteLossHook'
+)  # fmt: skip
 
 
 def edit_annotations(folder, change):
@@ -60,6 +65,47 @@ def test_explicit_numbers_win(make_runner):
     hooks = {type(hook).__name__: hook for hook in runner.hooks}
     assert hooks['DenseO2OScheduleHook'].stages == (0, 1, 2)
     assert hooks['ExpWarmupEMAHook'].ema_model.decay == 0.5
+
+
+@pytest.mark.parametrize('stages', [(0, 1, 3), (0, 0, 3)], ids=['dense', 'plain'])
+def test_the_rate_follows_stages_of_the_configs_own(make_runner, stages):
+    """The rate is flat up to the second number, or without a dense stage up to the third."""
+    runner = make_runner()
+    hooks = {type(hook).__name__: hook for hook in runner.hooks}
+    hooks['DenseO2OScheduleHook'].stages = stages
+    runner.train()
+    assert runner.recipe.stages == stages
+    (scheduler,) = runner.param_schedulers
+    flat = stages[1] or 3
+    assert (scheduler.cosine_begin, scheduler.cosine_end) == (4 * flat, 4 * 3)
+
+
+def test_stages_reach_a_data_set_that_is_cut_to_some_batches(make_runner):
+    runner = make_runner(**{'train_dataloader.num_batch_per_epoch': 2})
+    (transform,) = (
+        part for part in runner.train_dataloader.dataset.pipeline if hasattr(part, 'set_stage')
+    )
+    runner.train()
+    assert runner.iter == 8
+    assert transform.stage == Stage.NO_AUG
+
+
+@pytest.mark.parametrize(
+    'second',
+    [
+        dict(type='ExpWarmupEMAHook', decay=0.5),
+        dict(type='EMAHook'),
+        dict(type='DenseO2OScheduleHook', stages=(0, 1, 2)),
+        dict(type='EMARestartHook', begin=3),
+        dict(type='NonFiniteLossHook', skip_non_finite=3),
+    ],
+    ids=lambda hook: hook['type'],
+)
+def test_two_hooks_for_one_work_are_refused(make_runner, second):
+    """Two averages would each hold the other's weights, or the model's, after an evaluation."""
+    hooks = [dict(type=name) for name in SINGLE_HOOKS]
+    with pytest.raises(ValueError, match=rf'{second["type"]}.* do the same work.*_base_'):
+        make_runner(custom_hooks=[*hooks, second])
 
 
 def test_plain_numbers_without_recipe(make_runner):
@@ -150,16 +196,21 @@ def test_bad_loss_stops_and_names_term_and_image(make_runner):
         ({'train_dataloader.batch_size': 9}, ['8 images', 'batch_size']),
         ({'auto_scale_lr': None}, ['base_batch_size']),
         ({'recipe.warm_up': 3}, ['recipe', 'warm_up']),
+        ({'recipe': None}, ['FlatCosineLR has no warmup_iters', 'a recipe in the config']),
+        (
+            {'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8)},
+            ['recipe counts epochs', 'IterBasedTrainLoop', 'max_epochs=...', 'recipe=None'],
+        ),
         (
             {'train_dataloader.dataset.dataset.ann_file': 'none.json'},
             ['none.json', 'ann_file'],
         ),
     ],
-    ids=['epochs', 'classes', 'queries', 'batch', 'base', 'recipe', 'annotations'],
+    ids=['epochs', 'classes', 'queries', 'batch', 'base', 'recipe', 'none', 'loop', 'annotations'],
 )
 def test_bad_input_stops_before_training(make_runner, tmp_path, options, words):
     runner = make_runner(**options)
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with pytest.raises((ValueError, TypeError, FileNotFoundError)) as error:
         runner.train()
     for word in words:
         assert word in str(error.value)
