@@ -128,7 +128,7 @@ def test_schedulers_of_mmengine_follow_the_config(milestones, options, trained, 
     resumed = run('resumed', 6, milestones, resume=True, load_from=path, **options)
     first = 2 * len(new.train_dataloader)
     assert resumed.rates == {i: rates for i, rates in new.rates.items() if i >= first}
-    assert len({rates[0] for rates in resumed.rates.values()}) == 3
+    assert len({rates[0] for rates in resumed.rates.values()}) >= 3
     assert resumed.momenta == {i: m for i, m in new.momenta.items() if i >= first}
 
 
