@@ -4,14 +4,17 @@
     python tools/convert_dataset.py voc IMAGES XMLS OUT.json --classes CAT DOG
 
 IMAGES is the folder of the images, LABELS or XMLS the folder with one file of objects for each
-image. An image without such a file has no objects. --classes names the classes of all splits in
-their order: without it, they are those that this split has. The library supervision reads both
-formats: ``pip install supervision``.
+image. An image without such a file has no objects. --list names a file with the images of one
+split, such as ImageSets/Main/train.txt of VOC or train.txt of YOLO; else all images of the folder
+are taken. --classes names the classes of all splits in their order: without it, they are those that
+the folder has. The library supervision reads both formats: ``pip install supervision``.
 """
 
 import argparse
 import json
+import math
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -44,12 +47,14 @@ def parse_args() -> argparse.Namespace:
         else:
             one.add_argument('--classes', nargs='+', help='names of all classes, in their order')
         one.add_argument('out', type=Path, help='annotation file to write')
+        one.add_argument('--list', type=Path, help='file that names the images, one a line')
     args = parser.parse_args()
     for folder in (args.images, args.objects):
         if not folder.is_dir():
             parser.error(f'there is no folder {folder}')
-    if args.format == 'yolo' and not args.data.is_file():
-        parser.error(f'there is no file {args.data}')
+    for file in (args.list, getattr(args, 'data', None)):
+        if file is not None and not file.is_file():
+            parser.error(f'there is no file {file}')
     if args.format == 'yolo':
         check_numbers(args.data)
     if not any(args.objects.glob(PATTERNS[args.format])):
@@ -92,8 +97,10 @@ def faulty_file(args: argparse.Namespace) -> Path | None:
             elif path.suffix == '.txt':
                 path.read_text('utf-8')
             elif path.suffix == '.xml':
-                for each in ElementTree.parse(path).iter('object'):
-                    [float(each.find('bndbox').findtext(side)) for side in BORDERS]
+                for each in ElementTree.parse(path).iterfind('object'):
+                    borders = [float(each.find('bndbox').findtext(side)) for side in BORDERS]
+                    if not each.findtext('name') or not all(map(math.isfinite, borders)):
+                        return path
         except Exception:  # each reader has its own kinds of errors
             return path
     return None
@@ -108,7 +115,15 @@ def warn_of_files_left_out(args: argparse.Namespace, images: list[str]) -> None:
             f'({some(below, 2)}): convert each folder by itself',
             file=sys.stderr,
         )
-    stems = {Path(image).stem for image in images} | {'classes'}
+    counts = Counter(Path(image).stem for image in images)
+    shared = [stem for stem, count in counts.items() if count > 1]
+    if shared:
+        print(
+            f'warning: {len(shared)} files of objects count for two images or more, which differ '
+            f'in the suffix alone ({some(shared, 2)})',
+            file=sys.stderr,
+        )
+    stems = {*counts, 'classes'}
     objects = [path.name for path in sorted(args.objects.glob(PATTERNS[args.format]))]
     unused = [name for name in objects if Path(name).stem not in stems]
     if unused:
@@ -117,6 +132,26 @@ def warn_of_files_left_out(args: argparse.Namespace, images: list[str]) -> None:
             f'image in {args.images} ({some(unused, 2)})',
             file=sys.stderr,
         )
+
+
+def listed(path: Path, images: list[str]) -> list[str]:
+    """The images that a file names, by path, by name or by name without suffix.
+
+    Raises:
+        ValueError: It names an image that isn't there, two of one name, or none.
+    """
+    lines = {line.strip() for line in path.read_text('utf-8').splitlines()} - {''}
+    # Paths may be of another machine, also of Windows.
+    names = Counter(line.replace('\\', '/').split('/')[-1] for line in lines)
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        raise ValueError(f'{path} names {some(repeated)} in two folders: convert each by itself')
+    found = [image for image in images if names.keys() & {Path(image).name, Path(image).stem}]
+    unknown = names.keys() - {name for i in found for name in (Path(i).name, Path(i).stem)}
+    if unknown or not found:
+        missing = some(sorted(unknown)) or 'no image'
+        raise ValueError(f'{path} names {missing}: it must name images of the folder, one a line')
+    return found
 
 
 def set_classes(dataset: 'DetectionDataset', classes: list[str] | None) -> None:
@@ -138,6 +173,65 @@ def set_classes(dataset: 'DetectionDataset', classes: list[str] | None) -> None:
     dataset.classes = classes
 
 
+def annotated_size(root: ElementTree.Element, image: Path, read: list[int]) -> list[int]:
+    """Width and height that the boxes of a VOC file belong to.
+
+    It is the size in the file: where the image was resized later, or is turned by its EXIF
+    orientation and was annotated unturned, nothing else says so. The image's own size holds where
+    the file has none, or has width and height exchanged without such a turn.
+
+    Args:
+        root: Content of the file.
+        image: The image.
+        read: Width and height of the image as it is read.
+    """
+    size = [int(float(root.findtext(f'size/{side}') or 0)) for side in ('width', 'height')]
+    if min(size) <= 0:
+        return read
+    if size == read[::-1]:
+        with Image.open(image) as stored:
+            return list(stored.size)
+    return size
+
+
+def take_from_xmls(content: dict, args: argparse.Namespace) -> None:
+    """Take sizes of images and difficult objects from VOC's files, which supervision passes over.
+
+    What is marked difficult becomes a crowd: it is neither trained on nor counted in evaluation.
+
+    Args:
+        content: Annotations in COCO's format, changed in place.
+        args: The command's arguments.
+    """
+    objects = defaultdict(list)
+    for annotation in content['annotations']:
+        objects[annotation['image_id']].append(annotation)
+    differing, difficult = [], 0
+    for image in content['images']:
+        path = args.objects / f'{Path(image["file_name"]).stem}.xml'
+        if not path.exists():
+            continue
+        root = ElementTree.parse(path).getroot()
+        read = [image['width'], image['height']]
+        size = annotated_size(root, args.images / image['file_name'], read)
+        if size != read:
+            image['width'], image['height'] = size
+            differing.append(path)
+        for annotation, each in zip(objects[image['id']], root.iterfind('object'), strict=True):
+            if (each.findtext('difficult') or '').strip() == '1':
+                annotation['iscrowd'] = 1
+                difficult += 1
+    if differing:
+        print(
+            f'warning: {len(differing)} files say another size than their image has '
+            f'({some(differing, 2)}): their size is taken, as their boxes belong to it. '
+            'tools/check_dataset.py --images says what follows',
+            file=sys.stderr,
+        )
+    if difficult:
+        print(f'{difficult} objects are marked difficult: they are not trained on, nor counted')
+
+
 def main() -> None:
     args = parse_args()
     try:
@@ -156,18 +250,33 @@ def main() -> None:
             dataset = DetectionDataset.from_pascal_voc(**folders, show_progress=True)
             set_classes(dataset, args.classes)
         warn_of_files_left_out(args, dataset.image_paths)
+        if args.list is not None:
+            dataset.image_paths = listed(args.list, dataset.image_paths)
         if not len(dataset):
             raise ValueError(f'there is no image in {args.images}')
+        for objects in dataset.annotations.values():
+            # supervision would write masks of several parts or with holes as crowds.
+            objects.mask = None
         with replaced_when_complete(args.out) as path:
             dataset.as_coco(annotations_path=str(path))
             content = json.loads(path.read_text())
+            if args.format == 'voc':
+                take_from_xmls(content, args)
+                path.write_text(json.dumps(content))
     except Exception as error:  # each reader of a file has its own kinds of errors
         place = faulty_file(args) or args.objects
         raise SystemExit(f'{place} was not converted: {error}') from None
     names = ', '.join(category['name'] for category in content['categories'])
+    suffix = PATTERNS[args.format][1:]
+    without = [
+        image['file_name']
+        for image in content['images']
+        if not (args.objects / Path(image['file_name']).with_suffix(suffix)).exists()
+    ]
     print(
         f'{args.out}: {len(content["images"])} images, {len(content["annotations"])} objects of '
-        f'{len(content["categories"])} classes ({names})'
+        f'{len(content["categories"])} classes ({names}); {len(without)} images without a '
+        f'{suffix} file'
     )
 
 

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 XML = """<annotation><filename>b.png</filename>
 <size><width>60</width><height>40</height><depth>3</depth></size>
@@ -55,6 +56,99 @@ def test_yolo(convert, folder, capsys):
     assert of_dog == pytest.approx([24, 2, 12, 16], abs=1e-3)
     assert objects(out)['a.png'] == []
     assert '2 images, 2 objects of 2 classes (cat, dog)' in capsys.readouterr().out
+
+
+def test_polygons_become_boxes_to_train_on(convert, folder):
+    """Also those of two parts, which a bridge joins, and of parts that touch at a corner."""
+    pytest.importorskip('supervision')
+    bridged = '.1 .1 .2 .1 .2 .2 .8 .8 .9 .8 .9 .9 .8 .9 .8 .8 .2 .2 .1 .2'
+    (folder / 'objects' / 'b.txt').write_text(f'0 {bridged}\n1 0.5 0.25 0.2 0.4\n')
+    out = folder / 'train.json'
+    convert('yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', out)
+    (cat, of_cat), (dog, of_dog) = objects(out)['b.png']
+    assert of_cat == pytest.approx([6, 4, 48, 32], abs=1e-3)
+    assert of_dog == pytest.approx([24, 2, 12, 16], abs=1e-3)
+    annotations = json.loads(out.read_text())['annotations']
+    assert [each['iscrowd'] for each in annotations] == [0, 0]
+    assert [each['area'] for each in annotations] == pytest.approx([48 * 32, 12 * 16], abs=0.1)
+
+
+@pytest.mark.parametrize('line', ['b', 'b.png', '/other/machine/b.png', 'C:\\sets\\b.png'])
+def test_a_list_chooses_the_images(convert, folder, line, capsys):
+    pytest.importorskip('supervision')
+    for name in 'ab':
+        (folder / 'objects' / f'{name}.txt').write_text('1 0.5 0.25 0.2 0.4\n')
+    split, out = folder / 'split.txt', folder / 'o.json'
+    arguments = ['yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', out]
+    split.write_text(f'{line}\n\n')
+    convert(*arguments, '--list', split)
+    assert list(objects(out)) == ['b.png']
+    assert 'warning' not in capsys.readouterr().err
+    for text, message in (
+        (f'{line}\nc\nd\n', 'names c, d: it must name images'),
+        ('\n', 'names no image: it must name images'),
+        (f'{line}\nmore/b.png\nother/b.png\n', 'names b.png in two folders'),
+    ):
+        split.write_text(text)
+        with pytest.raises(SystemExit, match=f'split.txt {message}'):
+            convert(*arguments, '--list', split)
+
+
+def test_voc_lists_give_the_splits_of_one_folder_the_same_classes(convert, folder):
+    pytest.importorskip('supervision')
+    classes = dict(a='dog', b='cat')
+    for name, of_class in classes.items():
+        (folder / 'objects' / f'{name}.xml').write_text(XML.replace('dog', of_class))
+    for name, of_class in classes.items():
+        (folder / f'{name}.txt').write_text(name)
+        out = folder / f'{name}.json'
+        convert('voc', folder / 'images', folder / 'objects', out, '--list', folder / f'{name}.txt')
+        assert [each[0] for each in objects(out)[f'{name}.png']] == [of_class]
+    contents = [json.loads((folder / f'{name}.json').read_text()) for name in 'ab']
+    assert contents[0]['categories'] == contents[1]['categories']
+    assert {each['name'] for each in contents[0]['categories']} == {'cat', 'dog'}
+
+
+@pytest.mark.parametrize(
+    ('size', 'turned', 'expected'),
+    [
+        ((60, 40), True, (60, 40)),  # annotated as it is stored, read as viewers turn it
+        ((40, 60), True, (40, 60)),
+        ((40, 60), False, (60, 40)),  # a mistake in the file
+        ((120, 80), False, (120, 80)),  # resized after it was annotated
+        ((0, 40), False, (60, 40)),
+    ],
+)
+def test_voc_boxes_keep_the_size_they_belong_to(convert, folder, capsys, size, turned, expected):
+    pytest.importorskip('supervision')
+    if turned:
+        orientation = Image.Exif()
+        orientation[0x0112] = 6
+        Image.new('RGB', (60, 40)).save(folder / 'images' / 'b.png', exif=orientation)
+    width, height = size
+    text = XML.replace('<width>60', f'<width>{width}').replace('<height>40', f'<height>{height}')
+    (folder / 'objects' / 'b.xml').write_text(text)
+    out = folder / 'o.json'
+    convert('voc', folder / 'images', folder / 'objects', out)
+    (image,) = (i for i in json.loads(out.read_text())['images'] if i['file_name'] == 'b.png')
+    assert (image['width'], image['height']) == expected
+    warns = expected != ((40, 60) if turned else (60, 40))
+    assert ('1 files say another size' in capsys.readouterr().err) == warns
+    assert objects(out)['b.png'] == [('dog', [6, 4, 10, 20])]
+
+
+def test_voc_difficult_objects_are_not_trained_on(convert, folder, capsys):
+    pytest.importorskip('supervision')
+    head, one, tail = XML.partition(XML[XML.index('<object>') : XML.index('</annotation>')])
+    marks = ('<difficult>1</difficult>', '', '<difficult>0</difficult>')
+    several = ''.join(one.replace('<bndbox>', f'{mark}<bndbox>') for mark in marks)
+    (folder / 'objects' / 'b.xml').write_text(head + several + tail)
+    out = folder / 'o.json'
+    convert('voc', folder / 'images', folder / 'objects', out)
+    assert [each['iscrowd'] for each in json.loads(out.read_text())['annotations']] == [1, 0, 0]
+    said = capsys.readouterr().out
+    assert '1 objects are marked difficult' in said
+    assert '; 1 images without a .xml file' in said
 
 
 def test_voc(convert, folder):
@@ -114,6 +208,8 @@ def test_numbers_of_classes_may_come_in_any_order(convert, folder):
         ('voc', 'images/b.png', lambda data: data[:20]),
         ('voc', 'objects/b.xml', lambda data: data[:60]),
         ('voc', 'objects/b.xml', lambda data: data.replace(b'bndbox', b'box')),
+        ('voc', 'objects/b.xml', lambda data: data.replace(b'<name>dog</name>', b'')),
+        ('voc', 'objects/b.xml', lambda data: data.replace(b'>7<', b'>nan<')),
     ],
 )
 def test_a_damaged_file_is_named(convert, folder, kind, name, damage):
@@ -139,6 +235,9 @@ def test_files_that_are_left_out_are_named(convert, folder, capsys):
     assert f'1 images in subfolders of {folder}/images are left out ({folder}' in warned
     assert f'1 of 3 files in {folder}/objects have the name of no image' in warned
     assert '(b.txt)' in warned
+    cv2.imwrite(str(folder / 'images' / 'a.jpg'), np.zeros((40, 60, 3), np.uint8))
+    convert('yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', folder / 'o.json')
+    assert '1 files of objects count for two images or more' in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(convert, folder, capsys):
