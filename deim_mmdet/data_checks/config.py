@@ -102,19 +102,25 @@ def check_datasets(
 
 
 def _find_sets_without_annotations(reports: Sequence[DatasetReport]) -> None:
-    """Add a finding to each report of a set without any annotation.
+    """Add a finding to each report of a set without any annotation of its classes.
 
     A file of background images alone is no fault where another file of the set has objects.
     """
     for split in SPLITS:
         files = [report for report in reports if split in report.splits]
-        # Files that have no images, or could not be read, have their own finding.
-        if any(report.annotations or not report.images for report in files):
+        # Files that have no images or no usable box, or could not be read, have their own finding.
+        if any(
+            report.used or not report.images or 'no_usable_box' in report.problems
+            for report in files
+        ):
             continue
         for report in files:
             if 'no_annotations' not in report.problems:
                 breaks = split == 'training'
-                report.add([Finding('no_annotations', breaks, '"annotations" is empty')])
+                says = f'{report.annotations} annotations, none of the classes can be used'
+                if not report.annotations:
+                    says = '"annotations" is empty'
+                report.add([Finding('no_annotations', breaks, says)])
 
 
 class CocoSource:

@@ -11,9 +11,10 @@ PROBLEMS = {
     'other_format': Problem('data sets in other formats than COCO', 'not checked'),
     **annotation_problems.PROBLEMS,
     'no_annotations': Problem(
-        'annotation files without annotations, in a set that has no other',
+        'annotation files without annotations of the classes, in a set that has no other',
         'refused; AP is -1 in evaluation',
-        'Check ann_file of the data set, and whatever wrote the file.',
+        'Check ann_file and metainfo=dict(classes=...) of the data set, and whatever wrote the '
+        'file.',
         breaks='training',
     ),
     'beyond_metric_limit': Problem(

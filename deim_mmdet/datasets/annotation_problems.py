@@ -70,6 +70,9 @@ PROBLEMS = {
     'unused_category': Problem(
         'categories without a usable box', 'kept: the class has an output and never an object'
     ),
+    'category_left_out': Problem(
+        'categories with boxes that are not among the classes of the config', 'not used'
+    ),
     # Boxes.
     'unknown_image': Problem('boxes whose image_id is not in "images"', 'dropped'),
     'unknown_category': Problem('boxes whose category_id is not in "categories"', 'dropped'),

@@ -15,7 +15,7 @@ class CheckedAnnotations:
 
     Attributes:
         images: Entries of "images", each image once.
-        annotations: Entries of "annotations" that can be used.
+        annotations: Entries of "annotations" that can be used, of the classes alone.
         total: Number of annotations in the file.
         classes: Names of the classes in the order of their numbers.
         category_ids: Ids of the categories of these names, in the same order.
@@ -51,7 +51,8 @@ class CheckedAnnotations:
             f'{len(places)} {titles[problem]} ({some(dict.fromkeys(places))})'
             for problem, places in reasons.items()
         )
-        return f'dropped {self.total - len(self.annotations)} of {self.total} boxes: {report}'
+        count = sum(map(len, reasons.values()))
+        return f'dropped {count} of {self.total} boxes: {report}'
 
 
 def check_annotations(
@@ -129,7 +130,8 @@ def _check_categories(
 def _check_boxes(checked: CheckedAnnotations, content: dict, found: Callable) -> None:
     images = {image['id']: image for image in checked.images}
     categories = {category['id']: category['name'] for category in content['categories']}
-    ids, boxes = set(), set()
+    ids, boxes, left_out = set(), set(), Counter()
+    chosen = set(checked.category_ids)
     for annotation in content['annotations']:
         image = images.get(annotation['image_id'])
         says = f'annotation {annotation["id"]!r}'
@@ -144,6 +146,9 @@ def _check_boxes(checked: CheckedAnnotations, content: dict, found: Callable) ->
         if annotation['category_id'] not in categories:
             says = f'{says} with category_id {annotation["category_id"]!r}'
             found('unknown_category', says, name, bbox)
+            continue
+        if annotation['category_id'] not in chosen:
+            left_out[annotation['category_id']] += 1
             continue
         fault = box_fault(annotation, image['width'], image['height'])
         if fault is not None:
@@ -164,7 +169,9 @@ def _check_boxes(checked: CheckedAnnotations, content: dict, found: Callable) ->
     for category_id in checked.category_ids:
         if category_id not in used:
             found('unused_category', repr(categories[category_id]))
-    if content['annotations'] and not checked.annotations:
+    for category_id, count in left_out.items():
+        found('category_left_out', f'{categories[category_id]!r} ({count} boxes)')
+    if content['annotations'] and not checked.annotations and not left_out:
         found('no_usable_box', f'0 of {checked.total}')
 
 

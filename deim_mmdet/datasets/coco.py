@@ -11,6 +11,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from .. import compat
+from ..utils.text import some
 from .annotation_file import read_annotation_file
 from .annotations import check_annotations
 
@@ -39,7 +40,8 @@ class CheckedCocoDataset(CocoDataset):
         FileNotFoundError: The annotation file cannot be opened.
         ValueError: It is not JSON or not in COCO's format, has no images, has two different images
             or two categories of one id or two categories of one name, lacks one of the given
-            classes, has boxes but none that can be used, or nests values hundreds of levels deep.
+            classes, has boxes but none that can be used, nests values hundreds of levels deep, or
+            has no image that ``filter_cfg`` keeps.
     """
 
     # No default classes: where none are given, those of the file hold.
@@ -121,6 +123,17 @@ class CheckedCocoDataset(CocoDataset):
             for image in checked.images
             if (name := self.image_file(image)) is not None
         ]
+
+    def filter_data(self) -> list[dict]:
+        """The images that ``filter_cfg`` keeps; see :class:`mmengine.dataset.BaseDataset`."""
+        kept = super().filter_data()
+        if not kept:
+            raise ValueError(
+                f'Annotation file {self.ann_file}: filter_cfg={self.filter_cfg} keeps none of its '
+                f'{len(self.data_list)} images, with the classes {some(self.metainfo["classes"])}. '
+                'Change filter_cfg, or metainfo=dict(classes=...) of the data set'
+            )
+        return kept
 
     def image_file(self, image: Mapping[str, Any]) -> str | None:
         """File of an image relative to the folder of images; None for an image to leave out.

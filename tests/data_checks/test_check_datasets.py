@@ -88,6 +88,7 @@ def test_every_problem_of_annotations_and_images_is_in_the_messy_data():
         'annotation_id_zero',
         # And what else depends on the rest of the config.
         'beyond_metric_limit',
+        'category_left_out',
     }
     assert set(HARMLESS) | set(BREAKING) == set(PROBLEMS) - of_the_file_alone
 
@@ -148,6 +149,43 @@ def test_a_set_without_annotations_breaks_training_alone(tmp_path):
         assert not validation.breaks
     with pytest.raises(ValueError, match='would break training'):
         check_data(config)
+
+
+def test_boxes_of_other_classes_are_not_used(tmp_path):
+    folder = write_messy_data(tmp_path / 'data', breaking=False)
+    content = json.loads((folder / 'all.json').read_text())
+    ids = {category['name']: category['id'] for category in content['categories']}
+    [report] = check_datasets(config_of(folder, metainfo=dict(classes=('ring',))))
+    [whole] = check_datasets(config_of(folder))
+    [other] = check_datasets(config_of(folder, metainfo=dict(classes=('disc',))))
+    rings = [each for each in content['annotations'] if each['category_id'] == ids['ring']]
+    assert 0 < report.used <= len(rings)
+    assert report.used + other.used == whole.used
+    says = report.problems['category_left_out'].examples[0]['says']
+    assert says.startswith("'disc' (")
+
+
+def test_a_set_without_an_object_of_its_classes_breaks_training_alone(tmp_path):
+    folder = write_messy_data(tmp_path / 'data', breaking=False)
+    path = folder / 'all.json'
+    content = json.loads(path.read_text())
+    for number, each in enumerate(content['annotations'], 1):
+        each['id'], each['category_id'] = number, 4
+    path.write_text(json.dumps(content))
+    rings = dict(metainfo=dict(classes=('ring',)))
+    config = config_of(folder, **rings)
+    config.val_dataloader = config_of(folder, evaluation=True, **rings).val_dataloader
+    training, validation = check_datasets(config)
+    assert training.used == validation.used == 0
+    assert training.problems['no_annotations'].breaking == 1
+    assert 'annotations, none of the classes can be used' in training.text()
+    assert validation.problems['no_annotations'].count == 1
+    assert not validation.breaks
+    # Beside a file that has some, it is one of background images.
+    first = config.train_dataloader.dataset.dataset
+    second = dict(first, data_root=str(write_messy_data(tmp_path / 'b', breaking=False)))
+    config.train_dataloader.dataset.dataset = dict(type='ConcatDataset', datasets=[first, second])
+    assert not any(report.breaks for report in check_datasets(config, splits=['training']))
 
 
 def test_background_images_may_have_a_file_of_their_own(tmp_path):

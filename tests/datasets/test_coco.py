@@ -144,6 +144,8 @@ def test_images_without_objects_are_kept_unless_filtered(edit):
     assert len(edit(change, filter_cfg={'filter_empty_gt': False})) == 2
     assert len(edit(change)) == 2
     assert len(edit(change, filter_cfg={'filter_empty_gt': True})) == 1
+    with pytest.raises(ValueError, match=r"ann\.json: filter_cfg={'min_size': 51} keeps none of its 2"):
+        edit(change, filter_cfg={'min_size': 51})
 
 
 def test_area_is_optional_for_training_but_not_for_evaluation(edit):
