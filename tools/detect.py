@@ -108,7 +108,8 @@ def to_input(image: np.ndarray, model: Model) -> np.ndarray:
     resized = (width, height)
     if 'letterbox' in model.metadata:
         factor = min(height / image.shape[0], width / image.shape[1])
-        resized = tuple(int(side * factor + 0.5) for side in image.shape[1::-1])
+        # A very long image keeps a line of pixels.
+        resized = tuple(max(int(side * factor + 0.5), 1) for side in image.shape[1::-1])
     padding = float(model.metadata.get('padding', 114 if image.dtype == np.uint8 else 0))
     padded = np.full((height, width, channels), padding, image.dtype)
     # OpenCV drops the axis of a single channel.

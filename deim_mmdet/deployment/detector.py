@@ -84,8 +84,8 @@ def spanned_by_input(sizes: Tensor, input_size: tuple[int, int]) -> Tensor:
     inputs = sizes.new_tensor(input_size[::-1]).float()
     sizes = sizes.float()
     factor = (inputs / sizes).amin(1, keepdim=True)
-    # The resized image has whole pixels.
-    return inputs * sizes / (sizes * factor + 0.5).floor()
+    # The resized image has whole pixels, and one at least.
+    return inputs * sizes / (sizes * factor + 0.5).floor().clamp(min=1)
 
 
 class InSinglePrecision(nn.Module):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from deim_mmdet.datasets import LoadImageChecked
 from deim_mmdet.deployment.inputs import read_image
@@ -288,3 +289,11 @@ def test_a_picture_needs_a_suffix_that_opencv_writes(run, model, tmp_path, out):
     printed = run(model, tmp_path / 'a.png', '--out', tmp_path / out, code=2)
     assert f'error: {tmp_path / out}: give it a suffix of a picture' in printed
     assert 'Traceback' not in printed
+
+
+def test_a_very_long_image_keeps_a_line_of_pixels(load_tool):
+    model = SimpleNamespace(shape=(3, 64, 64), metadata=dict(letterbox='', padding='114'))
+    image = np.full((2, 2000, 3), 255, np.uint8)
+    planes = load_tool('detect.py').to_input(image, model)
+    assert (planes[0, :, 0] == 1).all()
+    np.testing.assert_allclose(planes[0, :, 1:], 114 / 255)

@@ -33,7 +33,8 @@ class Letterbox(Resize):
         """Resize and pad image, masks and semantic map; resize boxes."""
         height, width = results['img'].shape[:2]
         factor = min(self.scale[0] / width, self.scale[1] / height)
-        fitting = int(width * factor + 0.5), int(height * factor + 0.5)
+        # A very long image keeps a line of pixels.
+        fitting = max(int(width * factor + 0.5), 1), max(int(height * factor + 0.5), 1)
         results = Resize(scale=fitting)(results)
         img = results['img']
         pad_val = self.pad_val

@@ -45,7 +45,7 @@ def test_proportions_padding_and_boxes(width, height):
     np.testing.assert_allclose(results['gt_bboxes'].tensor[0], found, atol=1.5 + factor)
 
 
-@pytest.mark.parametrize(('width', 'height'), SIZES)
+@pytest.mark.parametrize(('width', 'height'), [*SIZES, (2000, 2), (2, 2000)])
 def test_evaluation_and_exported_graph_come_back_to_the_same_pixels(width, height):
     before = sample(width, height)
     original = before['gt_bboxes'].tensor.clone()
