@@ -67,6 +67,11 @@ PROBLEMS = {
         'Number annotations from 1.',
     ),
     'repeated_image': Problem('entries of "images" that are there twice', 'one of them is used'),
+    'repeated_file_name': Problem(
+        'entries of "images" with the file name of an earlier one, but another id',
+        'trained on as images of their own: the objects of the others are background',
+        'Join entries of one file, so that its annotations have one image_id.',
+    ),
     'unused_category': Problem(
         'categories without a usable box', 'kept: the class has an output and never an object'
     ),
@@ -81,7 +86,11 @@ PROBLEMS = {
     'box_outside': Problem('boxes outside the image', 'dropped'),
     'box_too_thin': Problem('boxes thinner than one pixel', 'dropped'),
     'box_ignored': Problem('boxes marked "ignore"', 'dropped'),
-    'box_partly_outside': Problem('boxes partly outside the image', 'cut at the border'),
+    'box_partly_outside': Problem(
+        'boxes partly outside the image',
+        'cut at the border',
+        'Where these are many: is bbox [x, y, width, height], not [x1, y1, x2, y2]?',
+    ),
     'repeated_box': Problem('boxes of one class that are there twice', 'trained on as two objects'),
     'crowd': Problem('regions of a crowd', 'not trained on; no error in evaluation'),
     # Images.

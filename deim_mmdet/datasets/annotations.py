@@ -95,6 +95,15 @@ def _check_images(checked: CheckedAnnotations, found: Callable) -> None:
             problem = 'repeated_image' if same else 'repeated_image_id'
             found(problem, repr(image['id']), image['file_name'])
     checked.images = list(first.values())
+    names = set()
+    for image in checked.images:
+        if image['file_name'] in names:
+            found(
+                'repeated_file_name',
+                f'{image["file_name"]} (id {image["id"]!r})',
+                image['file_name'],
+            )
+        names.add(image['file_name'])
 
 
 def _check_categories(
@@ -152,6 +161,8 @@ def _check_boxes(checked: CheckedAnnotations, content: dict, found: Callable) ->
             continue
         fault = box_fault(annotation, image['width'], image['height'])
         if fault is not None:
+            if fault == 'box_without_area':
+                says = f'{says} of {bbox[2]} x {bbox[3]} pixels with area {annotation["area"]}'
             found(fault, says, name, bbox)
             continue
         checked.annotations.append(annotation)

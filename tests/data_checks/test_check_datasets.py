@@ -89,6 +89,7 @@ def test_every_problem_of_annotations_and_images_is_in_the_messy_data():
         # And what else depends on the rest of the config.
         'beyond_metric_limit',
         'category_left_out',
+        'repeated_file_name',
     }
     assert set(HARMLESS) | set(BREAKING) == set(PROBLEMS) - of_the_file_alone
 
@@ -149,6 +150,24 @@ def test_a_set_without_annotations_breaks_training_alone(tmp_path):
         assert not validation.breaks
     with pytest.raises(ValueError, match='would break training'):
         check_data(config)
+
+
+def test_a_file_that_is_listed_for_each_of_its_objects_is_named(tmp_path):
+    path = write_messy_data(tmp_path, breaking=False) / 'all.json'
+    content = json.loads(path.read_text())
+    assert 'repeated_file_name' not in check_datasets(config_of(tmp_path))[0].problems
+    (photo,) = (each for each in content['images'] if each['file_name'] == 'alpha.png')
+    content['images'].append(photo | dict(id=1000))
+    path.write_text(json.dumps(content))
+    [report] = check_datasets(config_of(tmp_path))
+    assert report.problems['repeated_file_name'].count == 1
+    assert 'alpha.png (id 1000)' in report.text()
+
+
+def test_an_area_of_nothing_is_shown_beside_its_box(tmp_path):
+    [report] = check_datasets(config_of(write_messy_data(tmp_path, breaking=False)))
+    says = [example['says'] for example in report.problems['box_without_area'].examples]
+    assert any(text.endswith('of 10 x 10 pixels with area 0') for text in says)
 
 
 def test_boxes_of_other_classes_are_not_used(tmp_path):

@@ -144,7 +144,9 @@ def test_images_without_objects_are_kept_unless_filtered(edit):
     assert len(edit(change, filter_cfg={'filter_empty_gt': False})) == 2
     assert len(edit(change)) == 2
     assert len(edit(change, filter_cfg={'filter_empty_gt': True})) == 1
-    with pytest.raises(ValueError, match=r"ann\.json: filter_cfg={'min_size': 51} keeps none of its 2"):
+    with pytest.raises(
+        ValueError, match=r"ann\.json: filter_cfg={'min_size': 51} keeps none of its 2"
+    ):
         edit(change, filter_cfg={'min_size': 51})
 
 

@@ -65,7 +65,7 @@ def test_polygons_become_boxes_to_train_on(convert, folder):
     (folder / 'objects' / 'b.txt').write_text(f'0 {bridged}\n1 0.5 0.25 0.2 0.4\n')
     out = folder / 'train.json'
     convert('yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', out)
-    (cat, of_cat), (dog, of_dog) = objects(out)['b.png']
+    (_, of_cat), (_, of_dog) = objects(out)['b.png']
     assert of_cat == pytest.approx([6, 4, 48, 32], abs=1e-3)
     assert of_dog == pytest.approx([24, 2, 12, 16], abs=1e-3)
     annotations = json.loads(out.read_text())['annotations']
