@@ -46,7 +46,8 @@ PROBLEMS = {
     'classes_differ': Problem(
         'classes in the config that do not fit "categories"',
         'refused',
-        'Set metainfo=dict(classes=...) of the data set.',
+        'Set metainfo=dict(classes=...) of the data set, or add the category to the file: it '
+        'needs no object there.',
         breaks=True,
     ),
     'no_usable_box': Problem(
