@@ -146,7 +146,8 @@ def check_fills_a_batch(dataloader: DataLoader) -> None:
     if len(dataloader) == 0:
         raise ValueError(
             f'the training set has {len(dataloader.dataset)} images, too few for one batch of '
-            f'{dataloader.batch_size} a process: lower train_dataloader.batch_size'
+            f'{dataloader.batch_size or dataloader.batch_sampler.batch_size} a process: lower '
+            'train_dataloader.batch_size'
         )
 
 

@@ -13,6 +13,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from torch import nn
 
+from ..datasets.collate import stacking
 from ..deployment.cpu import optimize_for_cpu
 from ..utils.components import component_class
 
@@ -39,6 +40,25 @@ def set_precision(device: str, env_cfg: Mapping[str, Any]) -> None:
     if device == 'cuda' and env_cfg.get('tf32') is not None:
         torch.set_float32_matmul_precision('high' if env_cfg['tf32'] else 'highest')
         torch.backends.cudnn.allow_tf32 = env_cfg['tf32']
+
+
+def loader_options(dataloader: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A data loader's config with the defaults for a device, and without options that clash.
+
+    Args:
+        dataloader: The config, which stays as it is.
+        device: As :func:`mmengine.device.get_device` names it.
+    """
+    # torch warns where no device can use pinned memory.
+    options = {'pin_memory': device not in ('cpu', 'mps'), **stacking(dataloader)}
+    if not options.get('num_workers'):
+        # Both need workers; an option may have set the number of workers to 0.
+        for name in ('persistent_workers', 'prefetch_factor'):
+            options.pop(name, None)
+    if options.get('batch_sampler') is not None and options.pop('drop_last', False):
+        # torch refuses both, and base configs say it to the loader.
+        options['batch_sampler'] = {'drop_last': True, **options['batch_sampler']}
+    return options
 
 
 def laid_out(model: nn.Module, device: str, env_cfg: Mapping[str, Any]) -> nn.Module:

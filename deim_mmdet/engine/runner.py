@@ -17,12 +17,17 @@ from torch.utils.data import DataLoader
 from .. import compat
 from ..checkpoints.activations import activation_warning
 from ..checkpoints.loading import SCHEME
-from ..datasets.collate import stacking
 from ..utils.files import write_text
 from .agreement import named_categories
 from .apply_recipe import apply_recipe
 from .checks import bare_model, check_fills_a_batch, check_object_counts, check_single
-from .devices import laid_out, optimizer_options, set_precision, wrapper_options
+from .devices import (
+    laid_out,
+    loader_options,
+    optimizer_options,
+    set_precision,
+    wrapper_options,
+)
 from .faults import (
     check_folder,
     describe_damage,
@@ -123,12 +128,7 @@ class DEIMRunner(Runner):
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         if isinstance(dataloader, dict):
-            # torch warns where no device can use pinned memory.
-            dataloader = {'pin_memory': get_device() not in ('cpu', 'mps'), **stacking(dataloader)}
-            if not dataloader.get('num_workers'):
-                # Both need workers; an option may have set the number of workers to 0.
-                for option in ('persistent_workers', 'prefetch_factor'):
-                    dataloader.pop(option, None)
+            dataloader = loader_options(dataloader, get_device())
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:

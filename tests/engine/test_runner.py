@@ -136,6 +136,17 @@ def test_batches_are_pinned_for_devices_that_take_them(make_runner, monkeypatch,
         assert not [w for w in recwarn if 'pin_memory' in str(w.message)]
 
 
+@pytest.mark.parametrize('drop_last', [True, False])
+def test_a_batch_sampler_takes_the_loaders_choice_of_the_last_batch(make_runner, drop_last):
+    options = dict(batch_sampler=dict(type='AspectRatioBatchSampler'), drop_last=drop_last)
+    runner = make_runner(**{f'train_dataloader.{name}': o for name, o in options.items()})
+    loader = runner.build_dataloader({**runner.cfg.train_dataloader, 'batch_size': 3})
+    full, rest = divmod(len(loader.dataset), 3)
+    sizes = [3] * full + [rest] * (rest > 0 and not drop_last)
+    assert rest
+    assert [len(batch) for batch in loader.batch_sampler] == sizes
+
+
 def test_mixed_precision_on_the_cpu(make_runner):
     runner = make_runner(
         **{'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'}
