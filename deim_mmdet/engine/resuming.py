@@ -212,15 +212,18 @@ def match_parameters(optimizer: Optimizer) -> None:
 
 
 def _move_to_epoch(runner) -> None:
-    """Count iterations, and updates of the average, by the present number of batches."""
+    """Count iterations, and updates of the average, by finished epochs of the present length.
+
+    The batches may have another size than before. And a checkpoint may have been saved within an
+    epoch, which begins again.
+    """
     loop = runner.train_loop
-    if not isinstance(loop, EpochBasedTrainLoop) or not runner.epoch:
+    if not isinstance(loop, EpochBasedTrainLoop):
         return
-    before = saved_settings(runner).get('iters_per_epoch', runner.iter / runner.epoch)
-    now = len(runner.train_dataloader)
+    before, now = runner.iter, runner.epoch * len(runner.train_dataloader)
     if before == now:
         return
-    compat.set_iteration(loop, round(runner.iter * now / before))
+    compat.set_iteration(loop, now)
     for hook in runner.hooks:
         if isinstance(hook, ExpWarmupEMAHook):
             hook.ema_model.steps.copy_((hook.ema_model.steps * (now / before)).round())

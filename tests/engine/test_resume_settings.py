@@ -195,6 +195,18 @@ def test_checkpoint_of_an_older_version_is_counted_by_its_iterations(trained, tm
     assert runner.iter == EPOCHS * 2
 
 
+def test_an_epoch_that_a_checkpoint_was_saved_within_begins_again(trained, tmp_path, request):
+    """As ``CheckpointHook(by_epoch=False)`` saves it; mmengine would go on counting from there."""
+    path = tmp_path / 'iter_10.pth'
+    checkpoint = torch.load(trained / 'work' / 'epoch_2.pth', weights_only=False)
+    assert checkpoint['meta']['iter'] == 8
+    checkpoint['meta']['iter'] += 2
+    torch.save(checkpoint, path)
+    runner = train(trained, request.node.name, tmp_path / 'work', resume=True, load_from=str(path))
+    assert min(runner.rates) == 8
+    assert runner.iter == EPOCHS * 4
+
+
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
