@@ -30,8 +30,19 @@ def _short_starts():
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _one_thread_and_scope():
+def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _first_scope():
+    init_default_scope('mmdet')
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    yield
+    # A test of mmengine's own runner leaves another one.
     init_default_scope('mmdet')
 
 
