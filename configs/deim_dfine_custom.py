@@ -35,8 +35,8 @@ load_from = None
 # Dense O2O raised AP with 2000 images from 1500 iterations (epochs times batches) on, and with 205
 # images from 3000 on. With 205 images it lowered AP in 1500 iterations, and both parts together
 # lowered it in 750: leave Dense O2O out there. In between, try both ways. All this was from
-# nothing. From weights it lowered AP as well, in 200 iterations on 50 to 205 images; in 1500 on 205
-# images it changed little.
+# nothing. From weights it lowered AP as well, in 200 iterations on 50 to 205 images; in 1500 it
+# changed little there.
 mal = True
 dense_o2o = True
 
