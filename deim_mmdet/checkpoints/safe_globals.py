@@ -65,15 +65,14 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
         RuntimeError: The file is damaged, or holds a type that isn't allowed; the message names the
             file, the refused type where there is one, and the remedy.
     """
+    no_checkpoint = f'{name} is no checkpoint, or is damaged: take another file or a new copy of it'
     try:
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))
         if refused is None:
-            raise RuntimeError(
-                f'{name} is no checkpoint, or is damaged: take another file or another copy of it'
-            ) from error
+            raise RuntimeError(no_checkpoint) from error
         raise RuntimeError(
             f'checkpoint {name} holds an object of type {refused[1]}, which is refused because '
             'loading it could run code. If you trust the file, take its weights out where you made '
@@ -84,10 +83,10 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
         raise RuntimeError(f'checkpoint {name} is empty: take an earlier one') from error
     except (IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
         # The old format begins with a pickle, and any text may seem one.
-        raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error
+        raise RuntimeError(no_checkpoint) from error
     except RuntimeError as error:
         if any(words in str(error) for words in OTHER_ARCHIVES):
-            raise RuntimeError(f'{name} is no checkpoint, or is damaged') from error
+            raise RuntimeError(no_checkpoint) from error
         if 'PytorchStreamReader' not in str(error):
             raise
         raise RuntimeError(
