@@ -14,7 +14,7 @@ from pathlib import Path
 from deim_mmdet.data_checks.config import check_datasets
 from deim_mmdet.data_checks.sheet import draw_report
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.faults import MISTAKES, check_folder, without_traceback
+from deim_mmdet.engine.faults import MISTAKES, check_writable, without_traceback
 from deim_mmdet.utils.files import replaced_when_complete
 
 import cv2
@@ -44,7 +44,7 @@ def main() -> None:
 
     with without_traceback(*MISTAKES):
         config = load_config(args.config, args.cfg_options)
-        check_folder(out, 'the folder', '--out')
+        check_writable(out, 'the folder', '--out')
     reports = check_datasets(config, args.images, args.workers, use_cache=False)
     for report in reports:
         print(report.text())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
-from deim_mmdet.engine.faults import MISTAKES, check_folder, without_traceback
+from deim_mmdet.engine.faults import MISTAKES, check_writable, without_traceback
 from deim_mmdet.reports import ReportHook, check_argument
 from deim_mmdet.utils.components import dataset_configs, is_component
 
@@ -149,7 +149,7 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     with without_traceback(*MISTAKES):
         if args.out is not None:
-            check_folder(Path(args.out).parent, 'the folder', '--out')
+            check_writable(Path(args.out).parent, 'the folder', '--out')
         cfg = prepare(args)
         if not args.no_check_data:
             check_data(cfg, ('test',))

@@ -63,7 +63,7 @@ def without_traceback(*kinds: type[Exception]) -> Iterator[None]:
         sys.exit(f'{type(error).__name__}: {error}')
 
 
-def check_folder(
+def check_writable(
     folder: str | Path, name: str = 'the work directory', option: str = '--work-dir'
 ) -> None:
     """Check that a folder can be made and written to.

@@ -29,7 +29,7 @@ from .devices import (
     wrapper_options,
 )
 from .faults import (
-    check_folder,
+    check_writable,
     describe_damage,
     explained_faults,
     find_resumable,
@@ -91,7 +91,7 @@ class DEIMRunner(Runner):
     saves_whole = True
 
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
-        check_folder(work_dir)
+        check_writable(work_dir)
         super().__init__(model, work_dir, *args, **kwargs)
 
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine import RunFault
-from deim_mmdet.engine.faults import check_folder, checkpoint_size, find_resumable
+from deim_mmdet.engine.faults import check_writable, checkpoint_size, find_resumable
 
 import pytest
 import torch
@@ -97,8 +97,8 @@ def test_work_dir_that_cannot_be_written(tmp_path):
     file = tmp_path / 'file'
     file.write_text('no folder')
     with pytest.raises(RunFault, match=rf'cannot write to .*{file}/work \(Not a dir.*--work-dir'):
-        check_folder(file / 'work')
-    check_folder(tmp_path / 'new' / 'work')
+        check_writable(file / 'work')
+    check_writable(tmp_path / 'new' / 'work')
     assert not list((tmp_path / 'new' / 'work').iterdir())
 
 
