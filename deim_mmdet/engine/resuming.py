@@ -150,37 +150,42 @@ def apply_settings(runner, groups: list[dict[str, Any]], schedules: list[dict[st
     """
     _move_to_epoch(runner)
     schedulers = runner.param_schedulers or ()
-    # What they do follows from evaluations, which a checkpoint alone knows of.
-    follow_results = any(getattr(each, 'need_val_args', False) for each in schedulers)
-    if not follow_results:
+    if any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers):
+        _go_on(runner, groups, schedulers)
+    else:
         for scheduler, state in zip(schedulers, schedules, strict=True):
             scheduler.load_state_dict(state)
+        for group, settings in zip(runner.optim_wrapper.param_groups, groups, strict=True):
+            group.update(settings)
+        _replay(runner, schedulers)
+    match_parameters(runner.optim_wrapper.optimizer)
+
+
+def _go_on(runner, groups: list[dict[str, Any]], schedulers: Sequence) -> None:
+    """Keep the schedulers of a checkpoint, with rates in proportion to the present ones.
+
+    Their steps follow from the results of evaluations, which only the checkpoint knows of.
+    """
     for group, settings in zip(runner.optim_wrapper.param_groups, groups, strict=True):
         before, now = (each.get('initial_lr', each['lr']) for each in (group, settings))
-        reached = group['lr'] * now / before if before else now
-        group.update({**settings, 'lr': reached} if follow_results else settings)
-    match_parameters(runner.optim_wrapper.optimizer)
-    if follow_results:
-        for scheduler in schedulers:
-            if isinstance(scheduler, FlatCosineLR):
-                scheduler.move_to(runner.iter)
-            elif scheduler.param_name == 'lr':
-                scheduler.base_values = [
-                    group['initial_lr'] for group in runner.optim_wrapper.param_groups
-                ]
-    elif all(isinstance(s, FlatCosineLR) and s.begin <= runner.iter < s.end for s in schedulers):
-        for scheduler in schedulers:
+        group.update({**settings, 'lr': group['lr'] * now / before if before else now})
+    for scheduler in schedulers:
+        if isinstance(scheduler, FlatCosineLR):
             scheduler.move_to(runner.iter)
-    else:
-        _replay(runner, schedulers)
+        elif scheduler.param_name == 'lr':
+            scheduler.base_values = [g['initial_lr'] for g in runner.optim_wrapper.param_groups]
 
 
 def _replay(runner, schedulers: Sequence) -> None:
     """Let schedulers take all steps up to the present iteration, as in a new run.
 
     Most of mmengine's compute a value from the one before, and by rounding alone another way would
-    lead to another value.
+    lead to another value. ``FlatCosineLR`` alone needs no steps.
     """
+    if all(isinstance(s, FlatCosineLR) and s.begin <= runner.iter < s.end for s in schedulers):
+        for scheduler in schedulers:
+            scheduler.move_to(runner.iter)
+        return
     by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]
     by_iteration = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
     # A loop by iterations has a single epoch.
