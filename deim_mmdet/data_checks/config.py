@@ -117,9 +117,11 @@ def _find_sets_without_annotations(reports: Sequence[DatasetReport]) -> None:
         for report in files:
             if 'no_annotations' not in report.problems:
                 breaks = split == 'training'
-                says = f'{report.annotations} annotations, none of the classes can be used'
-                if not report.annotations:
-                    says = '"annotations" is empty'
+                says = (
+                    f'{report.annotations} annotations, none of the classes can be used'
+                    if report.annotations
+                    else '"annotations" is empty'
+                )
                 report.add([Finding('no_annotations', breaks, says)])
 
 
