@@ -23,7 +23,7 @@ from deim_mmdet.deployment.inputs import network_size
 from deim_mmdet.deployment.onnx_export import check_size, export_onnx
 from deim_mmdet.engine.config import load_config
 from deim_mmdet.engine.devices import check_gpu_found
-from deim_mmdet.engine.faults import MISTAKES, RunFault, check_writable, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, check_writable, without_traceback
 from deim_mmdet.models.layers.input_channels import input_channels
 
 import mmdet.models  # noqa: F401  (registers the detectors)
@@ -238,13 +238,13 @@ def machine(device: str) -> dict[str, str | int]:
     )
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     args = parse_args()
     init_default_scope('mmdet')
     torch.set_num_threads(args.threads)
     if args.out is not None:
-        with without_traceback(RunFault):
-            check_writable(args.out, 'the folder', '--out')
+        check_writable(args.out, 'the folder', '--out')
     all_results = []
     for config in args.configs:
         all_results.append(measure(config, args))

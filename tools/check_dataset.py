@@ -14,13 +14,14 @@ from pathlib import Path
 from deim_mmdet.data_checks.config import check_datasets
 from deim_mmdet.data_checks.sheet import draw_report
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.faults import MISTAKES, check_writable, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, check_writable, without_traceback
 from deim_mmdet.utils.files import replaced_when_complete
 
 import cv2
 from mmengine.config import DictAction
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='path of the config')

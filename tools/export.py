@@ -40,15 +40,16 @@ from deim_mmdet.deployment.runtimes import (
 )
 from deim_mmdet.deployment.tensorrt import TensorRTRuntime, build_engine, trtexec_command
 from deim_mmdet.engine.agreement import checked_test_set
+from deim_mmdet.engine.checks import check_checkpoint
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.faults import MISTAKES, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, check_writable, without_traceback
 from deim_mmdet.models.layers.input_channels import input_channels
 
 import numpy as np
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import nn
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', tensorrt='.engine')
@@ -136,10 +137,6 @@ def parse_args() -> argparse.Namespace:
         parser.error(
             f'--out {args.out}: a file for {args.backend} ends in {SUFFIXES[args.backend]}'
         )
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f'--out {args.out}: no folder {args.out.parent}: {error.strerror}')
     return args
 
 
@@ -151,14 +148,19 @@ def load_detector(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, .
         from the config's test set; None where neither states them.
 
     Raises:
-        RuntimeError: The checkpoint belongs to another detector.
-        ValueError: The test set has other classes than the checkpoint; the message lists both.
+        RuntimeError: The checkpoint lacks parameters of the detector.
+        ValueError: It can't be read or belongs to another detector. Or the test set has other
+            classes; the message lists both.
     """
     init_default_scope('mmdet')
     # The checkpoint holds the backbone's weights too.
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    content = load_checkpoint(model, f'{SCHEME}{checkpoint}', map_location='cpu', strict=True)
+    content = CheckpointLoader.load_checkpoint(f'{SCHEME}{checkpoint}', map_location='cpu')
+    check_checkpoint(model, content)
+    weights = content.get('state_dict', content)
+    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    load_state_dict(model, weights, strict=True)
     return model.eval(), labels_of(cfg, content)
 
 
@@ -224,9 +226,11 @@ def export(
         return quantize_onnx(source, path, images, args.backend)
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     args = parse_args()
     with without_traceback(*MISTAKES):
+        check_writable(args.out.parent, 'the folder', '--out')
         cfg = load_config(args.config, args.cfg_options)
         size = network_size(cfg) if args.size is None else tuple(args.size)
         letterbox = letterbox_of(cfg)

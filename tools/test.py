@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deim_mmdet.data_checks.config import check_data
 from deim_mmdet.engine.config import check_no_conflict, load_config
-from deim_mmdet.engine.faults import MISTAKES, check_writable, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, check_writable, without_traceback
 from deim_mmdet.reports import ReportHook, check_argument
 from deim_mmdet.utils.components import dataset_configs, is_component
 
@@ -144,6 +144,7 @@ def prepare(args: argparse.Namespace) -> Config:
     return cfg
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()

@@ -22,7 +22,7 @@ from deim_mmdet.engine.config import (
     set_mixed_precision,
 )
 from deim_mmdet.engine.devices import check_gpu_found
-from deim_mmdet.engine.faults import MISTAKES, RunFault, find_resumable, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, find_resumable, without_traceback
 from deim_mmdet.engine.fitting_batch_size import fitting_batch_size
 from deim_mmdet.reports import ReportHook, check_argument
 
@@ -191,6 +191,7 @@ def prepare(args: argparse.Namespace) -> Config:
     return cfg
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
@@ -198,15 +199,14 @@ def main() -> None:
         cfg = prepare(args)
         if not args.no_check_data:
             check_data(cfg)
-    with without_traceback(RunFault):
-        if args.batch_size == AUTO:
-            # Its trials are trainings, whose errors keep their tracebacks.
-            override_length(cfg, batch_size=fitting_batch_size(cfg))
-        runner = RUNNERS.build(cfg)
-        if args.report is not None:
-            # Not in the config, which is kept in the work directory: other runs may read it.
-            runner.register_hook(ReportHook(args.report))
-        runner.train()
+    if args.batch_size == AUTO:
+        # Its trials are trainings, whose errors keep their tracebacks.
+        override_length(cfg, batch_size=fitting_batch_size(cfg))
+    runner = RUNNERS.build(cfg)
+    if args.report is not None:
+        # Not in the config, which is kept in the work directory: other runs may read it.
+        runner.register_hook(ReportHook(args.report))
+    runner.train()
 
 
 if __name__ == '__main__':

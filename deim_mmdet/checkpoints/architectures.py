@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import Size, Tensor
 
 from ..models.backbones.hgnetv2 import ARCHS
+from ..utils.errors import UserError
 from ..utils.text import some
 from .convert import CRITERION, count_classes
 from .published import config_path, published_file, published_models
@@ -173,7 +174,7 @@ def identify(
     """
     num_classes = count_classes(state_dict)
     if num_classes is None and any(name.startswith('bbox_head.') for name in state_dict):
-        raise ValueError(
+        raise UserError(
             'the parameters are of no known model, as bbox_head.query_selection.score.bias is '
             'missing: take a file with all parameters of a detector'
         )
@@ -195,7 +196,7 @@ def identify(
         ]
     matching = [model for model in known if compare(state_dict, model.shapes).size() == 0]
     if not matching:
-        raise ValueError(_explain_mismatch(state_dict, known))
+        raise UserError(_explain_mismatch(state_dict, known))
     return _choose(matching, state_dict, file_name.lower())
 
 
@@ -221,7 +222,7 @@ def _choose(
     named = [m for m in counted if m.activation == said] or counted
     names = [*{m.activation: m.name for m in reversed(named)}.values()][::-1]
     if len(names) > 1:
-        raise ValueError(
+        raise UserError(
             f'{" and ".join(names)} have the same parameters (they differ in their activations): '
             f'say which one it is, e.g. --config {names[0]}'
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.backbones.resnet_vd import rename_resnet_vd
 from ..models.backbones.vision_transformer import rename_vit
+from ..utils.errors import UserError
 from ..utils.text import some
 from .huggingface import to_reference_names
 from .reference import convert_reference_state_dict
@@ -71,7 +72,7 @@ def find_weights(checkpoint: Mapping[str, Any]) -> Weights:
         if isinstance(state_dict, Mapping) and _holds_tensors(state_dict):
             state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
             return Weights(state_dict, part, _naming(state_dict))
-    raise ValueError(f'there are no parameters, only {some(sorted(map(str, checkpoint)))}')
+    raise UserError(f'there are no parameters, only {some(sorted(map(str, checkpoint)))}')
 
 
 def _holds_tensors(state_dict: Mapping) -> bool:
@@ -104,7 +105,7 @@ def to_our_names(weights: Weights) -> dict[str, Tensor]:
     if weights.naming == BACKBONE:
         bare = {name.removeprefix('_model.'): v for name, v in weights.state_dict.items()}
         return rename_vit({rename_resnet_vd(name): value for name, value in bare.items()})
-    raise ValueError(
+    raise UserError(
         f'its {len(weights.state_dict)} names are of no model known here: '
         f'{some(sorted(weights.state_dict))}'
     )
@@ -169,7 +170,7 @@ def classes_of_annotations(path: str | Path, num_classes: int) -> list[str]:
         return [names[index] for index in sorted(names)]
     if len(names) < num_classes and max(names) < num_classes and min(names) >= 0:
         return [names.get(index, f'unused_{index}') for index in range(num_classes)]
-    raise ValueError(
+    raise UserError(
         f'{path} has {len(names)} categories, with ids up to {max(names)}, but the checkpoint '
         f'{num_classes} classes: give the annotations that it was trained with'
     )

@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, get_local_rank
 
+from ..utils.errors import CheckpointError
 from ..utils.files import replaced_when_complete
 from .safe_globals import load
 
@@ -66,7 +67,7 @@ def read_checkpoint(filename: str | Path, map_location='cpu') -> dict:
         return _read_safetensors(path, map_location or 'cpu')
     checkpoint = load(path, str(filename), map_location)
     if not isinstance(checkpoint, dict):
-        raise RuntimeError(
+        raise CheckpointError(
             f'{filename} holds a {type(checkpoint).__name__}, not a checkpoint: it must hold a '
             'dictionary with parameters'
         )
@@ -97,14 +98,14 @@ def _read_safetensors(path: Path, map_location) -> dict:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise RuntimeError(
+        raise CheckpointError(
             f'reading {path} needs the package safetensors: pip install safetensors, or '
             'deim_mmdet[huggingface]'
         ) from None
     try:
         return load_file(path, device=str(map_location))
     except SafetensorError as error:
-        raise RuntimeError(
+        raise CheckpointError(
             f'checkpoint {path} is damaged or was not written completely ({error}): take another '
             'copy of it'
         ) from error
@@ -124,7 +125,7 @@ def download(url: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except (URLError, OSError) as error:
-            raise RuntimeError(
+            raise CheckpointError(
                 f'{url} cannot be downloaded ({error}): fetch the file yourself and give its path'
             ) from error
         _refuse_web_page(path, url)
@@ -138,7 +139,7 @@ def _refuse_web_page(path: Path, url: str) -> None:
         start = file.read(64)
     if start.lstrip().startswith(b'<'):
         path.unlink()
-        raise RuntimeError(
+        raise CheckpointError(
             f'{url} gave a web page instead of a file: open it in a browser, save the file and '
             'give its path'
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..utils.errors import UserError
 from ..utils.name_table import NameTable
 from .huggingface_names import HEAD, KINDS, NECK
 from .huggingface_vit import BACKBONE, convert_vit
@@ -85,7 +86,7 @@ def _without_selection_identity(state_dict: Mapping[str, Tensor]) -> dict[str, T
         if name.endswith('1.weight'):
             neutral = torch.ones(len(value))
         if not torch.equal(value.cpu(), neutral.to(value.dtype)):
-            raise ValueError(
+            raise UserError(
                 'its DEIMv2 was trained in transformers, whose network is another one: it projects '
                 f"tokens before it selects queries ({name}), and the authors' DEIMv2 does not. "
                 "Take weights that transformers has converted from the authors', or their own file"
@@ -105,7 +106,7 @@ def _join(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for (layer, module, leaf), projections in found.items():
         parts, target = _JOINED[module]
         if projections.keys() != {*parts}:
-            raise ValueError(
+            raise UserError(
                 f'{layer}.{module} has only the projections {", ".join(sorted(projections))} of '
                 f'{", ".join(parts)}: the file is incomplete, take another copy of it'
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..models.layers.vit import RotaryPositions
+from ..utils.errors import UserError
 from ..utils.name_table import NameTable
 
 #: Begins the names of the backbone's tensors.
@@ -75,7 +76,7 @@ def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if registers is None:
         return {}
     if not registers.numel():
-        raise ValueError(
+        raise UserError(
             "it is a DEIMv2 S or M of transformers, not the authors' network: it normalises the "
             "last output of ViT-T and lacks the biases of its keys. Take the authors' file"
         )

@@ -14,6 +14,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
+from ..utils.errors import UserError
 from .class_names import default_classes
 from .classes import drop_unused_row
 from .convert import (
@@ -110,7 +111,7 @@ def _converted(checkpoint: dict, filename: str) -> dict:
             return checkpoint
         state_dict = to_our_names(weights)
     except ValueError as error:
-        raise ValueError(f'{name}: {error}') from None
+        raise UserError(f'{name}: {error}') from None
     print_log(
         f'{name}: converted {len(state_dict)} parameters while loading, {weights.naming} weights '
         f'from {weights.part}',

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
+from ..utils.errors import UserError
 from .files import file_name
 
 PACKAGE = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def config_path(name: str) -> Path:
     if not path.is_file() and Path(name).stem in models:
         path = models[Path(name).stem].config
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f'there is no config {name}: give a path, or one of '
             f'{", ".join(sorted(path.stem for path in folder.glob("*.py")))}'
         )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+from ..utils.errors import CheckpointError
+
 # What torch says of a ZIP file that isn't its own, and of what seems a TAR file: zeros do.
 OTHER_ARCHIVES = ('not in a subdirectory', 'legacy .tar format')
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
@@ -72,23 +74,23 @@ def load(file: str | Path | BinaryIO, name: str, map_location=None) -> Any:
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))
         if refused is None:
-            raise RuntimeError(no_checkpoint) from error
-        raise RuntimeError(
+            raise CheckpointError(no_checkpoint) from error
+        raise CheckpointError(
             f'checkpoint {name} holds an object of type {refused[1]}, which is refused because '
             'loading it could run code. If you trust the file, take its weights out where you made '
             "it: torch.save({'state_dict': model.state_dict()}, new_file); or put the type on "
             "torch's list yourself with torch.serialization.add_safe_globals"
         ) from None
     except EOFError as error:
-        raise RuntimeError(f'checkpoint {name} is empty: take an earlier one') from error
+        raise CheckpointError(f'checkpoint {name} is empty: take an earlier one') from error
     except (IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
         # The old format begins with a pickle, and any text may seem one.
-        raise RuntimeError(no_checkpoint) from error
+        raise CheckpointError(no_checkpoint) from error
     except RuntimeError as error:
         if any(words in str(error) for words in OTHER_ARCHIVES):
-            raise RuntimeError(no_checkpoint) from error
+            raise CheckpointError(no_checkpoint) from error
         if 'PytorchStreamReader' not in str(error):
             raise
-        raise RuntimeError(
+        raise CheckpointError(
             f'checkpoint {name} is damaged or was not written completely; take an earlier one'
         ) from error

@@ -2,6 +2,8 @@
 
 from mmengine.runner import CheckpointLoader
 
+from ..utils.errors import CheckpointError
+
 SCHEME = 'timm://'
 COMMAND = "pip install 'deim_mmdet[dinov3]'"
 
@@ -25,13 +27,13 @@ def load_from_timm(filename: str, map_location=None) -> dict:
     try:
         import timm
     except ImportError as error:
-        raise RuntimeError(
+        raise CheckpointError(
             f'{filename} is loaded through timm, which cannot be imported ({error}): {COMMAND}. Or '
             'fetch the file yourself and give its path instead'
         ) from None
     try:
         return dict(state_dict=timm.create_model(name, pretrained=True, num_classes=0).state_dict())
     except Exception as error:
-        raise RuntimeError(
+        raise CheckpointError(
             f'timm cannot load {name}: {error}. Fetch the file yourself and give its path instead'
         ) from error

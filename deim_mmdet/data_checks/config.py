@@ -21,6 +21,7 @@ from ..utils.components import (
     dataset_configs,
     find_component,
 )
+from ..utils.errors import UserError
 from .cache import cached_report
 from .images import ImageTask
 from .limits import DetectionLimit, beyond_limits, detection_limits
@@ -51,7 +52,7 @@ def check_data(config: Config, splits: Sequence[str] = ('training', 'validation'
     for report in reports:
         print(report.text(), flush=True)
     if any(report.breaks for report in reports):
-        raise ValueError(
+        raise UserError(
             f'the data would break {"training" if "training" in splits else "the evaluation"}, '
             'see BREAKS above: tools/check_dataset.py with this config lists all of it; '
             '--no-check-data goes on regardless'

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from ..utils.errors import UserError
+
 #: (height, width) in pixels.
 Size = tuple[float, float]
 
@@ -52,7 +54,7 @@ def scale_instances(
         instance['bbox'] = [x1 * x_factor, y1 * y_factor, x2 * x_factor, y2 * y_factor]
         mask = instance.get('mask')
         if isinstance(mask, dict):
-            raise ValueError(
+            raise UserError(
                 f'Image {path} has another size than annotated, and its masks are run-length '
                 'encoded: write masks as polygons, or give the image its annotated size'
             )

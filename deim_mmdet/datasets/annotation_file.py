@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from mmengine import fileio
 
+from ..utils.errors import UserError
+
 FORMAT = 'COCO format is {"images": [...], "annotations": [...], "categories": [...]}.'
 # Integers up to here are exact as floating-point numbers; sums of them are finite.
 LARGEST = 2**53
@@ -108,7 +110,7 @@ def read_annotation_file(path: str, evaluation: bool, backend_args: dict | None 
     content = _read(path, backend_args)
     error = _fault_of_form(content, evaluation)
     if error is not None:
-        raise ValueError(f'Annotation file {path} {error}')
+        raise UserError(f'Annotation file {path} {error}')
     return content
 
 
@@ -124,7 +126,7 @@ def _read(path: str, backend_args: dict | None) -> object:
         # The one encoding that COCO's evaluation reads, too.
         return json.loads(text.decode('utf-8'), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f'Annotation file {path} is not JSON ({error}). '
             'It must be a COCO annotation file; if it was downloaded, download it again.'
         ) from error
@@ -136,7 +138,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'an object has {_short.repr(repeated)} twice')
+        raise UserError(f'an object has {_short.repr(repeated)} twice')
     return members
 
 

@@ -11,6 +11,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from .. import compat
+from ..utils.errors import UserError
 from ..utils.text import some
 from .annotation_file import read_annotation_file
 from .annotations import check_annotations
@@ -61,7 +62,7 @@ class CheckedCocoDataset(CocoDataset):
         """
         own = self.metainfo['classes']
         if sorted(own) != sorted(classes):
-            raise ValueError(
+            raise UserError(
                 f'the data set of {self.ann_file} has the classes {list(own)}, not '
                 f'{list(classes)}: give the same names, in any order'
             )
@@ -86,7 +87,7 @@ class CheckedCocoDataset(CocoDataset):
         try:
             super().full_init()
         except RecursionError as error:  # of pickle, which goes less deep than JSON
-            raise ValueError(
+            raise UserError(
                 f'Annotation file {self.ann_file} nests values of an entry too deeply '
                 '(segmentations are lists of lists). Correct it, or leave that field out.'
             ) from error
@@ -103,7 +104,7 @@ class CheckedCocoDataset(CocoDataset):
                 level=logging.WARNING,
             )
         if refusal is not None:
-            raise ValueError(f'Annotation file {self.ann_file} {refusal}')
+            raise UserError(f'Annotation file {self.ann_file} {refusal}')
         compat.own_metainfo(self)['classes'] = checked.classes
         self.cat_ids = checked.category_ids
         self.cat2label = {category_id: label for label, category_id in enumerate(self.cat_ids)}
@@ -128,7 +129,7 @@ class CheckedCocoDataset(CocoDataset):
         """The images that ``filter_cfg`` keeps; see :class:`mmengine.dataset.BaseDataset`."""
         kept = super().filter_data()
         if not kept:
-            raise ValueError(
+            raise UserError(
                 f'Annotation file {self.ann_file}: filter_cfg={self.filter_cfg} keeps none of its '
                 f'{len(self.data_list)} images, with the classes {some(self.metainfo["classes"])}. '
                 'Change filter_cfg, or metainfo=dict(classes=...) of the data set'

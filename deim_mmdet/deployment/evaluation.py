@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..models.layers.input_channels import RGB
 from ..utils.components import dataset_configs
+from ..utils.errors import UserError
 from .inputs import test_set
 from .runtimes import Detections
 
@@ -85,7 +86,7 @@ def read_inputs(
         packed = dataset[position]
         pixels, sample = packed['inputs'], packed['data_samples']
         if pixels.shape[1:] != size:
-            raise ValueError(
+            raise UserError(
                 f"the config's test pipeline gives {pixels.shape[1]}x{pixels.shape[2]}, the "
                 f'exported model takes {size[0]}x{size[1]} (height x width): give the size by '
                 '--cfg-options image_size=..., not by --size'

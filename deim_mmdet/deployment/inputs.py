@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..datasets.transforms import Letterbox
 from ..utils.components import dataset_configs, find_component, is_component
+from ..utils.errors import UserError
 from .extras import is_installed
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.npy')
@@ -83,7 +84,7 @@ def network_size(cfg: Config) -> tuple[int, int]:
             if resize.scale and not resize.keep_ratio:
                 width, height = resize.scale
                 return height, width
-    raise ValueError(
+    raise UserError(
         "the config's test pipeline has no Resize to a fixed size (keep_ratio=False): give the "
         'size of the input with --size HEIGHT WIDTH'
     )

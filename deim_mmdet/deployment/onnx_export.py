@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..models.layers.input_channels import input_channels
+from ..utils.errors import UserError
 from .detector import DeployedDetector, takes_file_values
 from .extras import require
 
@@ -64,7 +65,7 @@ def export_onnx(
     require('onnx', 'onnxruntime')
     check_size(size, model)
     if opset < OPSET:
-        raise ValueError(
+        raise UserError(
             f'opset {opset} has no LayerNormalization, without which half precision overflows: '
             f'use {OPSET} or higher'
         )
@@ -127,7 +128,7 @@ def check_size(size: tuple[int, int], model: nn.Module) -> None:
     """
     stride = max(getattr(getattr(model, 'neck', None), 'feat_strides', (32,)))
     if any(side <= 0 or side % stride for side in size):
-        raise ValueError(
+        raise UserError(
             f'the input size {size[0]}x{size[1]} (height x width) must be divisible by {stride} '
             f'on both sides, e.g. {" ".join(str(max(round(s / stride), 1) * stride) for s in size)}'
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..utils.errors import UserError
 from .extras import require
 from .onnx_export import INPUTS
 from .tensorrt import in_single_precision
@@ -62,7 +63,7 @@ def quantize_onnx(
     """
     require('onnx', 'onnxruntime')
     if runtime not in RUNTIMES:
-        raise ValueError(
+        raise UserError(
             f'a file cannot be quantised for runtime {runtime!r}: there are {", ".join(RUNTIMES)}'
         )
     import onnx
@@ -132,7 +133,7 @@ def _reader(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> object:
     feeds = (dict(zip(INPUTS, inputs, strict=True)) for inputs in images)
     first = next(feeds, None)
     if first is None:
-        raise ValueError(
+        raise UserError(
             'INT8 needs pictures to calibrate with, and the data set has none: name another one'
         )
     feeds = itertools.chain([first], feeds)

@@ -20,6 +20,7 @@ from .. import compat
 from ..datasets import CheckedCocoDataset
 from ..evaluation import CheckedCocoMetric
 from ..utils.components import component_class
+from ..utils.errors import UserError
 from ..utils.text import some
 from .checks import base_datasets, class_names, parts_of_dataset
 
@@ -57,7 +58,7 @@ def check_numbering(dataset) -> None:
         categories = load(base.ann_file, backend_args=base.backend_args)['categories']
         in_file = tuple(c['name'] for c in categories if c['name'] in classes)
         if in_file != classes:
-            raise ValueError(
+            raise UserError(
                 f'{base.ann_file}: {type(base).__name__} numbers its classes in the order of the '
                 f'file, {list(in_file)}, but they are given as {list(classes)}: use '
                 "type='CheckedCocoDataset', which numbers them as given"
@@ -87,7 +88,7 @@ def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> b
             continue
         lists = f'{what} ({annotation_files(part)}) {list(own)}, {whose} {list(classes)}'
         if sorted(own) != sorted(classes):
-            raise ValueError(
+            raise UserError(
                 f'classes differ: {lists}. Only the first has '
                 f'{some(map(repr, (n for n in own if n not in classes)), SHOWN_NAMES) or "none"}, '
                 f'only the second '
@@ -101,7 +102,7 @@ def set_class_order(dataset, classes: Sequence[str], what: str, whose: str) -> b
                 if isinstance(part, CocoDataset)
                 else f'give the data set metainfo=dict(classes={classes})'
             )
-            raise ValueError(f'classes have another order: {lists}. Here, {remedy}')
+            raise UserError(f'classes have another order: {lists}. Here, {remedy}')
         part.set_class_order(classes)
         changed = True
     for part in parts_of_dataset(dataset):
@@ -153,7 +154,7 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
     checked: dict[int, list[dict]] = {}
     for metric, part in zip(evaluator.metrics, parts, strict=True):
         if type(metric) is CocoMetric and compat.annotations_of(metric) is not None:
-            raise ValueError(
+            raise UserError(
                 f'the {split} evaluator has a CocoMetric, which takes the classes in the order of '
                 "its file: use type='CheckedCocoMetric', which finds them by name. DEIMRunner does "
                 'so by itself where the evaluator is given as a config'
@@ -174,7 +175,7 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
                 fault = error
         if fault is not None:
             option = OPTIONS[split]
-            raise ValueError(
+            raise UserError(
                 f'the {split} data set ({annotation_files(part)}) and its evaluator '
                 f'({metric.ann_file}) do not agree: {fault}. Give both the same file: '
                 f'{option}_dataloader.dataset.ann_file and {option}_evaluator.ann_file'

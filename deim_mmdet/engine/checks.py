@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..models.detectors import DEIMDetector
+from ..utils.errors import UserError, UserTypeError
 from ..utils.text import some
 
 
@@ -30,7 +31,7 @@ def bare_detector(hook: Hook, model: nn.Module) -> DEIMDetector:
     """
     detector = bare_model(model)
     if not isinstance(detector, DEIMDetector):
-        raise TypeError(
+        raise UserTypeError(
             f'{type(hook).__name__} works on a DEIMDetector, but the model is a '
             f"{type(detector).__name__}: set model.type='DEIMDetector', if its head is one of this "
             "package's; otherwise leave the hook, or the option that adds it, out"
@@ -69,7 +70,7 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
         TypeError: It doesn't; the message names loop, hook and the remedy.
     """
     if not isinstance(loop, EpochBasedTrainLoop):
-        raise TypeError(
+        raise UserTypeError(
             f'{type(hook).__name__} acts by epoch, but the training loop is '
             f"{type(loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
             'max_epochs=...)'
@@ -86,7 +87,7 @@ def check_single(hooks: Iterable[Hook], kind: type[Hook]) -> None:
     """
     found = [type(hook).__name__ for hook in hooks if isinstance(hook, kind)]
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f'the hooks {" and ".join(found)} do the same work, and a training takes one of them: '
             "leave the others out of custom_hooks. To change an option of a base config's hook: "
             f'custom_hooks=[dict(hook, ...) if hook.type == {found[0]!r} else hook '
@@ -104,7 +105,7 @@ def check_classes(model: nn.Module, dataset, split: str) -> None:
     classes = class_names(dataset)
     if expected is None or classes is None or expected == len(classes):
         return
-    raise ValueError(
+    raise UserError(
         f'model.bbox_head.num_classes={expected}, but the {split} data set has {len(classes)} '
         f'classes ({some(classes, 8)}): set model.bbox_head.num_classes={len(classes)}, or the '
         "class names in the data set's metainfo=dict(classes=(...))"
@@ -130,7 +131,7 @@ def check_object_counts(model: nn.Module, dataset) -> None:
                 continue
             count = sum(not instance.get('ignore_flag') for instance in instances)
             if count > num_queries:
-                raise ValueError(
+                raise UserError(
                     f'{info.get("img_path")} has {count} objects, but the head only '
                     f'{num_queries} queries: set model.bbox_head.query_selection.num_queries to at '
                     f'least {count}, or leave the image out'
@@ -144,7 +145,7 @@ def check_fills_a_batch(dataloader: DataLoader) -> None:
         ValueError: It doesn't; the message names both numbers.
     """
     if len(dataloader) == 0:
-        raise ValueError(
+        raise UserError(
             f'the training set has {len(dataloader.dataset)} images, too few for one batch of '
             f'{dataloader.batch_size or dataloader.batch_sampler.batch_size} a process: lower '
             'train_dataloader.batch_size'
@@ -158,7 +159,7 @@ def check_resumable(checkpoint: dict) -> None:
         ValueError: The checkpoint holds weights alone.
     """
     if 'epoch' not in (checkpoint.get('meta') or {}):
-        raise ValueError(
+        raise UserError(
             'the checkpoint holds weights alone, without the progress of a training run, and '
             'cannot be resumed: start a new run from it by load_from, without resume'
         )
@@ -195,7 +196,7 @@ def check_finite(model: nn.Module, checkpoint: dict) -> None:
     )
     names = non_finite_names(parts)
     if names:
-        raise ValueError(
+        raise UserError(
             f'the checkpoint holds NaN or infinite numbers, in {some(names)}: a '
             'training had diverged before it was saved. Take an earlier one'
         )
@@ -212,7 +213,7 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     source = {name.removeprefix('module.'): value for name, value in source.items()}
     own = {name: value for name, value in model.state_dict().items() if name in source}
     if not own:
-        raise ValueError(
+        raise UserError(
             'the checkpoint holds no parameter of this model (its names begin with '
             f'{some(sorted({name.split(".")[0] for name in source}))}): take the config that the '
             'checkpoint was trained with'
@@ -227,13 +228,13 @@ def check_checkpoint(model: nn.Module, checkpoint: dict) -> None:
     num_classes = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
     for name, theirs, ours in differing:
         if name.startswith('bbox_head') and ours[:1] == (num_classes,) and ours[1:] == theirs[1:]:
-            raise ValueError(
+            raise UserError(
                 f'the checkpoint was trained for {theirs[0]} classes, but '
                 f'model.bbox_head.num_classes={num_classes}, e.g. in {name}: take a config for its '
                 f'{theirs[0]} classes, or train on from it first (load_from)'
             )
     name, theirs, ours = differing[0]
-    raise ValueError(
+    raise UserError(
         f'{len(differing)} parameters of the checkpoint have other shapes than the model, e.g. '
         f'{name}: {theirs} instead of {ours}. Take the config that it was trained with'
     )

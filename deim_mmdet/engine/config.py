@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..utils.errors import UserError
 from .config_variables import set_variables
 from .image_size import apply_image_size, input_sizes, keep_aspect_ratio, set_image_size
 
@@ -86,7 +87,7 @@ def check_names(cfg: Config, options: Mapping[str, Any]) -> None:
             known, place, name = KNOWN_KEYS.get(name, {rest[0]}), f'{name}.', rest[0]
         if name not in known:
             similar = difflib.get_close_matches(name, sorted(known)) or sorted(known)
-            raise ValueError(
+            raise UserError(
                 f'--cfg-options {option}: the config has no {place}{name}, and nothing would read '
                 f'it. There are {", ".join(place + other for other in similar)}'
             )
@@ -108,7 +109,7 @@ def check_no_conflict(
     for option, value in (options or {}).items():
         argument, given = arguments.get(option, ('', None))
         if given is not None and given != value:
-            raise ValueError(
+            raise UserError(
                 f'--cfg-options {option}={value} and {argument} {given} are two settings of one '
                 'thing: leave one of them out'
             )
@@ -135,7 +136,7 @@ def _converted(cfg: Config, option: str, value: Any) -> Any:
     kind = kinds.get(type(old), object)
     wrong_bool = isinstance(value, bool) and kind is not bool and kind is not object
     if not isinstance(value, kind) or wrong_bool:
-        raise ValueError(
+        raise UserError(
             f'--cfg-options {option}={value}: the config has {old!r} there, which is of another '
             f'kind ({type(old).__name__})'
         )
@@ -159,7 +160,7 @@ def _with_variables(cfg: Config, path: str | Path, variables: Mapping[str, Any])
         if alone is not None and _others(alone, option) != _others(cfg, option):
             effective[option] = value
         elif not follows.get(option) and cfg.get(option) != value:
-            raise ValueError(
+            raise UserError(
                 f'--cfg-options {option}: {option.split(".")[0]} is a variable from which nothing '
                 'else in the config follows: name the options that it was meant for'
             )
@@ -193,7 +194,7 @@ def override_data_root(cfg: Config, root: str) -> None:
         ValueError: ``cfg.data_root`` is empty, so that no path is known to lie under it.
     """
     if not cfg.data_root:
-        raise ValueError(
+        raise UserError(
             '--cfg-options data_root: it is empty in the config, so that no path is known to lie '
             'under it. Name the options that it was meant for, such as '
             'val_dataloader.dataset.data_root'
@@ -231,12 +232,12 @@ def override_length(
     """
     loop = cfg.train_cfg
     if (epochs or val_interval) and 'max_epochs' not in loop:
-        raise ValueError(
+        raise UserError(
             f'--epochs and --val-interval need train_cfg.max_epochs, but train_cfg={dict(loop)}: '
             'set its numbers by --cfg-options'
         )
     if batch_size and 'batch_size' not in cfg.train_dataloader:
-        raise ValueError('--batch-size needs train_dataloader.batch_size in the config')
+        raise UserError('--batch-size needs train_dataloader.batch_size in the config')
     if epochs:
         loop.max_epochs = epochs
     if val_interval:

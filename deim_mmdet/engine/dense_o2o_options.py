@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from ..datasets.transforms import DenseO2O, DropTinyBoxes
 from ..utils.components import find_components
+from ..utils.errors import UserError, UserTypeError
 
 
 def set_dense_o2o(cfg: Config | dict, **options: Any) -> None:
@@ -35,7 +36,7 @@ def set_dense_o2o(cfg: Config | dict, **options: Any) -> None:
         min_box_size=[(DenseO2O, 'min_size'), (DropTinyBoxes, 'min_size')],
     )
     if unknown := options.keys() - places.keys():
-        raise TypeError(f'set_dense_o2o: {sorted(unknown)} must be among {sorted(places)}')
+        raise UserTypeError(f'set_dense_o2o: {sorted(unknown)} must be among {sorted(places)}')
     for name, value in options.items():
         found = [
             (component, argument)
@@ -43,7 +44,7 @@ def set_dense_o2o(cfg: Config | dict, **options: Any) -> None:
             for component in find_components(TRANSFORMS, [*cfg.values()], kind)
         ]
         if not found:
-            raise ValueError(f'set_dense_o2o: the config has no transform that takes {name}')
+            raise UserError(f'set_dense_o2o: the config has no transform that takes {name}')
         for component, argument in found:
             component[argument] = value
         cfg[name] = value

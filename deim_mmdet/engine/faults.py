@@ -15,6 +15,7 @@ from mmengine.hooks import EMAHook
 
 from ..checkpoints.files import find_damage
 from ..datasets.transforms.loading import UnreadableImageError
+from ..utils.errors import UserError
 
 #: Errors of a full disk: no space, quota used up, limit of file sizes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,13 +44,17 @@ class NonFiniteWeightError(NonFiniteError):
     """Weights, or the running statistics of norms, are NaN or infinite."""
 
 
+#: Errors whose messages say everything, whenever they are raised.
+EXPLAINED = (RunFault, UserError)
 #: What a mistake in a config, an option or annotations raises before anything runs.
-MISTAKES = (RunFault, ValueError, FileNotFoundError)
+MISTAKES = (*EXPLAINED, ValueError, FileNotFoundError)
 
 
 @contextmanager
 def without_traceback(*kinds: type[Exception]) -> Iterator[None]:
     """End a command with the message of an error alone, where it says everything.
+
+    It is a context, and a decorator of functions.
 
     Args:
         kinds: Types of such errors. Others keep their tracebacks.

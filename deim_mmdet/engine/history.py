@@ -10,6 +10,7 @@ from mmdet.registry import HOOKS
 from mmengine.config import Config
 
 from ..utils.components import find_component
+from ..utils.errors import UserError
 from ..utils.tables import write_table
 from .hooks import DenseO2OScheduleHook
 from .recipe import PublishedRecipe, derive_stages
@@ -135,7 +136,7 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     if path.is_dir():
         evaluations = evaluations_of(read_history(path))
         if not evaluations:
-            raise ValueError(f'{path}: no evaluation with bbox_mAP was logged there yet')
+            raise UserError(f'{path}: no evaluation with bbox_mAP was logged there yet')
         return evaluations
     if not path.is_file():
         raise FileNotFoundError(f'{path}: there is no such work directory or record (.csv)')
@@ -147,9 +148,9 @@ def read_evaluations(path: Path) -> list[Evaluation]:
                 for line in csv.DictReader(file)
             ]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no record with columns {", ".join(kinds)}: {error}') from None
+        raise UserError(f'{path} is no record with columns {", ".join(kinds)}: {error}') from None
     if not evaluations:
-        raise ValueError(f'{path}: the record holds no evaluation')
+        raise UserError(f'{path}: the record holds no evaluation')
     return evaluations
 
 

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from ..datasets.transforms import DenseO2OMosaic, Letterbox
 from ..models.data_preprocessors import DenseO2OMultiScale
 from ..utils.components import component_class, is_component
+from ..utils.errors import UserError
 
 #: Sides of the input are multiples of this number, the stride of the coarsest features.
 SIZE_STEP = 32
@@ -104,7 +105,7 @@ def set_image_size(cfg: Config | dict, size: int | Sequence[int]) -> int:
                 f'{height} x {width} in {", ".join(places)}'
                 for (height, width), places in sizes[name].items()
             )
-            raise ValueError(
+            raise UserError(
                 f'image_size={size} can take the place of one size, but {name} resizes images to '
                 f'several (height x width): {listed}. Write image_size there in place of numbers, '
                 'or change the numbers and leave image_size as it is in the base config'
@@ -181,7 +182,7 @@ def _height_and_width(size: Any) -> Size:
         or len(sides) != 2
         or not all(type(side) is int and side > 0 and side % SIZE_STEP == 0 for side in sides)
     ):
-        raise ValueError(
+        raise UserError(
             f'image_size={size} must be a positive multiple of {SIZE_STEP}, or two of them, '
             '(height, width)'
         )

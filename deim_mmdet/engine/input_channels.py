@@ -9,6 +9,7 @@ from mmengine.config import Config
 from ..datasets import LoadImageChecked
 from ..models.layers.input_channels import RGB
 from ..utils.components import component_class, find_components
+from ..utils.errors import UserError
 
 
 def set_input_channels(
@@ -46,9 +47,9 @@ def set_input_channels(
     """
     channels = len(mean)
     if not channels or channels != len(std):
-        raise ValueError(f'mean and std must have a number for each channel, got {mean} and {std}')
+        raise UserError(f'mean and std must have a number for each channel, got {mean} and {std}')
     if channels != dict(unchanged=channels, grayscale=1, color=RGB).get(color_type.split('_')[0]):
-        raise ValueError(
+        raise UserError(
             f'color_type={color_type!r} does not read {channels} channels: take '
             "color_type='unchanged', or give mean and std for the channels that it reads"
         )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from mmengine.dist import get_dist_info
 
+from ..utils.errors import UserError
 from .faults import RunFault
 
 # Variables by which launchers tell a process its rank (its number), the number of processes, and
@@ -40,7 +41,7 @@ def init_gloo(launcher: str, timeout: float) -> None:
     """
     missing = [name for name in VARIABLES[launcher] if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f'--launcher {launcher} needs the environment variables {", ".join(missing)}, which '
             'the launcher sets for the processes that it starts: see docs/distributed.md'
         )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..utils.errors import UserError
+
 #: Images of COCO train2017, on which the published recipes are defined.
 COCO_TRAIN_IMAGES = 118287
 #: The kinds of recipes, see :class:`PublishedRecipe`.
@@ -57,30 +59,30 @@ class PublishedRecipe:
         object.__setattr__(self, 'stages', tuple(self.stages))
         t1, t2, t3 = self.stages
         if not 0 <= t1 <= t2 <= t3 <= self.epochs:
-            raise ValueError(
+            raise UserError(
                 f'recipe: stages={self.stages} must be in order and within epochs={self.epochs}'
             )
         if self.kind not in KINDS:
-            raise ValueError(f'recipe: kind={self.kind!r} must be one of {KINDS}')
+            raise UserError(f'recipe: kind={self.kind!r} must be one of {KINDS}')
         if self.kind == 'edgecrafter' and t1:
             clean = self.epochs - 2
-            raise ValueError(
+            raise UserError(
                 f"recipe: kind='edgecrafter' has no warm-up stage, but stages={self.stages}: set "
                 f'stages to (0, {clean // 2}, {clean}), with two clean epochs at the end'
             )
         for name, least in dict(restart_epoch=t3, matcher_change_epoch=0).items():
             epoch = getattr(self, name)
             if epoch is not None and not least <= epoch <= self.epochs:
-                raise ValueError(f'recipe: {name}={epoch} must be in [{least}, {self.epochs}]')
+                raise UserError(f'recipe: {name}={epoch} must be in [{least}, {self.epochs}]')
         for name in ('ema_decay', 'ema_restart_decay'):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f'recipe: {name}={getattr(self, name)} must be between 0 and 1')
+                raise UserError(f'recipe: {name}={getattr(self, name)} must be between 0 and 1')
         for name in ('batch_size', 'lr_gamma'):
             if getattr(self, name) <= 0:
-                raise ValueError(f'recipe: {name}={getattr(self, name)} must be positive')
+                raise UserError(f'recipe: {name}={getattr(self, name)} must be positive')
         for name in ('warmup_iters', 'ema_warmup_iters'):
             if getattr(self, name) < 0:
-                raise ValueError(f'recipe: {name}={getattr(self, name)} must not be negative')
+                raise UserError(f'recipe: {name}={getattr(self, name)} must not be negative')
 
     @property
     def iters_per_epoch(self) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..utils.errors import UserError
 from ..utils.tables import format_table
 from .published_recipe import PublishedRecipe
 
@@ -81,7 +82,7 @@ def derive_stages(published: PublishedRecipe, epochs: int) -> tuple[int, int, in
         return published.stages
     fewest = 3 + (t1 > 0) if published.dense else 1 + (no_aug > 0)
     if epochs < fewest:
-        raise ValueError(
+        raise UserError(
             f'max_epochs={epochs} is too short for the {fewest} stages of the recipe: '
             f'set train_cfg.max_epochs to at least {fewest}'
         )
@@ -177,7 +178,7 @@ def derive_recipe(
         epochs=epochs, batch_size=batch_size, iters_per_epoch=iters_per_epoch
     ).items():
         if value <= 0:
-            raise ValueError(f'recipe: {name}={value} must be positive')
+            raise UserError(f'recipe: {name}={value} must be positive')
     scale = batch_size / published.batch_size if scale_by_batch else 1.0
     published_iters = published.epochs * published.iters_per_epoch
     # Both are relative to the published run, and exactly 1 for it.

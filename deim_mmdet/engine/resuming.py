@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import compat
+from ..utils.errors import UserError
 from .checks import bare_model
 from .hooks.exp_warmup_ema import ExpWarmupEMAHook
 from .schedulers import FlatCosineLR
@@ -95,12 +96,12 @@ def check_same_optimizer(runner, checkpoint: dict) -> None:
     before = settings_of(checkpoint).get('optimizer')
     now = optimizer_name(runner.optim_wrapper)
     if before not in (None, now):
-        raise ValueError(
+        raise UserError(
             f'the checkpoint holds the state of {before}, but optim_wrapper.optimizer is {now}: a '
             f'resumed run cannot change it; {remedy}'
         )
     if not _same_parameters(runner, checkpoint.get('optimizer') or {}, settings_of(checkpoint)):
-        raise ValueError(
+        raise UserError(
             'the checkpoint has its parameters in other groups than the config makes: a resumed '
             f'run cannot change optim_wrapper.paramwise_cfg so; {remedy}'
         )

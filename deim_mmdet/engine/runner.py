@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from .. import compat
 from ..checkpoints.activations import activation_warning
 from ..checkpoints.loading import SCHEME
+from ..utils.errors import UserError, UserTypeError
 from ..utils.files import write_text
 from .agreement import named_categories
 from .apply_recipe import apply_recipe
@@ -183,7 +184,7 @@ class DEIMRunner(Runner):
             super().scale_lr(optim_wrapper, auto_scale_lr)
             return
         if not isinstance(self.train_loop, EpochBasedTrainLoop):
-            raise TypeError(
+            raise UserTypeError(
                 f'the recipe counts epochs, but the training loop is '
                 f"{type(self.train_loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
                 'max_epochs=...), or recipe=None with schedulers and hooks of your own'
@@ -207,14 +208,14 @@ class DEIMRunner(Runner):
     def _published_recipe(self, auto_scale_lr: dict) -> PublishedRecipe:
         batch_size = auto_scale_lr.get('base_batch_size')
         if batch_size is None:
-            raise ValueError(
+            raise UserError(
                 'a config with a recipe needs auto_scale_lr=dict(enable=True, '
                 'base_batch_size=...), the batch size that the recipe was published for'
             )
         try:
             return PublishedRecipe(batch_size=batch_size, **self.cfg.recipe)
         except TypeError as error:
-            raise ValueError(f'recipe={dict(self.cfg.recipe)}: {error}') from None
+            raise UserError(f'recipe={dict(self.cfg.recipe)}: {error}') from None
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         """Load a checkpoint as mmengine does; one of the reference or transformers is converted.
@@ -244,7 +245,7 @@ class DEIMRunner(Runner):
             ValueError: The config asks for a compiled training step.
         """
         if self.cfg.get('compile'):
-            raise ValueError(
+            raise UserError(
                 f'compile={self.cfg.compile} compiles the whole training step, and torch.compile '
                 'fails on it: the number of denoising queries follows from the objects of each '
                 'batch. Leave it out of the config for training; --compile or '

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 
 from .. import compat
 from ..datasets.annotated_size import box_factors, size_warning
+from ..utils.errors import UserError
 from ..utils.tables import format_table
 from .coco_tables import CocoTables, coco_entries, faster_evaluation
 
@@ -92,7 +93,7 @@ class CheckedCocoMetric(CocoMetric):
             known = f'AR@N with N one of proposal_nums={self.proposal_nums}'
         else:
             return
-        raise ValueError(f'metric_items: there is no {item!r}; there are {known}')
+        raise UserError(f'metric_items: there is no {item!r}; there are {known}')
 
     @property
     def categories(self) -> dict[str, int]:
@@ -108,7 +109,7 @@ class CheckedCocoMetric(CocoMetric):
         ids = self.categories
         missing = [name for name in classes if name not in ids]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f'the annotation file of the evaluator, {self.ann_file}, has no category '
                 f'{", ".join(map(repr, missing))}: its categories are {list(ids)}, but the '
                 f"model's classes {list(classes)}. Name them alike in all files"

@@ -9,6 +9,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from .. import compat
 from ..datasets.annotated_size import box_factors
 from ..evaluation import CheckedCocoMetric
+from ..utils.errors import UserError
 
 
 def annotations_of(metric: CocoMetric) -> COCO | None:
@@ -26,7 +27,7 @@ def find_metric(evaluator: Evaluator) -> CocoMetric:
     """
     needs = "a report needs the boxes of a CocoMetric or CheckedCocoMetric with metric='bbox'"
     if isinstance(evaluator, MultiDatasetsEvaluator):
-        raise ValueError(f'{needs}, and one data set: the evaluator is for several')
+        raise UserError(f'{needs}, and one data set: the evaluator is for several')
     metrics = [
         metric
         for metric in evaluator.metrics
@@ -34,17 +35,17 @@ def find_metric(evaluator: Evaluator) -> CocoMetric:
     ]
     if not metrics:
         names = ', '.join(type(metric).__name__ for metric in evaluator.metrics) or 'no metric'
-        raise ValueError(f'{needs}: the evaluator has {names}')
+        raise UserError(f'{needs}: the evaluator has {names}')
     with_boxes = [metric for metric in metrics if 'bbox' in metric.metrics]
     if not with_boxes:
-        raise ValueError(f'{needs}: the evaluator has metric={metrics[0].metrics}')
+        raise UserError(f'{needs}: the evaluator has metric={metrics[0].metrics}')
     metric = with_boxes[0]
     if metric.format_only:
-        raise ValueError(f'{needs}: with format_only=True it compares with no objects')
+        raise UserError(f'{needs}: with format_only=True it compares with no objects')
     annotations = annotations_of(metric)
     if annotations is not None and not annotations.anns:
         file = getattr(metric, 'ann_file', None) or 'the annotation file of the evaluator'
-        raise ValueError(f'a report needs annotated objects: {file} has none')
+        raise UserError(f'a report needs annotated objects: {file} has none')
     return metric
 
 

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
 from .. import compat
+from ..utils.errors import UserError
 from .collector import DetectionCollector, annotations_of, find_metric
 from .content import Evaluated
 from .counts import count_training
@@ -46,7 +47,7 @@ class ReportHook(Hook):
         self._split = 'test' if 'training' not in loops and 'test' in loops else 'validation'
         loop: BaseLoop | None = loops.get(self._split)
         if loop is None:
-            raise ValueError(
+            raise UserError(
                 'a report needs an evaluation, and the config has no val_dataloader: add one with '
                 'its val_evaluator, or leave the report out'
             )

@@ -5,6 +5,7 @@ import os
 from argparse import ArgumentParser
 from pathlib import Path
 
+from ..utils.errors import UserError
 from ..utils.files import write_text
 from .content import Evaluated, analyse
 from .counts import TrainingCounts
@@ -24,16 +25,16 @@ def check_folder(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         taken = next(folder.iterdir(), None)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f'a report cannot be written to {folder} ({error.strerror}): name another folder'
         ) from error
     if taken is not None:
-        raise ValueError(
+        raise UserError(
             f'a report needs a new or empty folder, but {folder} holds {taken.name}: name another '
             'one, or remove it'
         )
     if not os.access(folder, os.W_OK):
-        raise ValueError(
+        raise UserError(
             f'a report cannot be written to {folder} (no permission): make it writable, or name '
             'another folder'
         )

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Sequence
 from numbers import Real
 
+from .errors import UserError
+
 
 def check_range(
     owner: object,
@@ -32,7 +34,7 @@ def check_range(
         and lowest <= value[0] <= value[1] <= highest
     )
     if not valid:
-        raise ValueError(
+        raise UserError(
             f'{type(owner).__name__}: {name} must be a pair (low, high) with '
             f'{lowest:g} <= low <= high <= {highest:g}, got {value!r}'
         )
@@ -46,7 +48,7 @@ def check_number(owner: object, name: str, value: float, lowest: float, highest:
         ValueError: If it is anything else.
     """
     if not _is_number(value) or not lowest <= value <= highest:
-        raise ValueError(
+        raise UserError(
             f'{type(owner).__name__}: {name} must be a number in [{lowest:g}, {highest:g}], '
             f'got {value!r}'
         )
@@ -60,7 +62,7 @@ def check_count(owner: object, name: str, value: int, lowest: int = 1) -> int:
         ValueError: If it is anything else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise ValueError(
+        raise UserError(
             f'{type(owner).__name__}: {name} must be an integer of at least {lowest}, got {value!r}'
         )
     return value

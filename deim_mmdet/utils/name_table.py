@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .text import some
 
 # Parts of a name that both sides share: indices, any number of parts, the last part.
@@ -63,11 +64,11 @@ class NameTable:
             if first is not tensor and not torch.equal(first.nan_to_num(), tensor.nan_to_num()):
                 differing.append(name)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f'{len(unknown)} of {len(state_dict)} names are not of {owner}: {some(unknown)}'
             )
         if differing:
-            raise ValueError(
+            raise UserError(
                 f'parameters that are stored twice differ from their second copy: {some(differing)}'
             )
         return renamed

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 
 from deim_mmdet.datasets import CheckedCocoDataset
+from deim_mmdet.utils.errors import UserError
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def check(folder, data: bytes, logged: list[str], evaluation: bool) -> str:
         refusal = error
     if refusal is not None:
         # Our own, and none of its kinds that Python's functions raise.
-        assert type(refusal) is ValueError
+        assert type(refusal) is UserError
         assert str(refusal).startswith(f'Annotation file {folder}/ann.json ')
         str(refusal).encode()  # can be printed
         return 'refused'

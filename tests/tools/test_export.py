@@ -246,7 +246,6 @@ def test_the_example_is_of_the_test_set_if_it_is_there(tool, tmp_path):
         (dict(options=['--int8', '--calibration', '0']), '--calibration must be at least 1'),
         (dict(options=['--int8', '--half']), 'not allowed with argument'),
         (dict(options=['--opset', '16']), '--opset must be at least 17'),
-        (dict(options=['--out', f'{__file__}/m.onnx']), 'no folder'),
     ],
 )
 def test_mistakes_on_the_command_line(run, capsys, options, message):
@@ -256,12 +255,12 @@ def test_mistakes_on_the_command_line(run, capsys, options, message):
 
 
 def test_a_size_that_the_stride_does_not_divide(run, tmp_path):
-    with pytest.raises(SystemExit, match=r'^ValueError: the input size 60x64 .* e\.g\. 64 64$'):
+    with pytest.raises(SystemExit, match=r'^UserError: the input size 60x64 .* e\.g\. 64 64$'):
         run('--size', 60, 64, '--out', tmp_path / 'm.onnx')
 
 
 def test_a_checkpoint_of_another_model(run, tmp_path):
     path = tmp_path / 'other.pth'
     torch.save(dict(state_dict=build_model('deim_dfine_s').state_dict()), path)
-    with pytest.raises(RuntimeError, match='do not match'):
+    with pytest.raises(SystemExit, match=r'^UserError: \d+ parameters of the checkpoint'):
         run('--size', 128, 128, '--out', tmp_path / 'm.onnx', checkpoint=path)

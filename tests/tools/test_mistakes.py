@@ -42,8 +42,8 @@ def ended(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('option', 'said'),
     [
-        ('image_size=100', 'ValueError: image_size=100 must be a positive multiple of 32'),
-        ('imagesize=64', 'ValueError: --cfg-options imagesize: the config has no imagesize'),
+        ('image_size=100', 'UserError: image_size=100 must be a positive multiple of 32'),
+        ('imagesize=64', 'UserError: --cfg-options imagesize: the config has no imagesize'),
     ],
 )
 def test_options(tool, ended, option, said):
@@ -57,7 +57,7 @@ def test_no_config(tool, ended):
 @pytest.mark.parametrize('name', ['train.py', 'test.py'])
 def test_no_data(load_tool, ended, name, tmp_path, capsys):
     said = ended((name, load_tool(name)), DEMO, root=tmp_path / 'none')
-    assert 'ValueError: the data would break' in said
+    assert 'UserError: the data would break' in said
     assert 'Cannot open annotation file' in capsys.readouterr().out
 
 
@@ -72,9 +72,45 @@ def test_no_weights_to_start_from(load_tool, ended):
     assert said == 'FileNotFoundError: there is no checkpoint none.pth'
 
 
-def test_errors_of_the_training_itself_keep_their_tracebacks(load_tool, monkeypatch, tmp_path):
+@pytest.fixture
+def data(tmp_path):
     for split in ('train', 'val'):
         write_red_boxes(tmp_path, split)
+
+
+@pytest.mark.usefixtures('data')
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (['model.bbox_head.num_classes=3'], 'UserError: model.bbox_head.num_classes=3, but the'),
+        (['train_cfg.max_epochs=2'], 'UserError: max_epochs=2 is too short for the 4 stages'),
+        (['train_dataloader.batch_size=99'], 'UserError: the training set has 3 images'),
+        (
+            [
+                'train_cfg._delete_=True',
+                'train_cfg.type=IterBasedTrainLoop',
+                'train_cfg.max_iters=9',
+            ],
+            'UserTypeError: the recipe counts epochs',
+        ),
+    ],
+)
+def test_what_only_the_built_training_knows(load_tool, ended, monkeypatch, tmp_path, options, said):
+    monkeypatch.chdir(tmp_path)
+    options = ['train_dataloader.batch_size=2', *options]
+    assert said in ended(('train.py', load_tool('train.py')), DEMO, *options)
+
+
+@pytest.mark.usefixtures('data')
+@pytest.mark.parametrize('name', ['test.py', 'export.py'])
+def test_a_damaged_checkpoint(load_tool, ended, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    said = ended((name, load_tool(name)), DEMO)
+    assert said == f'CheckpointError: checkpoint {tmp_path}/some.pth is empty: take an earlier one'
+
+
+@pytest.mark.usefixtures('data')
+def test_errors_of_the_program_keep_their_tracebacks(load_tool, monkeypatch, tmp_path):
     module = load_tool('train.py')
 
     def build(cfg):
@@ -88,10 +124,11 @@ def test_errors_of_the_training_itself_keep_their_tracebacks(load_tool, monkeypa
         module.main()
 
 
-@pytest.mark.parametrize('name', ['test.py', 'check_dataset.py', 'benchmark.py'])
+@pytest.mark.parametrize('name', ['test.py', 'export.py', 'check_dataset.py', 'benchmark.py'])
 def test_no_folder_to_write_to(load_tool, ended, name, tmp_path):
     """A test, a check or a benchmark may take long: they say so before they begin."""
-    out = tmp_path / 'some.pth' / ('found.pkl' if name == 'test.py' else 'found')
+    files = {'test.py': 'found.pkl', 'export.py': 'found.onnx'}
+    out = tmp_path / 'some.pth' / files.get(name, 'found')
     said = ended((name, load_tool(name)), DEMO, '--out', str(out))
     assert said.startswith(f'RunFault: cannot write to the folder {tmp_path / "some.pth"}')
     assert said.endswith('name another by --out')

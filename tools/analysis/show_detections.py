@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.faults import MISTAKES, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, without_traceback
 from deim_mmdet.visualization import contact_sheet, draw_tile
 
 import cv2
@@ -31,6 +31,7 @@ def find_images(directory: Path, number: int) -> list[Path]:
     return [images[i * len(images) // number] for i in range(number)]
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='config of the model')

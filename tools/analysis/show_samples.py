@@ -12,7 +12,7 @@ from pathlib import Path
 from deim_mmdet import compat
 from deim_mmdet.datasets.pictures import as_picture
 from deim_mmdet.engine.config import load_config
-from deim_mmdet.engine.faults import MISTAKES, without_traceback
+from deim_mmdet.engine.faults import EXPLAINED, MISTAKES, without_traceback
 from deim_mmdet.engine.hooks.dense_o2o_schedule_hook import set_stage
 from deim_mmdet.utils import Stage
 from deim_mmdet.visualization import contact_sheet, draw_tile
@@ -89,6 +89,7 @@ def show_samples(
     return contact_sheet(sheet, captions)
 
 
+@without_traceback(*EXPLAINED)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='training config')

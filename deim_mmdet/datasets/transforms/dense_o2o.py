@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.dataset import Compose
 
+from ...utils.errors import UserError
 from .objects import DropTinyBoxes, refuse_map
 
 
@@ -83,7 +84,7 @@ class DenseO2O(BaseTransform):
         self.mosaic_prob = check_number(self, 'mosaic_prob', mosaic_prob, 0, 1) if mosaic else 0.0
         drawers = [t for t in self.mosaic.transforms if hasattr(t, 'get_indexes')]
         if mosaic and len(drawers) != 1:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: mosaic needs exactly one transform that draws partners '
                 f'(has get_indexes), e.g. DenseO2OMosaic, got {len(drawers)} in {mosaic!r}'
             )
@@ -114,7 +115,7 @@ class DenseO2O(BaseTransform):
         stage = self.stage
         partners = results.pop('mix_results', None)
         if partners is None and stage is Stage.DENSE and self.mosaic_prob > 0:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__} got no mix_results: wrap the dataset in '
                 'MultiImageMixDataset, with this transform in its pipeline, or set mosaic=None'
             )

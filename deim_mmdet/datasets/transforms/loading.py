@@ -12,6 +12,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine import fileio
 from mmengine.logging import print_log
 
+from ...utils.errors import UserError
 from ..annotated_size import box_factors, scale_instances, size_warning
 from .decoding import decode_unchanged, left_to_turn, turned
 from .headers import MAX_PIXELS, is_truncated, jpeg_shape, oversize
@@ -88,7 +89,7 @@ class LoadImageChecked(LoadImageFromFile):
         channels: int | None = None,
     ) -> None:
         if color_type not in COLOR_TYPES:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: color_type must be one of {COLOR_TYPES}, got '
                 f'{color_type!r}'
             )

@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
 
+from ...utils.errors import UserError
 from .objects import (
     BOX_COMPANIONS,
     clip_boxes,
@@ -111,7 +112,7 @@ class DenseO2OMosaic(BaseTransform):
         if self.cache_size and others:
             others = self._with_cached(results, others)
         if len(others) != self.partners:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__} needs {self.partners} other samples in mix_results, got '
                 f'{len(others)}: wrap the dataset in MultiImageMixDataset, with this transform in '
                 'its pipeline'

@@ -7,6 +7,7 @@ from mmengine.model import is_model_wrapper
 
 from ... import compat
 from ...models.detectors.graphed import GraphedNetwork
+from ...utils.errors import UserError
 from ..checks import bare_detector
 
 
@@ -28,7 +29,7 @@ class CUDAGraphHook(Hook):
         detector = bare_detector(self, runner.model)
         reason = self._reason_against(runner)
         if reason:
-            raise ValueError(f'CUDA graphs (--cuda-graph) {reason}: train without them')
+            raise UserError(f'CUDA graphs (--cuda-graph) {reason}: train without them')
         detector.static_shapes()
         detector.graphed = GraphedNetwork()
 

@@ -9,6 +9,7 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 
 from ... import compat
+from ...utils.errors import UserError
 from ..checks import bare_model, check_counts_epochs
 
 # Where wrappers, mmdet's and mmengine's, keep the datasets and transforms that they wrap.
@@ -106,7 +107,7 @@ class DenseO2OScheduleHook(Hook):
             return
         stages = tuple(stages)
         if len(stages) != 3 or not 0 <= stages[0] <= stages[1] <= stages[2]:
-            raise ValueError(
+            raise UserError(
                 'DenseO2OScheduleHook needs stages=(t1, t2, t3), epochs in ascending order, but '
                 f'got {stages}'
             )
@@ -115,12 +116,12 @@ class DenseO2OScheduleHook(Hook):
     def before_train(self, runner) -> None:
         check_counts_epochs(self, runner.train_loop)
         if self.stages is None:
-            raise ValueError(
+            raise UserError(
                 'DenseO2OScheduleHook has no stages: give stages=(t1, t2, t3) in epochs, or '
                 "runner_type='DEIMRunner', which derives them"
             )
         if late_criterion(runner.model) is not None and self.matcher_change_epoch is None:
-            raise ValueError(
+            raise UserError(
                 'the criterion has a late_matcher, but nothing says from which epoch on: set '
                 'recipe.matcher_change_epoch, or criterion.late_matcher=None'
             )

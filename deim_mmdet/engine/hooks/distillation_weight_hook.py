@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ...models.losses import TeacherDistillation
+from ...utils.errors import UserError
 from ...utils.host_reads import allowed_sync
 from ..checks import bare_detector, check_counts_epochs
 
@@ -37,7 +38,7 @@ class DistillationWeightHook(Hook):
         terms = self._detector.bbox_head.criterion.auxiliary_terms.values()
         found = [term for term in terms if isinstance(term, TeacherDistillation)]
         if len(found) != 1:
-            raise ValueError(
+            raise UserError(
                 'DistillationWeightHook needs one TeacherDistillation among criterion.terms, found '
                 f'{len(found)}: give it, or take the hook out of custom_hooks'
             )

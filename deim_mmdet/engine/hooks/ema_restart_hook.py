@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 
 from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
+from ...utils.errors import UserError
 from ..checks import check_counts_epochs
 from ..resuming import match_parameters
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
@@ -80,11 +81,11 @@ class EMARestartHook(Hook):
     def set_default(self, restart_decay, decay_step, begin=None, search=None) -> None:
         """Set the arguments that the config doesn't give."""
         if begin is not None and begin < 0:
-            raise ValueError(f'EMARestartHook needs begin >= 0, but got {begin}')
+            raise UserError(f'EMARestartHook needs begin >= 0, but got {begin}')
         if restart_decay is not None and not 0 <= restart_decay < 1:
-            raise ValueError(f'EMARestartHook needs restart_decay in [0, 1), got {restart_decay}')
+            raise UserError(f'EMARestartHook needs restart_decay in [0, 1), got {restart_decay}')
         if decay_step is not None and decay_step < 0:
-            raise ValueError(f'EMARestartHook needs decay_step >= 0, but got {decay_step}')
+            raise UserError(f'EMARestartHook needs decay_step >= 0, but got {decay_step}')
         given = dict(restart_decay=restart_decay, decay_step=decay_step, begin=begin, search=search)
         for name, value in given.items():
             if getattr(self, name) is None:
@@ -95,7 +96,7 @@ class EMARestartHook(Hook):
     def before_train(self, runner) -> None:
         check_counts_epochs(self, runner.train_loop)
         if self.restart_decay is None or self.decay_step is None:
-            raise ValueError(
+            raise UserError(
                 'EMARestartHook has no restart_decay or no decay_step: give both, or '
                 "runner_type='DEIMRunner', which derives them"
             )
@@ -104,7 +105,7 @@ class EMARestartHook(Hook):
             return
         _find_hook(runner, ExpWarmupEMAHook)
         if self._checkpoint_hook(runner).save_best is None:
-            raise ValueError(
+            raise UserError(
                 'EMARestartHook restarts from the best checkpoint: set '
                 "default_hooks.checkpoint.save_best, e.g. to 'coco/bbox_mAP'"
             )
@@ -285,4 +286,4 @@ def _find_hook(runner, kind: type[Hook]) -> Any:
     for hook in runner.hooks:
         if isinstance(hook, kind):
             return hook
-    raise ValueError(f'EMARestartHook needs {kind.__name__} among the hooks of the training')
+    raise UserError(f'EMARestartHook needs {kind.__name__} among the hooks of the training')

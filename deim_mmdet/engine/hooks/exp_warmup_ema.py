@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ... import compat
+from ...utils.errors import UserError
 from .non_finite_loss_hook import NonFiniteLossHook
 
 
@@ -34,9 +35,9 @@ class ExpWarmupEMA(BaseAveragedModel):
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup_iters: float = 1000) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f'ExpWarmupEMA needs a decay in [0, 1), but got {decay}')
+            raise UserError(f'ExpWarmupEMA needs a decay in [0, 1), but got {decay}')
         if warmup_iters < 0:
-            raise ValueError(f'ExpWarmupEMA needs warmup_iters >= 0, but got {warmup_iters}')
+            raise UserError(f'ExpWarmupEMA needs warmup_iters >= 0, but got {warmup_iters}')
         super().__init__(model, update_buffers=True)
         self.decay = decay
         self.warmup_iters = warmup_iters

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_nor
 
 from ... import compat
 from ...utils.arguments import check_count
+from ...utils.errors import UserTypeError
 from ...utils.host_reads import allowed_sync
 from ...utils.text import some
 from ..checks import bare_model, non_finite_names
@@ -69,7 +70,7 @@ class NonFiniteLossHook(Hook):
         wrapper = runner.optim_wrapper
         # mmengine's class of several wrappers derives from that of one.
         if isinstance(wrapper, OptimWrapperDict):
-            raise TypeError(
+            raise UserTypeError(
                 f'{type(self).__name__} works with one optimiser, but optim_wrapper is a '
                 f'{type(wrapper).__name__}'
             )

@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from ...models.layers.basic import RMSNorm
+from ...utils.errors import UserError
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, str]:
@@ -65,26 +66,26 @@ class RuleOptimWrapperConstructor:
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
         for key in ('lr', 'weight_decay'):
             if key not in self.optimizer_cfg:
-                raise ValueError(f'optim_wrapper.optimizer needs {key}')
+                raise UserError(f'optim_wrapper.optimizer needs {key}')
         paramwise_cfg = dict(paramwise_cfg or {})
         self.rules = [self._checked(rule) for rule in paramwise_cfg.pop('rules', [])]
         if paramwise_cfg:
-            raise ValueError(f'paramwise_cfg has {sorted(paramwise_cfg)}, but only rules is known')
+            raise UserError(f'paramwise_cfg has {sorted(paramwise_cfg)}, but only rules is known')
 
     @staticmethod
     def _checked(rule: dict) -> dict:
         unknown = set(rule) - {'name', 'kind', 'lr_mult', 'decay_mult'}
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f'paramwise_cfg rule {rule} has unknown keys {sorted(unknown)}: a rule may have '
                 'name, kind, lr_mult and decay_mult'
             )
         if rule.get('kind') not in (None, 'norm', 'bias', 'weight'):
-            raise ValueError(f'paramwise_cfg rule {rule}: kind must be norm, bias or weight')
+            raise UserError(f'paramwise_cfg rule {rule}: kind must be norm, bias or weight')
         try:
             re.compile(rule.get('name', ''))
         except re.error as error:
-            raise ValueError(f'paramwise_cfg rule {rule}: name is no pattern: {error}') from None
+            raise UserError(f'paramwise_cfg rule {rule}: name is no pattern: {error}') from None
         return dict(rule)
 
     def param_groups(self, model: nn.Module) -> list[dict]:
@@ -119,7 +120,7 @@ class RuleOptimWrapperConstructor:
             group['params'].append(parameter)
         if not all(used):
             rule = self.rules[used.index(False)]
-            raise ValueError(
+            raise UserError(
                 f'paramwise_cfg rule {rule} applies to no parameter: no name matches, or an '
                 'earlier rule takes them all. Correct or remove it'
             )

@@ -5,6 +5,7 @@ import math
 from mmdet.registry import PARAM_SCHEDULERS
 
 from ... import compat
+from ...utils.errors import UserError
 
 
 def flat_cosine_factor(
@@ -68,22 +69,22 @@ class FlatCosineLR(compat.scheduler_class()):
         **kwargs,
     ) -> None:
         if by_epoch:
-            raise ValueError('FlatCosineLR works by iteration: set by_epoch=False')
+            raise UserError('FlatCosineLR works by iteration: set by_epoch=False')
         numbers = dict(warmup_iters=warmup_iters, cosine_begin=cosine_begin, cosine_end=cosine_end)
         missing = [name for name, number in numbers.items() if number is None]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f'FlatCosineLR has no {", ".join(missing)}: give them, or train with '
                 "runner_type='DEIMRunner' (RUNNERS.build(cfg) or DEIMRunner.from_cfg(cfg) in place "
                 'of Runner.from_cfg(cfg)) and a recipe in the config, from which it derives them'
             )
         if warmup_iters < 0 or not 0 <= cosine_begin <= cosine_end:
-            raise ValueError(
+            raise UserError(
                 'FlatCosineLR needs warmup_iters >= 0 and 0 <= cosine_begin <= cosine_end, but got '
                 f'{warmup_iters}, {cosine_begin} and {cosine_end}'
             )
         if lr_gamma <= 0:
-            raise ValueError(f'FlatCosineLR needs lr_gamma > 0, but got {lr_gamma}')
+            raise UserError(f'FlatCosineLR needs lr_gamma > 0, but got {lr_gamma}')
         self.warmup_iters = warmup_iters
         self.cosine_begin = cosine_begin
         self.cosine_end = cosine_end

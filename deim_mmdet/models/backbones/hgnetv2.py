@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.affine import LearnableAffine
 from ..layers.conv_norm import ConvNorm, address_of, freeze_norms, set_with_cp
 from ..layers.freezing import FreezesStages
@@ -268,11 +269,11 @@ class HGNetv2(FreezesStages, BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if arch not in ARCHS:
-            raise ValueError(f'HGNetv2 has no arch {arch!r}: choose one of {sorted(ARCHS)}')
+            raise UserError(f'HGNetv2 has no arch {arch!r}: choose one of {sorted(ARCHS)}')
         spec = ARCHS[arch]
         last = len(spec.stages) - 1
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
-            raise ValueError(
+            raise UserError(
                 f'out_indices of HGNetv2-{arch} must be among 0 … {last}, got {out_indices}'
             )
         self.in_channels = in_channels

@@ -5,6 +5,8 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ...utils.errors import UserError
+
 
 @WEIGHT_INITIALIZERS.register_module()
 class PartlyPretrained:
@@ -52,7 +54,7 @@ class PartlyPretrained:
             for handle in handles:
                 handle.remove()
         if not fitting:
-            raise ValueError(
+            raise UserError(
                 f'{self.checkpoint} has no entry of the name and shape of one of '
                 f'{type(module).__name__}: name the checkpoint of a similar network in init_cfg'
             )

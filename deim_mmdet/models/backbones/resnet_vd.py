@@ -5,6 +5,7 @@ from mmdet.models.backbones.resnet import BasicBlock, ResNetV1d
 from mmdet.registry import MODELS
 from torch import nn
 
+from ...utils.errors import UserError
 from ...utils.name_table import NameTable
 from ..layers.conv_norm import freeze_norms
 from ..layers.input_channels import RGB, adapt_input_channels
@@ -69,7 +70,7 @@ class ResNetVd(ResNetV1d):
     ) -> None:
         last = kwargs.get('num_stages', 4)
         if not -1 <= frozen_stages <= last:
-            raise ValueError(
+            raise UserError(
                 f'frozen_stages of ResNetVd must be among -1 … {last}, got {frozen_stages}'
             )
         super().__init__(

@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...utils.errors import UserError
 from ...utils.name_table import NameTable
 from ..layers.basic import to_tokens
 from ..layers.freezing import FreezesStages
@@ -79,15 +80,15 @@ class VisionTransformer(FreezesStages, BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if form not in OTHER_TOKENS:
-            raise ValueError(
+            raise UserError(
                 f'VisionTransformer has no form {form!r}: choose one of {sorted(OTHER_TOKENS)}'
             )
         if not out_indices or not set(out_indices) <= set(range(depth)):
-            raise ValueError(
+            raise UserError(
                 f'out_indices of VisionTransformer must be among 0 … {depth - 1}, got {out_indices}'
             )
         if embed_dims % (4 * num_heads):
-            raise ValueError(
+            raise UserError(
                 'VisionTransformer needs an embed_dims divisible by 4 times num_heads, for its '
                 f'rotary positions: got embed_dims={embed_dims}, num_heads={num_heads}'
             )

@@ -11,6 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.conv_norm import ConvNorm
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
@@ -81,7 +82,7 @@ class ViTAdapter(FreezesStages, BaseModule):
         self.in_channels = in_channels
         self.vit = VisionTransformer(**vit, in_channels=in_channels, with_cp=with_cp)
         if len(self.vit.out_indices) != 3:
-            raise ValueError(
+            raise UserError(
                 f'ViTAdapter needs three out_indices in vit, got {self.vit.out_indices}'
             )
         self.sta = SpatialTuningAdapter(adapter_channels, in_channels)

@@ -13,6 +13,7 @@ from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ...utils.errors import UserError
 from .staged_batch_augment import StagedBatchAugment, note_use_of_padding, refusal
 
 STAGES = {stage.label: stage for stage in Stage}
@@ -69,7 +70,7 @@ class DenseO2OCopyBlend(StagedBatchAugment):
         self.min_area = check_number(self, 'min_area', min_area, 0, float('inf'))
         self.context = check_range(self, 'context', context, 0)
         if unknown := set(stages) - STAGES.keys():
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: stages must be among {[*STAGES]}, got {sorted(unknown)}'
             )
         self.stages = tuple(stages)

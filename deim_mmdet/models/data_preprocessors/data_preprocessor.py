@@ -14,6 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ... import compat
+from ...utils.errors import UserError
 from .staged_batch_augment import StagedBatchAugment
 
 
@@ -78,12 +79,12 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         )
         several = {len(values) for values in (mean, std) if values and len(values) != 1}
         if len(several) > 1:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: mean and std must have a number for each channel, or one '
                 f'for all: got {mean} and {std}'
             )
         if std and min(std) <= 0:
-            raise ValueError(f'{type(self).__name__}: std must be positive, got {std}')
+            raise UserError(f'{type(self).__name__}: std must be positive, got {std}')
         other = mean and std and bool(several - {3})
         # mmengine 0.10.7 takes one number or three.
         given = (mean[:1], std[:1]) if other else (mean, std)
@@ -92,7 +93,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             for name, values in (('mean', mean), ('std', std)):
                 self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
             if compat.exchanges_channels(self):
-                raise ValueError(
+                raise UserError(
                     f'{type(self).__name__}: bgr_to_rgb is for three channels, mean or std has '
                     f'{several.pop()}: set bgr_to_rgb=False'
                 )
@@ -174,7 +175,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
     def _with_all_channels(self, images: Tensor) -> Tensor:
         """Image or images (..., C, H, W) as they are."""
         if images.shape[-3] != self.channels:
-            raise ValueError(
+            raise UserError(
                 f'the images have {images.shape[-3]} channels, and mean and std of '
                 f'model.data_preprocessor have {self.channels}: load such images '
                 '(LoadImageChecked(color_type=..., channels=...) in the pipelines), or change '
@@ -186,7 +187,7 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         """Image or images (..., C, H, W) as (..., 3, H, W), 16 bits as 8."""
         channels = images.shape[-3]
         if channels > 4:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__} takes images of 1 (grey), 3 or 4 (with alpha) channels, '
                 f'got {channels}: choose three of them in the pipeline, or give mean and std for '
                 'each channel (with bgr_to_rgb=False) and model.backbone.in_channels'

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...utils.errors import UserError
 from .staged_batch_augment import StagedBatchAugment, padded, refusal
 
 SIZE_STEP = 32
@@ -55,7 +56,7 @@ class DenseO2OMultiScale(StagedBatchAugment):
     def __init__(self, base_size: int | None = None, base_size_repeat: int | None = 4) -> None:
         super().__init__()
         if base_size is not None and check_count(self, 'base_size', base_size) % SIZE_STEP:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: base_size must be divisible by {SIZE_STEP}, '
                 f'got {base_size}'
             )

@@ -5,6 +5,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ...utils.errors import UserTypeError
+
 #: Where each setting of version 0.1 is today.
 PLACES: Mapping[str, tuple[str, ...]] = dict(
     act=('query_selection.act', 'decoder.act'),
@@ -40,7 +42,7 @@ def composed(parts: Mapping[str, Any], flat: Mapping[str, Any]) -> tuple[dict, s
     """
     unknown = sorted(flat.keys() - PLACES.keys())
     if unknown:
-        raise TypeError(
+        raise UserTypeError(
             f'a head has no setting {", ".join(unknown)}. Its parts, {", ".join(sorted(parts))}, '
             'have their settings in configs of their own: see docs/components.md'
         )

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.attention import additive_mask
 from ..layers.basic import to_tokens
 from ..layers.conv_norm import ConvNorm
@@ -89,7 +90,7 @@ class QuerySelectionHead(BaseModule):
         )
         name = type(self).__name__
         if train_cfg:
-            raise ValueError(f'{name} reads no {", ".join(train_cfg)} of model.train_cfg')
+            raise UserError(f'{name} reads no {", ".join(train_cfg)} of model.train_cfg')
         flat.update(test_cfg or {})
         if flat:
             parts, how = composed(parts, flat)
@@ -119,7 +120,7 @@ class QuerySelectionHead(BaseModule):
             return None
         twice = sorted(shared.keys() & config.keys())
         if twice:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__} hands {", ".join(twice)} down to its {part}: leave it out '
                 f'of the config of {part}'
             )
@@ -144,7 +145,7 @@ class QuerySelectionHead(BaseModule):
         """
         scores = state_dict.get(f'{prefix}query_selection.score.bias')
         if scores is not None and len(scores) != head.num_classes:
-            raise ValueError(
+            raise UserError(
                 f'the checkpoint was trained for {len(scores)} classes, but '
                 f'model.bbox_head.num_classes={head.num_classes}: take the config that it was '
                 'trained with'

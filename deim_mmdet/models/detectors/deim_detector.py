@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from ...utils.errors import UserError, UserTypeError
 from ...utils.host_reads import allowed_sync
 from ..dense_heads import QuerySelectionHead
 from ..layers.conv_norm import BatchNorm2d, count_batches
@@ -92,19 +93,19 @@ class DEIMDetector(SingleStageDetector):
             # One mean and deviation for all channels don't say how many there are.
             self.data_preprocessor.channels = taken
         elif None not in (taken, given) and taken != given:
-            raise ValueError(
+            raise UserError(
                 f'model.backbone.in_channels is {taken}, and mean and std of '
                 f'model.data_preprocessor, or its bgr_to_rgb, are for {given} channels: set both '
                 'for the same number, e.g. by deim_mmdet.engine.set_input_channels'
             )
         if not isinstance(self.bbox_head, QuerySelectionHead):
-            raise TypeError(
+            raise UserTypeError(
                 "DEIMDetector needs one of this package's heads, DFINEHead or RTDETRHead, but "
                 f'bbox_head is a {type(self.bbox_head).__name__}: take SingleStageDetector for it'
             )
         auxiliary = self.bbox_head.criterion.auxiliary_terms
         if auxiliary and not hasattr(getattr(self, 'neck', None), 'encoder'):
-            raise ValueError(
+            raise UserError(
                 f'{", ".join(auxiliary)} of criterion.terms needs a neck with a transformer layer, '
                 '`encoder`: take HybridEncoder, or leave the term out'
             )
@@ -187,7 +188,7 @@ class DEIMDetector(SingleStageDetector):
             ValueError: The model is fused, which leaves it without a criterion.
         """
         if self.bbox_head.criterion is None:
-            raise ValueError('a fused model has no losses: compute them before fuse()')
+            raise UserError('a fused model has no losses: compute them before fuse()')
         count_batches(self._norms)
         if not self.bbox_head.criterion.auxiliary_terms:
             return self._losses(batch_inputs, batch_data_samples)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import deformable_attention
+from ...utils.errors import UserError
 from .attention import SelfAttention
 from .basic import SwiGLU, build_activation
 
@@ -212,12 +213,12 @@ def check_sizes(
     """
     name = type(decoder).__name__
     if len(num_points) != num_levels:
-        raise ValueError(
+        raise UserError(
             f'{name} needs num_points of each level: got {len(num_points)} for {num_levels} '
             'in_channels of the head'
         )
     if embed_dims % num_heads:
-        raise ValueError(
+        raise UserError(
             f'{name} needs an embed_dims divisible by num_heads, got '
             f'embed_dims={embed_dims}, num_heads={num_heads}'
         )

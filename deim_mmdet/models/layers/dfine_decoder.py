@@ -11,6 +11,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ...utils.arguments import check_count
+from ...utils.errors import UserError
 from .basic import MLP, RMSNorm, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .distribution import (
@@ -101,7 +102,7 @@ class DFINEDecoder(nn.Module):
         check_sizes(self, embed_dims, num_heads, num_points, num_levels)
         check_count(self, 'num_layers', num_layers)
         if reg_max % 2 or reg_max < 4:
-            raise ValueError(f'DFINEDecoder needs an even reg_max of at least 4, got {reg_max}')
+            raise UserError(f'DFINEDecoder needs an even reg_max of at least 4, got {reg_max}')
         self.reg_max = reg_max
         self.layers = nn.ModuleList(
             DecoderLayer(

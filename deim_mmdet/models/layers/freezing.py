@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ...utils.errors import UserError
+
 
 class FreezesStages(nn.Module):
     """A backbone whose first stages don't train, as mmdet's ``frozen_stages`` means it.
@@ -27,7 +29,7 @@ class FreezesStages(nn.Module):
             ValueError: There is no such stage.
         """
         if not -1 <= frozen_stages < len(stages):
-            raise ValueError(
+            raise UserError(
                 f'frozen_stages of {type(self).__name__} must be among -1 … {len(stages) - 1}, got '
                 f'{frozen_stages}'
             )

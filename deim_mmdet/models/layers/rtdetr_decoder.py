@@ -7,6 +7,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import SAMPLING_METHODS
+from ...utils.errors import UserError
 from .basic import MLP, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .predictions import Predictions, full_precision
@@ -82,12 +83,12 @@ class RTDETRDecoder(nn.Module):
         check_sizes(self, embed_dims, num_heads, num_points, num_levels)
         num_eval_layers = num_layers if num_eval_layers is None else num_eval_layers
         if not 1 <= num_eval_layers <= num_layers:
-            raise ValueError(
+            raise UserError(
                 f'RTDETRDecoder: num_eval_layers={num_eval_layers} must be within the '
                 f'num_layers={num_layers} that are trained'
             )
         if sampling not in SAMPLING_METHODS:
-            raise ValueError(
+            raise UserError(
                 f'RTDETRDecoder: sampling must be one of {SAMPLING_METHODS}, got {sampling!r}'
             )
         self.num_eval_layers = num_eval_layers

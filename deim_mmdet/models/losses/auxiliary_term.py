@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
+
 
 @dataclass
 class EncoderView:
@@ -42,7 +44,7 @@ class EncoderView:
             ValueError: The layer's output was not seen, or more than once.
         """
         if len(self.outputs) != 1:
-            raise ValueError(
+            raise UserError(
                 "auxiliary terms need the tokens of the neck's transformer layer, and compiled "
                 'parts and CUDA graphs hide them: train without --compile and --cuda-graph'
             )

@@ -4,6 +4,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from ...utils.errors import UserError
 from ..layers.distribution import boxes_to_bins
 from .matched_sets import MatchedSets
 from .terms import LossTerm, no_pairs
@@ -17,12 +18,12 @@ def _logits(matched: MatchedSets) -> Tensor:
             these terms compare layers query by query.
     """
     if matched.sets.layers.distributions is None:
-        raise ValueError(
+        raise UserError(
             'a term on distributions needs a decoder that predicts them, such as DFINEDecoder: set '
             'criterion.terms.loss_fgl=None and loss_ddf=None, or take SetCriterion'
         )
     if matched.pairs.sets is not None:
-        raise ValueError("a term on distributions needs pairs='union' in its config")
+        raise UserError("a term on distributions needs pairs='union' in its config")
     return matched.sets.layers.distributions.unflatten(-1, (4, -1))
 
 

@@ -9,6 +9,8 @@ from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from ...utils.errors import UserError, UserTypeError
+
 
 def matchability_aware_loss(
     pred: Tensor,
@@ -105,7 +107,7 @@ class _QualityLoss(QualityFocalLoss):
         activated: bool = False,
     ) -> None:
         if not use_sigmoid:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__} needs scores by sigmoid: set use_sigmoid=True, or leave '
                 'it out'
             )
@@ -140,7 +142,7 @@ class _QualityLoss(QualityFocalLoss):
             TypeError: ``target`` is a tensor: the head knows no quality.
         """
         if isinstance(target, Tensor):
-            raise TypeError(
+            raise UserTypeError(
                 f'{type(self).__name__} needs targets (labels, IoU), but this head computes no '
                 'IoU for its classification loss: leave the head its own'
             )

@@ -10,6 +10,7 @@ from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from ...utils.components import merged
+from ...utils.errors import UserError, UserTypeError
 from ..layers.predictions import Predictions
 from ..task_modules import Pairs, Targets, denoising_pairs, union_set
 from ..task_modules.pairs import to_device
@@ -69,14 +70,14 @@ class SetCriterion(nn.Module):
         self.late = False
         for name, config in (terms or {}).items():
             if 'loss' not in name:
-                raise ValueError(
+                raise UserError(
                     f"criterion.terms.{name} would not be trained: mmdet sums what has 'loss' in "
                     f'its name, so call it loss_{name}'
                 )
             # None for another name takes back what a base config has added.
             known = name in self.default_terms
             if config is None and not known and get_close_matches(name, self.default_terms, 1, 0.8):
-                raise ValueError(
+                raise UserError(
                     f'criterion.terms.{name}=None removes nothing: the terms are '
                     f'{", ".join(self.default_terms)}'
                 )
@@ -88,7 +89,7 @@ class SetCriterion(nn.Module):
                 auxiliary = isinstance(term, AuxiliaryTerm)
                 (self.auxiliary_terms if auxiliary else self.terms)[name] = term
         if not self.terms:
-            raise ValueError('criterion.terms leaves no term to train the predictions with')
+            raise UserError('criterion.terms leaves no term to train the predictions with')
         self.register_load_state_dict_pre_hook(_leave_out_other_terms)
 
     def forward(
@@ -168,7 +169,7 @@ class SetCriterion(nn.Module):
             ValueError: There are such terms, and the model shows nothing to them.
         """
         if self.auxiliary_terms and view is None:
-            raise ValueError(
+            raise UserError(
                 f'criterion.terms has {", ".join(self.auxiliary_terms)}, which needs the '
                 "encoder's tokens: only a model of type DEIMDetector gives them"
             )
@@ -184,7 +185,7 @@ class SetCriterion(nn.Module):
         for name, term in self.terms.items():
             values, prefixes = term(matched[term.pairs]), term.prefixes(matched[term.pairs])
             if values.shape != (len(prefixes),):
-                raise ValueError(
+                raise UserError(
                     f'{name} needs {len(prefixes)} values, one for each of {prefixes}, got the '
                     f'shape {tuple(values.shape)}: its loss must keep the sets of predictions apart'
                 )
@@ -197,7 +198,7 @@ class SetCriterion(nn.Module):
 def _built_matcher(config: dict) -> Any:
     matcher = TASK_UTILS.build(config)
     if not hasattr(matcher, 'match'):
-        raise TypeError(
+        raise UserTypeError(
             f'{type(matcher).__name__} cannot match for criterion: it has no method match(scores, '
             "boxes, targets) for all sets at once; mmdet's HungarianAssigner is HungarianMatcher "
             'here'

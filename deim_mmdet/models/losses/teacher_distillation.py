@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.basic import to_tokens
 from .auxiliary_term import AuxiliaryTerm, EncoderView
 
@@ -65,7 +66,7 @@ class TeacherDistillation(AuxiliaryTerm):
     ) -> None:
         super().__init__()
         if weight <= 0 or not 0 < target_share < 1 or tolerance < 0:
-            raise ValueError(
+            raise UserError(
                 'TeacherDistillation needs weight > 0, target_share in (0, 1) and tolerance >= 0, '
                 f'but got {weight}, {target_share} and {tolerance}'
             )

@@ -4,6 +4,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from .matched_sets import MatchedSets
 
 
@@ -24,9 +25,7 @@ class LossTerm(nn.Module):
     def __init__(self, loss: dict, pairs: str = 'own') -> None:
         super().__init__()
         if pairs not in ('own', 'union'):
-            raise ValueError(
-                f"{type(self).__name__}: pairs must be 'own' or 'union', got {pairs!r}"
-            )
+            raise UserError(f"{type(self).__name__}: pairs must be 'own' or 'union', got {pairs!r}")
         self.pairs = pairs
         self.loss = MODELS.build(loss)
 

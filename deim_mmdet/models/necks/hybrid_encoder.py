@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.attention import SelfAttention
 from ..layers.basic import build_activation, to_tokens
 from ..layers.conv_norm import ConvNorm, set_with_cp
@@ -131,22 +132,22 @@ class HybridEncoder(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if kind not in ('dfine', 'rtdetr', *_SUMS):
-            raise ValueError(
+            raise UserError(
                 f"HybridEncoder has no kind {kind!r}: choose 'dfine', 'rtdetr', 'deimv2' or "
                 "'deimv2_n'"
             )
         if len(in_channels) != len(feat_strides):
-            raise ValueError(
+            raise UserError(
                 f'HybridEncoder needs one stride a level: got {len(in_channels)} in_channels '
                 f'and {len(feat_strides)} feat_strides'
             )
         if any(coarse != 2 * fine for fine, coarse in pairwise(feat_strides)):
-            raise ValueError(
+            raise UserError(
                 'HybridEncoder needs feat_strides that double from level to level, finest first: '
                 f'got {list(feat_strides)}'
             )
         if out_channels % 4 or out_channels % num_heads:
-            raise ValueError(
+            raise UserError(
                 'HybridEncoder needs an out_channels divisible by 4 and by num_heads: got '
                 f'out_channels={out_channels}, num_heads={num_heads}'
             )

@@ -7,6 +7,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.conv_norm import ConvNorm, set_with_cp
 from .fusion import RepCSPELANBlock, SplitCSPLayer, check_sizes
 
@@ -41,7 +42,7 @@ class LiteEncoder(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if len(in_channels) != 1 or tuple(feat_strides) != (feat_strides[0], 2 * feat_strides[0]):
-            raise ValueError(
+            raise UserError(
                 'LiteEncoder takes one level, so in_channels has one number, and feat_strides are '
                 f"the level's stride and its double: got in_channels={in_channels} and "
                 f'feat_strides={feat_strides}'

@@ -1,0 +1,13 @@
+"""Errors that a user's mistake raises; commands end with their message alone."""
+
+
+class UserError(ValueError):
+    """A config, an option, a checkpoint or data don't fit; the message says what to change."""
+
+
+class UserTypeError(UserError, TypeError):
+    """A part of the training is of a kind that another part can't work with."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint can't be read: damaged, not allowed, or not to be had from its address."""
