@@ -7,7 +7,8 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -92,6 +93,20 @@ def check_single(hooks: Iterable[Hook], kind: type[Hook]) -> None:
             "leave the others out of custom_hooks. To change an option of a base config's hook: "
             f'custom_hooks=[dict(hook, ...) if hook.type == {found[0]!r} else hook '
             'for hook in _base_.custom_hooks]'
+        )
+
+
+def check_single_optimizer(owner: Hook | Runner, optim_wrapper: OptimWrapper) -> None:
+    """Refuse a training with several optimisers, for a runner or a hook that works with one.
+
+    Raises:
+        TypeError: There are several; the message names the wrapper and its owner.
+    """
+    # mmengine's class of several wrappers derives from that of one.
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        raise UserTypeError(
+            f'{type(owner).__name__} works with one optimiser, but optim_wrapper is a '
+            f'{type(optim_wrapper).__name__}'
         )
 
 

@@ -21,20 +21,15 @@ from ..utils.errors import UserError, UserTypeError
 from ..utils.files import write_text
 from .agreement import named_categories
 from .apply_recipe import apply_recipe
-from .checks import bare_model, check_fills_a_batch, check_object_counts, check_single
-from .devices import (
-    laid_out,
-    loader_options,
-    optimizer_options,
-    set_precision,
-    wrapper_options,
+from .checks import (
+    bare_model,
+    check_fills_a_batch,
+    check_object_counts,
+    check_single,
+    check_single_optimizer,
 )
-from .faults import (
-    check_writable,
-    describe_damage,
-    explained_faults,
-    find_resumable,
-)
+from .devices import laid_out, loader_options, optimizer_options, set_precision, wrapper_options
+from .faults import check_writable, describe_damage, explained_faults, find_resumable
 from .hooks import AgreementHook, DenseO2OScheduleHook, EMARestartHook, NonFiniteLossHook
 from .image_size import apply_image_size
 from .processes import init_gloo, naming_lost_processes, wait_for_gloo_threads
@@ -156,7 +151,10 @@ class DEIMRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_optim_wrapper(self, optim_wrapper):
-        return super().build_optim_wrapper(optimizer_options(optim_wrapper, get_device()))
+        options = optimizer_options(optim_wrapper, get_device())
+        built = super().build_optim_wrapper(options)
+        check_single_optimizer(self, built)
+        return built
 
     def build_evaluator(self, evaluator):
         return super().build_evaluator(named_categories(evaluator))

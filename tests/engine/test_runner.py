@@ -10,6 +10,7 @@ from deim_mmdet.utils import Stage
 import pytest
 import torch
 import toy
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 pytestmark = pytest.mark.slow
@@ -106,6 +107,13 @@ def test_two_hooks_for_one_work_are_refused(make_runner, second):
     hooks = [dict(type=name) for name in SINGLE_HOOKS]
     with pytest.raises(ValueError, match=rf'{second["type"]}.* do the same work.*_base_'):
         make_runner(custom_hooks=[*hooks, second])
+
+
+def test_several_optimisers_are_refused(make_runner):
+    runner = make_runner()
+    optimizers = {name: runner.build_optim_wrapper(runner.optim_wrapper) for name in ('one', 'two')}
+    with pytest.raises(TypeError, match='DEIMRunner works with one optimiser, but optim_wrapper'):
+        runner.build_optim_wrapper(OptimWrapperDict(**optimizers))
 
 
 def test_plain_numbers_without_recipe(make_runner):

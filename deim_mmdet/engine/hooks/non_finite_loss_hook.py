@@ -8,16 +8,14 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 from ... import compat
 from ...utils.arguments import check_count
-from ...utils.errors import UserTypeError
 from ...utils.host_reads import allowed_sync
 from ...utils.text import some
-from ..checks import bare_model, non_finite_names
+from ..checks import bare_model, check_single_optimizer, non_finite_names
 from ..faults import NonFiniteGradientError, NonFiniteLossError, NonFiniteWeightError
 
 SKIPPED = 'skipped_steps'
@@ -68,12 +66,7 @@ class NonFiniteLossHook(Hook):
 
     def before_train(self, runner) -> None:
         wrapper = runner.optim_wrapper
-        # mmengine's class of several wrappers derives from that of one.
-        if isinstance(wrapper, OptimWrapperDict):
-            raise UserTypeError(
-                f'{type(self).__name__} works with one optimiser, but optim_wrapper is a '
-                f'{type(wrapper).__name__}'
-            )
+        check_single_optimizer(self, wrapper)
         self._runner, self._wrapper, self._model = runner, wrapper, bare_model(runner.model)
         self._handle = self._model.register_forward_hook(self._note_losses)
         scaler = getattr(wrapper, 'loss_scaler', None)
