@@ -1,5 +1,6 @@
 """Checks before training or testing starts, with one clear message each."""
 
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -76,6 +77,15 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
             f"{type(loop).__name__}: set train_cfg=dict(type='EpochBasedTrainLoop', "
             'max_epochs=...)'
         )
+
+
+def evaluates_after(runner: Runner, epoch: int) -> bool:
+    """Whether a training by epochs is evaluated once so many of them are finished."""
+    loop = runner.train_loop
+    # The loop chooses among its dynamic_intervals only when it is there.
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, epoch + 1) - 1]
+    due = epoch % interval == 0 or epoch == loop.max_epochs
+    return runner.val_loop is not None and epoch >= loop.val_begin and due
 
 
 def check_single(hooks: Iterable[Hook], kind: type[Hook]) -> None:

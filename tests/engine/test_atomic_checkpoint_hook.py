@@ -1,11 +1,13 @@
 """The hook alone, under mmengine's own runner."""
 
 from deim_mmdet.checkpoints.files import read_checkpoint
+from deim_mmdet.engine.checks import evaluates_after
 
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
@@ -37,7 +39,7 @@ def runner(tmp_path, request):
         str(tmp_path),
         train_dataloader=loader,
         val_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=2),
+        train_cfg=dict(by_epoch=True, **getattr(request, 'param', dict(max_epochs=2))),
         val_cfg=dict(),
         val_evaluator=[Zero()],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
@@ -69,3 +71,32 @@ def test_a_whole_checkpoint_remains_wherever_writing_stops(runner, tmp_path, mon
     last = (tmp_path / 'last_checkpoint').read_text()
     assert last.endswith('epoch_2.pth')
     assert read_checkpoint(last)['meta']['epoch'] == 2
+
+
+@pytest.mark.parametrize(
+    'runner',
+    [
+        dict(max_epochs=5, val_interval=2),
+        dict(max_epochs=6, val_interval=2, val_begin=4),
+        dict(max_epochs=9, val_interval=4, dynamic_intervals=[(6, 1)]),
+        dict(max_epochs=9, val_interval=3, val_begin=2, dynamic_intervals=[(3, 2), (8, 5)]),
+    ],
+    indirect=True,
+)
+def test_which_epochs_are_evaluated_is_known_before(runner):
+    """A resumed run makes up for the evaluation that an interrupted one has missed."""
+
+    class Note(Hook):
+        def before_train(self, runner):
+            self.expected = [
+                i for i in range(1, runner.max_epochs + 1) if evaluates_after(runner, i)
+            ]
+            self.evaluated = []
+
+        def after_val(self, runner):
+            self.evaluated.append(runner.epoch)
+
+    note = Note()
+    runner.register_hook(note)
+    runner.train()
+    assert note.evaluated == note.expected

@@ -8,6 +8,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
 from ...utils.files import remove_unfinished, write_text
+from ..checks import evaluates_after
 from ..faults import check_space, checkpoint_size
 from ..saving import let_save_whole
 
@@ -68,7 +69,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # Without an entry, earlier evaluations are unknown, or there were no epochs.
         validated = hub.get_info('validated_epoch', runner.epoch)
         hub.update_info('validated_epoch', validated)
-        if validated < runner.epoch and self._is_validated(runner):
+        if validated < runner.epoch and evaluates_after(runner, runner.epoch):
             runner.logger.info(
                 f'Epoch {runner.epoch} was saved, but its evaluation interrupted: evaluating'
             )
@@ -117,16 +118,6 @@ class AtomicCheckpointHook(CheckpointHook):
         if self._best_changed or self._saved_epoch == runner.epoch:
             self._write(runner, runner.epoch, epoch=runner.epoch, iter=runner.iter)
         self._best_changed = False
-
-    @staticmethod
-    def _is_validated(runner) -> bool:
-        """Whether the training loop evaluates after the epoch that it has reached."""
-        loop = runner.train_loop
-        return (
-            runner.val_loop is not None
-            and loop.epoch >= loop.val_begin
-            and (loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)
-        )
 
     def _write(self, runner, step: int, **meta: int) -> None:
         """Write the checkpoint of an epoch or iteration, then remove the outdated ones.

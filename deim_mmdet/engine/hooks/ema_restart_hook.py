@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
 from ...utils.errors import UserError
-from ..checks import check_counts_epochs
+from ..checks import check_counts_epochs, evaluates_after
 from ..resuming import match_parameters
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
 from .exp_warmup_ema import ExpWarmupEMAHook
@@ -219,14 +219,11 @@ class EMARestartHook(Hook):
             )
 
     def _warn_of_late_evaluation(self, runner, begin: int) -> None:
-        loop = runner.train_loop
-        interval = loop.val_interval
-        first = -(-max(loop.val_begin, 1) // interval) * interval
-        if runner.val_loop is None or first > begin:
+        if not any(evaluates_after(runner, epoch) for epoch in range(1, begin + 1)):
             runner.logger.warning(
                 f'No epoch before the last phase (from epoch {begin + 1} on) is '
                 'evaluated, so that training cannot restart from the best of them: lower '
-                f'train_cfg.val_interval={interval}'
+                f'train_cfg.val_interval={runner.train_loop.val_interval}'
             )
 
     def _decay(self, state: dict[str, Any]) -> float:
