@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PATTERNS = dict(yolo='*.txt', voc='*.xml')
 # Files that supervision takes for images.
 PICTURES = ('.bmp', '.dng', '.jpg', '.jpeg', '.mpo', '.png', '.tif', '.tiff', '.webp')
+# Up to which a share of a side may be inaccurate; a pixel's number rarely is as small.
+MOST = 2.0
 BORDERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -154,6 +156,26 @@ def listed(path: Path, images: list[str]) -> list[str]:
     return found
 
 
+def check_shares(folder: Path, images: list[str]) -> None:
+    """Check that the numbers of YOLO's label files are shares of their images' sides.
+
+    supervision would take numbers of pixels for shares.
+
+    Raises:
+        ValueError: A file has a number far beyond the border of its image.
+    """
+    for path in sorted({folder / f'{Path(image).stem}.txt' for image in images}):
+        for line in path.read_text('utf-8').splitlines() if path.exists() else ():
+            numbers = line.split()[1:]
+            # A fifth number after those of a box is a score, or counts tracks.
+            shares = numbers if len(numbers) > 5 else numbers[:4]
+            if any(float(share) > MOST for share in shares):
+                raise ValueError(
+                    f'{path} has "{line.strip()}", but numbers of the YOLO format are shares of '
+                    "the image's width and height, from 0 to 1: divide pixels by them"
+                )
+
+
 def set_classes(dataset: 'DetectionDataset', classes: list[str] | None) -> None:
     """Give a data set the classes of all splits; it has those of its own objects.
 
@@ -246,6 +268,7 @@ def main() -> None:
             dataset = DetectionDataset.from_yolo(
                 **folders, data_yaml_path=str(args.data), show_progress=True
             )
+            check_shares(args.objects, dataset.image_paths)
         else:
             dataset = DetectionDataset.from_pascal_voc(**folders, show_progress=True)
             set_classes(dataset, args.classes)

@@ -261,3 +261,19 @@ def test_a_line_that_is_no_object_is_named(convert, folder):
             'yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', folder / 'o.json'
         )
     assert not (folder / 'o.json').exists()
+
+
+@pytest.mark.parametrize('line', ['1 30 10 12 16', '1 0.1 0.1 50 0.1 50 30 10 30'])
+def test_pixels_in_yolos_format_are_refused(convert, folder, line):
+    """supervision takes them for shares: boxes would lie beyond the image."""
+    pytest.importorskip('supervision')
+    path = folder / 'objects' / 'b.txt'
+    path.write_text(f'0 0.5 0.5 1 1 7\n\n{line}\n')
+    rest = folder / 'images', folder / 'objects', folder / 'data.yaml', folder / 'o.json'
+    with pytest.raises(SystemExit, match=rf'{path} has "{line}", but numbers .* divide pixels'):
+        convert('yolo', *rest)
+    assert not (folder / 'o.json').exists()
+    # The number of a track, after a box that goes a little beyond the border.
+    path.write_text('0 0.5 0.5 1.01 1 7\n')
+    convert('yolo', *rest)
+    assert len(objects(folder / 'o.json')['b.png']) == 1
