@@ -39,10 +39,10 @@ class CheckedCocoDataset(CocoDataset):
 
     Raises:
         FileNotFoundError: The annotation file cannot be opened.
-        ValueError: It is not JSON or not in COCO's format, has no images, has two different images
-            or two categories of one id or two categories of one name, lacks one of the given
-            classes, has boxes but none that can be used, nests values hundreds of levels deep, or
-            has no image that ``filter_cfg`` keeps.
+        ValueError: There are several. Or it is not JSON or not in COCO's format, has no images,
+            two different images or two categories of one id or two categories of one name, lacks
+            one of the given classes, has boxes but none that can be used, nests values hundreds of
+            levels deep, or has no image that ``filter_cfg`` keeps.
     """
 
     # No default classes: where none are given, those of the file hold.
@@ -50,6 +50,15 @@ class CheckedCocoDataset(CocoDataset):
 
     # New number of each class after set_class_order; None before.
     _new_labels: list[int] | None = None
+
+    def __init__(self, ann_file: str = '', *args, **kwargs) -> None:
+        if isinstance(ann_file, list | tuple):
+            raise UserError(
+                f'{type(self).__name__} reads one annotation file, but ann_file has '
+                f"{len(ann_file)} ({some(ann_file)}): join data sets by type='ConcatDataset', "
+                'datasets=[...], as configs/own_data/several_sets.py does'
+            )
+        super().__init__(ann_file, *args, **kwargs)
 
     def set_class_order(self, classes: Sequence[str]) -> None:
         """Number the classes in another order, e.g. that of a checkpoint.

@@ -354,6 +354,13 @@ def test_missing_and_foreign_files_are_named(tmp_path):
             CheckedCocoDataset(ann_file='a.json', data_root=str(tmp_path))
 
 
+def test_several_files_are_refused(tmp_path):
+    """mmengine would fail to join their paths, with an error of Python's own."""
+    files = [f'{tmp_path}/a.json', f'{tmp_path}/b.json']
+    with pytest.raises(ValueError, match=r'ann_file has 2 \(.*a.json, .*b.json\): join .*Concat'):
+        CheckedCocoDataset(ann_file=files)
+
+
 def test_bccd_drops_its_box_without_area(shared_dir, warnings):
     root = shared_dir / 'data/bccd'
     if not root.is_dir():
