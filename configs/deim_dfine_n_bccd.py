@@ -1,6 +1,6 @@
 # DEIM-D-FINE N on BCCD, 364 photographs of blood cells
 # (https://github.com/Shenggan/BCCD_Dataset), in COCO format: images/ and
-# annotations/{train,val,test}.json under data_root. For another folder:
+# annotations/{train,val,test}.json under data_root. docs/data.md converts it. For another folder:
 # BCCD_ROOT=/path/to/bccd mim train …, or --cfg-options data_root=/path/to/bccd. For another size of
 # the input, in training and testing alike: --cfg-options image_size=320.
 _base_ = './deim_dfine_n.py'
