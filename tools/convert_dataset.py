@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,24 +157,45 @@ def listed(path: Path, images: list[str]) -> list[str]:
     return found
 
 
-def check_shares(folder: Path, images: list[str]) -> None:
-    """Check that the numbers of YOLO's label files are shares of their images' sides.
+def write_boxes(args: argparse.Namespace, folder: str) -> None:
+    """Write YOLO's files of objects to a folder, with boxes in place of polygons.
 
-    supervision would take numbers of pixels for shares.
+    supervision would keep a mask of the image's size for every polygon until all files are read.
+
+    Args:
+        args: The command's arguments.
+        folder: The folder to write to.
 
     Raises:
-        ValueError: A file has a number far beyond the border of its image.
+        ValueError: A number lies far beyond the border of its image: supervision would take pixels
+            for shares of its sides.
     """
-    for path in sorted({folder / f'{Path(image).stem}.txt' for image in images}):
-        for line in path.read_text('utf-8').splitlines() if path.exists() else ():
-            numbers = line.split()[1:]
+    # With keypoints, lines of many numbers are no polygons.
+    has_polygons = 'kpt_shape' not in (yaml.safe_load(args.data.read_text('utf-8')) or {})
+    stems = {path.stem for path in args.images.iterdir()}
+    for path in sorted(args.objects.glob(PATTERNS['yolo'])):
+        if path.stem not in stems:
+            continue
+        lines = []
+        for line in path.read_text('utf-8').splitlines():
+            label, *numbers = line.split() or ['']
             # A fifth number after those of a box is a score, or counts tracks.
-            shares = numbers if len(numbers) > 5 else numbers[:4]
-            if any(float(share) > MOST for share in shares):
+            is_polygon = has_polygons and len(numbers) > 5 and len(numbers) % 2 == 0
+            try:
+                shares = np.array(numbers if is_polygon else numbers[:4], float)
+            except ValueError as error:
+                raise ValueError(f'{path.name} has "{line.strip()}": {error}') from None
+            if (shares > MOST).any():
                 raise ValueError(
-                    f'{path} has "{line.strip()}", but numbers of the YOLO format are shares of '
-                    "the image's width and height, from 0 to 1: divide pixels by them"
+                    f'{path.name} has "{line.strip()}", but numbers of the YOLO format are shares '
+                    "of the image's width and height, from 0 to 1: divide pixels by them"
                 )
+            if is_polygon:
+                corners = shares.reshape(-1, 2)
+                low, high = corners.min(axis=0), corners.max(axis=0)
+                line = ' '.join(map(str, (label, *(low + high) / 2, *(high - low))))
+            lines.append(f'{line}\n')
+        (Path(folder) / path.name).write_text(''.join(lines), 'utf-8')
 
 
 def set_classes(dataset: 'DetectionDataset', classes: list[str] | None) -> None:
@@ -260,17 +282,17 @@ def main() -> None:
         from supervision import DetectionDataset
     except ImportError as error:
         raise SystemExit(f'{error}: pip install supervision') from None
-    folders = dict(
-        images_directory_path=str(args.images), annotations_directory_path=str(args.objects)
-    )
     try:
         if args.format == 'yolo':
-            dataset = DetectionDataset.from_yolo(
-                **folders, data_yaml_path=str(args.data), show_progress=True
-            )
-            check_shares(args.objects, dataset.image_paths)
+            with tempfile.TemporaryDirectory() as folder:
+                write_boxes(args, folder)
+                dataset = DetectionDataset.from_yolo(
+                    str(args.images), folder, str(args.data), show_progress=True
+                )
         else:
-            dataset = DetectionDataset.from_pascal_voc(**folders, show_progress=True)
+            dataset = DetectionDataset.from_pascal_voc(
+                str(args.images), str(args.objects), show_progress=True
+            )
             set_classes(dataset, args.classes)
         warn_of_files_left_out(args, dataset.image_paths)
         if args.list is not None:
@@ -278,7 +300,7 @@ def main() -> None:
         if not len(dataset):
             raise ValueError(f'there is no image in {args.images}')
         for objects in dataset.annotations.values():
-            # supervision would write masks of several parts or with holes as crowds.
+            # VOC's may have some; supervision would write those of several parts as crowds.
             objects.mask = None
         with replaced_when_complete(args.out) as path:
             dataset.as_coco(annotations_path=str(path))

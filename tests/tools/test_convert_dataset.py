@@ -1,5 +1,6 @@
 import json
 import sys
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -71,6 +72,21 @@ def test_polygons_become_boxes_to_train_on(convert, folder):
     annotations = json.loads(out.read_text())['annotations']
     assert [each['iscrowd'] for each in annotations] == [0, 0]
     assert [each['area'] for each in annotations] == pytest.approx([48 * 32, 12 * 16], abs=0.1)
+
+
+def test_polygons_take_no_memory_of_the_images_size(convert, folder):
+    pytest.importorskip('supervision')
+    Image.new('L', (4000, 3000)).save(folder / 'images' / 'b.png')
+    polygon = '0 .1 .1 .9 .1 .9 .9 .1 .9\n'
+    (folder / 'objects' / 'b.txt').write_text(100 * polygon)
+    out = folder / 'train.json'
+    tracemalloc.start()
+    convert('yolo', folder / 'images', folder / 'objects', folder / 'data.yaml', out)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(objects(out)['b.png']) == 100
+    # As masks they take 1.2 GB.
+    assert peak < 1e8
 
 
 @pytest.mark.parametrize('line', ['b', 'b.png', '/other/machine/b.png', 'C:\\sets\\b.png'])
@@ -270,7 +286,7 @@ def test_pixels_in_yolos_format_are_refused(convert, folder, line):
     path = folder / 'objects' / 'b.txt'
     path.write_text(f'0 0.5 0.5 1 1 7\n\n{line}\n')
     rest = folder / 'images', folder / 'objects', folder / 'data.yaml', folder / 'o.json'
-    with pytest.raises(SystemExit, match=rf'{path} has "{line}", but numbers .* divide pixels'):
+    with pytest.raises(SystemExit, match=f'b.txt has "{line}", but numbers .*: divide pixels'):
         convert('yolo', *rest)
     assert not (folder / 'o.json').exists()
     # The number of a track, after a box that goes a little beyond the border.
