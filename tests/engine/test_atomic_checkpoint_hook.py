@@ -1,5 +1,7 @@
 """The hook alone, under mmengine's own runner."""
 
+import re
+
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine.checks import evaluates_after
 
@@ -30,8 +32,7 @@ class Zero(BaseMetric):
         return dict(score=0.0)
 
 
-@pytest.fixture
-def runner(tmp_path, request):
+def build(tmp_path, name, train_cfg=None, **options):
     numbers = [dict(inputs=torch.ones(1)) for _ in range(2)]
     loader = DataLoader(numbers, collate_fn=lambda samples: samples[0])
     return Runner(
@@ -39,7 +40,7 @@ def runner(tmp_path, request):
         str(tmp_path),
         train_dataloader=loader,
         val_dataloader=loader,
-        train_cfg=dict(by_epoch=True, **getattr(request, 'param', dict(max_epochs=2))),
+        train_cfg=dict(by_epoch=True, **(train_cfg or dict(max_epochs=2))),
         val_cfg=dict(),
         val_evaluator=[Zero()],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
@@ -48,8 +49,14 @@ def runner(tmp_path, request):
                 type='deim_mmdet.engine.AtomicCheckpointHook', interval=1, max_keep_ckpts=1
             )
         ),
-        experiment_name=request.node.name,
+        experiment_name=name,
+        **options,
     )
+
+
+@pytest.fixture
+def runner(tmp_path, request):
+    return build(tmp_path, request.node.name, getattr(request, 'param', None))
 
 
 def test_a_whole_checkpoint_remains_wherever_writing_stops(runner, tmp_path, monkeypatch):
@@ -100,3 +107,30 @@ def test_which_epochs_are_evaluated_is_known_before(runner):
     runner.register_hook(note)
     runner.train()
     assert note.evaluated == note.expected
+
+
+def test_lines_of_an_evaluation_have_figures_alone(runner, tmp_path):
+    """mmengine adds what the message hub has under names that begin with "val"."""
+    runner.train()
+    [log] = tmp_path.glob('*/*.log')
+    lines = [line for line in log.read_text().splitlines() if 'Epoch(val)' in line]
+    assert len(lines) == 2
+    assert all(re.search(r'\] +score: 0.0000  data_time: [\d.]+  time: [\d.]+$', x) for x in lines)
+
+
+@pytest.mark.parametrize('name', ['evaluated_epoch', 'validated_epoch'])
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_an_interrupted_evaluation_is_made_up_for(runner, tmp_path, request, name, epoch):
+    """Earlier checkpoints hold the last evaluated epoch under the second name."""
+    runner.train()
+    path = tmp_path / 'epoch_2.pth'
+    checkpoint = read_checkpoint(path)
+    info = checkpoint['message_hub']['runtime_info']
+    assert info.pop('evaluated_epoch') == 2
+    info[name] = epoch
+    torch.save(checkpoint, path)
+    resumed = build(tmp_path, f'{request.node.name} resumed', load_from=str(path), resume=True)
+    resumed.train()
+    evaluations = sum(log.read_text().count('Epoch(val)') for log in tmp_path.glob('*/*.log'))
+    assert evaluations == 2 + (2 - epoch)
+    assert resumed.message_hub.get_info('evaluated_epoch') == 2

@@ -25,7 +25,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     A checkpoint by epoch is written before the evaluation that follows, and again after it, when
     every hook has seen the result. The message hub keeps the last evaluated epoch as
-    ``validated_epoch``. A run that resumes from a checkpoint whose evaluation was interrupted
+    ``evaluated_epoch``. A run that resumes from a checkpoint whose evaluation was interrupted
     evaluates before it goes on.
 
     Before training it removes half-written files of a killed run, and compares the free space with
@@ -66,10 +66,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _make_up_for_evaluation(self, runner) -> None:
         hub = runner.message_hub
-        # Without an entry, earlier evaluations are unknown, or there were no epochs.
-        validated = hub.get_info('validated_epoch', runner.epoch)
-        hub.update_info('validated_epoch', validated)
-        if validated < runner.epoch and evaluates_after(runner, runner.epoch):
+        # Earlier checkpoints have the number under a name that mmengine adds to the lines of an
+        # evaluation, as it begins with "val". Without an entry, earlier evaluations are unknown, or
+        # there were no epochs.
+        former = hub.runtime_info.pop('validated_epoch', runner.epoch)
+        evaluated = hub.get_info('evaluated_epoch', former)
+        hub.update_info('evaluated_epoch', evaluated)
+        if evaluated < runner.epoch and evaluates_after(runner, runner.epoch):
             runner.logger.info(
                 f'Epoch {runner.epoch} was saved, but its evaluation interrupted: evaluating'
             )
@@ -114,7 +117,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def after_val(self, runner) -> None:
         if not self.by_epoch or not self._training:
             return
-        runner.message_hub.update_info('validated_epoch', runner.epoch)
+        runner.message_hub.update_info('evaluated_epoch', runner.epoch)
         if self._best_changed or self._saved_epoch == runner.epoch:
             self._write(runner, runner.epoch, epoch=runner.epoch, iter=runner.iter)
         self._best_changed = False
