@@ -50,7 +50,8 @@ def current_settings(runner) -> dict[str, Any]:
     loader = runner.train_dataloader
     per_process = loader.batch_size or loader.batch_sampler.batch_size
     accumulation = compat.accumulated_iterations(wrapper)
-    base = wrapper.base_param_settings
+    # Beside several groups mmengine keeps the optimiser's own numbers, as the last of all.
+    base = wrapper.param_groups[-1]
     return dict(
         epochs=runner.max_epochs,
         iters_per_epoch=len(loader),

@@ -130,6 +130,17 @@ def test_plain_numbers_without_recipe(make_runner):
     assert runner.iter == 16
 
 
+@pytest.mark.parametrize('own', [{}, dict(recipe=None, auto_scale_lr=None, param_scheduler=None)])
+def test_an_optimiser_with_one_group_of_parameters(make_runner, own):
+    """As without ``paramwise_cfg``; mmengine keeps no numbers beside it then."""
+    optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02))
+    runner = make_runner(**own, custom_hooks=[], optim_wrapper=optim_wrapper)
+    runner.train()
+    assert len(runner.optim_wrapper.optimizer.param_groups) == 1
+    saved = read_checkpoint(f'{runner.work_dir}/epoch_4.pth')['message_hub']['runtime_info']
+    assert saved['settings']['lr'] == 0.02
+
+
 @pytest.mark.parametrize('device', ['cpu', 'mps', 'cuda', 'npu'])
 def test_batches_are_pinned_for_devices_that_take_them(make_runner, monkeypatch, recwarn, device):
     monkeypatch.setattr(runner_module, 'get_device', lambda: device)
