@@ -85,6 +85,10 @@ class DenseO2ODataset(MultiImageMixDataset):
         """
         self._seed.set(seed, epoch)
 
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Labels of an image's objects, for mmdet's ``ClassAwareSampler``; partners don't count."""
+        return self.dataset.get_cat_ids(idx)
+
     def __getitem__(self, idx: int) -> dict:
         seed, epoch = self._seed.get()
         if seed < 0:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets import MultiImageMixDataset
+from mmdet.datasets.samplers import ClassAwareSampler
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -95,6 +96,20 @@ def test_gives_the_samples_of_mmdet(build, skip):
         assert sample.metainfo == expected.metainfo
         assert (sample.gt_instances.bboxes.tensor == expected.gt_instances.bboxes.tensor).all()
         assert (sample.gt_instances.labels == expected.gt_instances.labels).all()
+
+
+def test_samplers_that_balance_classes_find_the_labels(build):
+    """Classes of each image's own objects; those of partners are drawn with the sample."""
+    dataset = build(DenseO2ODataset, PIPELINE)
+    sampler = ClassAwareSampler(dataset, seed=0)
+    for label, images in sampler.cat_dict.items():
+        expected = [
+            index
+            for index in range(6)
+            if label in [box['bbox_label'] for box in dataset.dataset[index]['instances']]
+        ]
+        assert images == expected
+    assert {*map(int, sampler)} <= {*range(6)}
 
 
 def test_samples_do_not_change_the_data_set(build):

@@ -7,6 +7,7 @@ from deim_mmdet.engine.checks import evaluates_after
 
 import pytest
 import torch
+from mmdet.evaluation import MultiDatasetsEvaluator
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
@@ -32,7 +33,7 @@ class Zero(BaseMetric):
         return dict(score=0.0)
 
 
-def build(tmp_path, name, train_cfg=None, **options):
+def build(tmp_path, name, train_cfg=None, evaluator=None, save_best=None, **options):
     numbers = [dict(inputs=torch.ones(1)) for _ in range(2)]
     loader = DataLoader(numbers, collate_fn=lambda samples: samples[0])
     return Runner(
@@ -42,11 +43,15 @@ def build(tmp_path, name, train_cfg=None, **options):
         val_dataloader=loader,
         train_cfg=dict(by_epoch=True, **(train_cfg or dict(max_epochs=2))),
         val_cfg=dict(),
-        val_evaluator=[Zero()],
+        val_evaluator=evaluator or [Zero()],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         default_hooks=dict(
             checkpoint=dict(
-                type='deim_mmdet.engine.AtomicCheckpointHook', interval=1, max_keep_ckpts=1
+                type='deim_mmdet.engine.AtomicCheckpointHook',
+                interval=1,
+                max_keep_ckpts=1,
+                save_best=save_best,
+                rule='greater',
             )
         ),
         experiment_name=name,
@@ -134,3 +139,37 @@ def test_an_interrupted_evaluation_is_made_up_for(runner, tmp_path, request, nam
     evaluations = sum(log.read_text().count('Epoch(val)') for log in tmp_path.glob('*/*.log'))
     assert evaluations == 2 + (2 - epoch)
     assert resumed.message_hub.get_info('evaluated_epoch') == 2
+
+
+@pytest.mark.parametrize(
+    ('prefix', 'said', 'epochs'),
+    [('toy', r'which gives toy/\*', 0), (None, 'which gives score', 1)],
+)
+def test_a_best_by_an_unknown_figure_is_refused(tmp_path, request, prefix, said, epochs):
+    """Before the first epoch where the prefix tells it, else when the first figures are there."""
+    evaluator = [Zero(prefix=prefix)]
+    runner = build(tmp_path, request.node.name, evaluator=evaluator, save_best='coco/AP')
+    with pytest.raises(ValueError, match=f"save_best='coco/AP' is no figure of the .*, {said}$"):
+        runner.train()
+    assert runner.epoch == epochs
+
+
+@pytest.mark.parametrize('name', ['auto', 'toy/score'])
+def test_the_best_by_a_figure_that_there_is(tmp_path, request, name):
+    build(tmp_path, request.node.name, evaluator=[Zero(prefix='toy')], save_best=name).train()
+    assert list(tmp_path.glob('best_toy_score_epoch_1.pth'))
+
+
+def test_evaluators_of_several_sets_begin_names_by_the_set(tmp_path, request):
+    evaluator = MultiDatasetsEvaluator([Zero(prefix='toy')], ['first'])
+    runner = build(tmp_path, request.node.name, evaluator=evaluator, save_best='first/toy/score')
+
+    class Begun(Hook):
+        priority = 'LOWEST'
+
+        def before_train(self, runner):
+            raise KeyboardInterrupt
+
+    runner.register_hook(Begun())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()

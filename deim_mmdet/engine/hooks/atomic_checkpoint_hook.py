@@ -1,13 +1,18 @@
 """Checkpoints that a killed run cannot leave half written."""
 
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mmdet.evaluation import MultiDatasetsEvaluator
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
+from ...utils.errors import UserError
 from ...utils.files import remove_unfinished, write_text
+from ...utils.text import some
 from ..checks import evaluates_after
 from ..faults import check_space, checkpoint_size
 from ..saving import let_save_whole
@@ -33,6 +38,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Raises:
         RunFault: Not even one checkpoint fits on the disk.
+        ValueError: ``save_best`` is no figure of the evaluation. Before training this is known
+            where the evaluator's figures begin otherwise.
     """
 
     _training = False
@@ -45,6 +52,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # The path gets into the checkpoint, which may hold text but no path objects.
         self.out_dir = str(self.out_dir)
         self._training = True
+        self._check_best(_figures(runner))
         self._enter_best(
             {key: path and self._in_own_folder(path) for key, path in self._entered_best().items()}
         )
@@ -99,6 +107,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # Runner.val evaluates without a training; mmengine's hook isn't made for that (0.10.7).
         if not self._training:
             return
+        self._check_best(metrics)
         # If mmengine (0.10.7) knows a last checkpoint, it writes it again, before all hooks have
         # seen the result. It also removes the former best one before it has written the new one.
         # So neither is entered here while it works.
@@ -164,6 +173,15 @@ class AtomicCheckpointHook(CheckpointHook):
             if path not in self._entered_best().values() and self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
+    def _check_best(self, figures: Collection[str]) -> None:
+        """Compare ``save_best`` with names of figures, or with patterns of them."""
+        for name in self.key_indicators if self.save_best else ():
+            if name != 'auto' and not any(name == f or fnmatchcase(name, f) for f in figures):
+                raise UserError(
+                    f'default_hooks.checkpoint.save_best={name!r} is no figure of the evaluation, '
+                    f'which gives {some(figures, 20)}'
+                )
+
     def _entered_best(self) -> dict[str, str | None]:
         """Best path by indicator (the figure that decides); '' stands for a single one."""
         if not self.save_best:
@@ -175,3 +193,12 @@ class AtomicCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict.update(paths)
         elif paths:
             self.best_ckpt_path = paths['']
+
+
+def _figures(runner) -> set[str]:
+    """Patterns of the names of an evaluation's figures, as far as they are known before one."""
+    evaluator = None if runner.val_loop is None else runner.val_loop.evaluator
+    metrics = getattr(evaluator, 'metrics', ())
+    if not metrics or isinstance(evaluator, MultiDatasetsEvaluator):
+        return {'*'}
+    return {f'{metric.prefix}/*' if metric.prefix else '*' for metric in metrics}
