@@ -4,6 +4,7 @@ The inference task of ``analysis_tools/benchmark.py`` insists on a GPU (it moves
 and is run where there is one; its data tasks run anywhere.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from mmengine.config import Config
 from starting import quick_environment
 
 pytestmark = pytest.mark.slow
+
+FIGURE = re.compile(r"(coco/bbox_mAP\w*)'?: (-?[\d.]+)")
 
 
 def run(script, *arguments, cwd=None) -> str:
@@ -126,6 +129,19 @@ def test_mmdets_own_test_script(trained):
     assert 'coco/bbox_mAP' in output
     used = Config.fromfile(latest(trained / 'test', 'tiny.py'))
     assert input_sizes(used).keys() == {(96, 96)}
+
+
+def test_tools_that_read_predictions(trained, repo_root):
+    config, found, plot = trained / 'tiny.py', trained / 'found.pkl', trained / 'confusion'
+    arguments = (config, trained / 'epoch_4.pth', '--work-dir', trained / 'found')
+    said = run(repo_root / 'tools/test.py', *arguments, '--out', found, cwd=trained)
+    again = run(TOOLS / 'analysis_tools/eval_metric.py', config, found, cwd=trained)
+    figures = [dict(FIGURE.findall(text)) for text in (said, again)]
+    assert len(figures[0]) == 6
+    said, again = ({name: float(value) for name, value in each.items()} for each in figures)
+    assert said == again
+    run(TOOLS / 'analysis_tools/confusion_matrix.py', config, found, plot, cwd=trained)
+    assert (plot / 'confusion_matrix.png').stat().st_size > 1000
 
 
 def test_get_flops(trained):
