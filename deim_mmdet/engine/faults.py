@@ -159,11 +159,19 @@ def explained_faults(work_dir: str | Path) -> Iterator[None]:
     """Turn the errors that a fault of the machine raises in a training into one message.
 
     Raises:
-        RunFault: There was no space to write a file, a data-loader worker died, or an image has
-            vanished or can't be read.
+        RunFault: There was no space to write a file, no memory left on the GPU, a data-loader
+            worker died, or an image has vanished or can't be read.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        # Two sentences, then come many about torch's allocator.
+        reason = '. '.join(str(error).split('. ')[:2])
+        raise RunFault(
+            f'{reason}. A training step needs more memory than the GPU has left: lower '
+            'train_dataloader.batch_size (--batch-size auto finds what fits), train with --amp, or '
+            f'lower image_size, {GO_ON}'
+        ) from error
     except RuntimeError as error:
         died = re.search(r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(.*)', str(error))
         if died is None:

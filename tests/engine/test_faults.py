@@ -102,6 +102,25 @@ def test_work_dir_that_cannot_be_written(tmp_path):
     assert not list((tmp_path / 'new' / 'work').iterdir())
 
 
+def test_no_memory_left_on_the_gpu(make_runner, monkeypatch):
+    """Its cause may come late: images of the largest size, or with the most objects."""
+    runner = make_runner()
+    loss = runner.model.loss
+
+    def full(*args):
+        if runner.iter == 5:
+            raise torch.OutOfMemoryError(
+                'CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.1 '
+                'GiB of which 1.00 GiB is free. See documentation for Memory Management'
+            )
+        return loss(*args)
+
+    monkeypatch.setattr(runner.model, 'loss', full)
+    message = r'^CUDA out of memory. Tried to allocate 2.50 GiB. A training .*--batch-size auto'
+    with pytest.raises(RunFault, match=message):
+        runner.train()
+
+
 def test_killed_worker(make_runner, tmp_path):
     runner = make_runner(
         **{'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
