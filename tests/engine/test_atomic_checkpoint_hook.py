@@ -173,3 +173,43 @@ def test_evaluators_of_several_sets_begin_names_by_the_set(tmp_path, request):
     runner.register_hook(Begun())
     with pytest.raises(KeyboardInterrupt):
         runner.train()
+
+
+def test_a_resumed_one_cycle_goes_on(tmp_path, request):
+    """mmengine saves a function of this scheduler, which torch refuses to load."""
+    cycle = dict(type='OneCycleLR', eta_max=1.0, total_steps=8, end=8, by_epoch=False)
+
+    def rates(name, epochs, **options):
+        noted = []
+
+        class Note(Hook):
+            def before_train_iter(self, runner, batch_idx, data_batch=None):
+                noted.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+        runner = build(
+            tmp_path / name, f'{request.node.name} {name} {epochs}', dict(max_epochs=epochs),
+            param_scheduler=dict(cycle), **options,
+        )  # fmt: skip
+        runner.register_hook(Note())
+        runner.train()
+        return noted
+
+    whole = rates('whole', 4)
+    assert len({*whole}) > 5
+    assert rates('stopped', 2) == whole[:4]
+    assert rates('stopped', 4, resume=True) == whole[4:]
+
+
+def test_what_could_not_be_resumed_ends_the_training_at_once(runner):
+    """Not when somebody resumes it."""
+
+    class Keep(Hook):
+        def before_train_epoch(self, runner):
+            runner.message_hub.update_info('kept', {'a': re.compile('a')})
+
+    runner.register_hook(Keep())
+    with pytest.raises(
+        ValueError, match=r'could not be resumed: checkpoint .*epoch_1.pth holds an'
+    ):
+        runner.train()
+    assert runner.epoch == 0

@@ -10,7 +10,8 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
-from ...utils.errors import UserError
+from ...checkpoints.loading import load_from_local
+from ...utils.errors import CheckpointError, UserError
 from ...utils.files import remove_unfinished, write_text
 from ...utils.text import some
 from ..checks import evaluates_after
@@ -34,17 +35,19 @@ class AtomicCheckpointHook(CheckpointHook):
     evaluates before it goes on.
 
     Before training it removes half-written files of a killed run, and compares the free space with
-    the size of a checkpoint.
+    the size of a checkpoint. The first checkpoint is read again: torch refuses types that mmengine
+    lets anything keep in a checkpoint. Functions in the states of schedulers aren't saved.
 
     Raises:
         RunFault: Not even one checkpoint fits on the disk.
         ValueError: ``save_best`` is no figure of the evaluation. Before training this is known
-            where the evaluator's figures begin otherwise.
+            where the evaluator's figures begin otherwise. Or the first checkpoint can't be loaded.
     """
 
     _training = False
     _saved_epoch: int | None = None
     _best_changed = False
+    _readable = False
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
@@ -163,9 +166,29 @@ class AtomicCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
+            self._check_readable()
             write_text(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt)
             self._remove_outdated()
         self._outdated = []
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        saved = checkpoint.get('param_schedulers', [])
+        for states in saved.values() if isinstance(saved, dict) else [saved]:
+            for state in states:
+                # OneCycleLR has one, to which the optimiser is bound. A resumed one has its own.
+                for name in [name for name, value in state.items() if callable(value)]:
+                    del state[name]
+
+    def _check_readable(self) -> None:
+        if not self._readable and isinstance(self.file_backend, LocalBackend):
+            try:
+                load_from_local(self.last_ckpt, 'cpu')
+            except CheckpointError as error:
+                raise UserError(
+                    f'this training could not be resumed: {error}. A hook or a scheduler of it '
+                    'keeps that object in its checkpoints: let it keep numbers, texts and tensors'
+                ) from error
+            self._readable = True
 
     def _remove_outdated(self) -> None:
         for name in self._outdated:
