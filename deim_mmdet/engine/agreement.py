@@ -178,7 +178,8 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
             raise UserError(
                 f'the {split} data set ({annotation_files(part)}) and its evaluator '
                 f'({metric.ann_file}) do not agree: {fault}. Give both the same file: '
-                f'{option}_dataloader.dataset.ann_file and {option}_evaluator.ann_file'
+                f'{option}_dataloader.dataset.ann_file and {option}_evaluator.ann_file. A part '
+                'of the images needs a file of its own; indices=... of the data set is not enough'
             )
 
 

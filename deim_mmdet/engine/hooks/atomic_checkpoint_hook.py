@@ -202,7 +202,7 @@ class AtomicCheckpointHook(CheckpointHook):
             if name != 'auto' and not any(name == f or fnmatchcase(name, f) for f in figures):
                 raise UserError(
                     f'default_hooks.checkpoint.save_best={name!r} is no figure of the evaluation, '
-                    f'which gives {some(figures, 20)}'
+                    f'which gives {some(figures, 20) or "none"}'
                 )
 
     def _entered_best(self) -> dict[str, str | None]:
