@@ -1,5 +1,8 @@
 """Losses of the detector as one tensor, and when the host reads them."""
 
+import logging
+from types import SimpleNamespace
+
 from deim_mmdet.deployment import fuse
 from deim_mmdet.engine import DeferredRuntimeInfoHook
 from deim_mmdet.models.detectors import DEIMDetector, LossLog
@@ -7,6 +10,7 @@ from deim_mmdet.models.detectors import DEIMDetector, LossLog
 import pytest
 import torch
 from golden import build_model
+from mmdet.engine.hooks import CheckInvalidLossHook
 from mmdet.models import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -52,6 +56,16 @@ def test_a_log_may_be_changed():
     log['time'] = 0.5
     assert dict(log) == dict(loss=3.0, loss_b=2.0, time=0.5)
     assert log.values_on_device.tolist() == [3.0, 2.0, 0.5]
+
+
+def test_hooks_of_others_find_tensors_in_the_log():
+    hook, run = (
+        CheckInvalidLossHook(interval=1),
+        SimpleNamespace(iter=0, logger=logging.getLogger()),
+    )
+    hook.after_train_iter(run, 0, outputs=LossLog(['loss'], torch.tensor([3.0])))
+    with pytest.raises(AssertionError):
+        hook.after_train_iter(run, 0, outputs=LossLog(['loss'], torch.tensor([torch.nan])))
 
 
 class Reads(torch.Tensor):

@@ -21,7 +21,9 @@ from .graphed import GraphedNetwork
 
 
 class LossLog(MutableMapping):
-    """Loss values by name. They leave the device together, when the first is read.
+    """Loss values by name, tensors () on the CPU, as mmengine's hooks expect them.
+
+    They leave the device together, when the first is read.
 
     Args:
         names: Names of the values.
@@ -31,24 +33,25 @@ class LossLog(MutableMapping):
     def __init__(self, names: list[str], values: Tensor) -> None:
         self.names = names
         self.values_on_device = values
-        self._numbers: dict[str, float] | None = None
+        self._values: dict[str, Tensor] | None = None
 
-    def _read(self) -> dict[str, float]:
-        if self._numbers is None:
+    def _read(self) -> dict[str, Tensor]:
+        if self._values is None:
             with allowed_sync():
-                numbers = self.values_on_device.tolist()
-            self._numbers = dict(zip(self.names, numbers, strict=True))
-        return self._numbers
+                values = self.values_on_device.cpu()
+            self._values = dict(zip(self.names, values, strict=True))
+        return self._values
 
-    def __getitem__(self, name: str) -> float:
+    def __getitem__(self, name: str) -> Tensor:
         return self._read()[name]
 
-    def _hold(self, numbers: dict[str, float]) -> None:
-        self._numbers, self.names = numbers, [*numbers]
-        self.values_on_device = self.values_on_device.new_tensor([*numbers.values()])
+    def _hold(self, values: dict[str, Tensor]) -> None:
+        self._values, self.names = values, [*values]
+        numbers = [value.item() for value in values.values()]
+        self.values_on_device = self.values_on_device.new_tensor(numbers)
 
-    def __setitem__(self, name: str, value: float) -> None:
-        self._hold({**self._read(), name: float(value)})
+    def __setitem__(self, name: str, value: Tensor | float) -> None:
+        self._hold({**self._read(), name: torch.as_tensor(value)})
 
     def __delitem__(self, name: str) -> None:
         self._hold({key: value for key, value in self._read().items() if key != name})
