@@ -40,17 +40,18 @@ class TinyBackbone(BaseModule):
         return finer, self.levels[1](finer)
 
 
-def tiny_detector(head='DFINEHead', denoising=10, neck=False, **parts):
+def tiny_detector(head='DFINEHead', denoising=10, neck=False, backbone=None, **parts):
     """A detector in training mode, with random parameters: none is zero, so that all matter.
 
-    ``neck`` is True or the neck's config. Further options are parts of the head.
+    ``neck`` is True or the neck's config, ``backbone`` the config of another one. Further options
+    are parts of the head.
     """
     torch.manual_seed(0)
     model = MODELS.build(
         dict(
             type='DEIMDetector',
             data_preprocessor=dict(type='DenseO2ODataPreprocessor', samples_on_host=True),
-            backbone=dict(type='TinyBackbone'),
+            backbone=backbone or dict(type='TinyBackbone'),
             neck=dict(NECK) if neck is True else neck or None,
             bbox_head=dict(
                 type=head,

@@ -4,6 +4,7 @@ import warnings
 
 from deim_mmdet.models.dense_heads import TopKPostprocess
 from deim_mmdet.models.layers import DFINEDecoder
+from deim_mmdet.models.layers.input_channels import input_channels
 from deim_mmdet.models.losses import AuxiliaryTerm, LossTerm
 from deim_mmdet.models.task_modules import HungarianMatcher, Pairs
 
@@ -16,7 +17,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
-from tiny_detectors import tiny_batch, tiny_detector
+from tiny_detectors import CLASSES, NECK, tiny_batch, tiny_detector
 from torch import nn
 
 # Heads as version 0.1 wrote them, and the same today.
@@ -411,3 +412,44 @@ def test_a_decoder_and_a_backbone_are_a_class_and_a_line_each():
     assert log['loss'] == pytest.approx(sum(v for name, v in log.items() if name != 'loss'))
     model.eval()
     assert len(model.predict(torch.rand(2, 3, 64, 96), batch())[0].pred_instances) == 30 * 3
+
+
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='ResNet', depth=18, out_indices=(2, 3)),
+        # Their in_channels are those of the last layer that they have built.
+        dict(type='MobileNetV2', widen_factor=0.25, out_indices=(4, 6)),
+        dict(type='EfficientNet', arch='b0', out_indices=(4, 5)),
+        # Its first convolution takes four pixels at once.
+        dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.125, out_indices=(3, 4)),
+        dict(
+            type='SwinTransformer', embed_dims=8, depths=[1] * 4, num_heads=[1] * 4,
+            out_indices=(2, 3),
+        ),
+    ],
+    ids=lambda backbone: backbone['type'],
+)  # fmt: skip
+def test_backbones_of_mmdet(backbone):
+    images, samples = tiny_batch((2, 0))
+    with torch.no_grad():
+        levels = MODELS.build(backbone)(images)
+    neck = dict(NECK, in_channels=[level.shape[1] for level in levels])
+    model = tiny_detector(neck=neck, backbone=backbone)
+    assert input_channels(model) == 3
+    loss, _ = model.parse_losses(model.loss(images, samples))
+    loss.backward()
+    assert all(p.grad is not None for p in model.neck.parameters())
+    found = model.eval().predict(images, samples, rescale=False)
+    assert len(found[0].pred_instances) == 9 * CLASSES
+
+
+@pytest.mark.parametrize('part', ['bbox_head', 'neck'])
+def test_levels_that_nothing_expects_are_counted(part):
+    """zip would say that an argument is longer."""
+    model = tiny_detector(neck=True)
+    owner = getattr(model, part)
+    owner.input_proj = owner.input_proj[:1]
+    message = f'{type(owner).__name__} gets 2 feature levels, but its in_channels are for 1: give'
+    with pytest.raises(ValueError, match=message):
+        model.loss(*tiny_batch((1,)))

@@ -48,7 +48,7 @@ class ECViT(FreezesStages, BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.in_channels = in_channels
+        self.image_channels = in_channels
         self.transformer = VisionTransformer(
             *(embed_dims, num_heads, depth, ffn_channels, (depth - 2, depth - 1)),
             form='ecvit',

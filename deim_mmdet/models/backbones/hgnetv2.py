@@ -276,7 +276,7 @@ class HGNetv2(FreezesStages, BaseModule):
             raise UserError(
                 f'out_indices of HGNetv2-{arch} must be among 0 … {last}, got {out_indices}'
             )
-        self.in_channels = in_channels
+        self.image_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.stem = Stem(*spec.stem, lab=use_lab, in_channels=in_channels)
         self.stages = nn.ModuleList(

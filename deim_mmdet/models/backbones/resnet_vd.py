@@ -81,7 +81,7 @@ class ResNetVd(ResNetV1d):
             init_cfg=init_cfg,
             **(dict(norm_eval=False) | kwargs),
         )
-        self.in_channels = in_channels
+        self.image_channels = in_channels
         adapt_input_channels(self.stem[0])
         if norm_frozen:
             freeze_norms(self)

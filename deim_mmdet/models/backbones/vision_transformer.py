@@ -94,7 +94,7 @@ class VisionTransformer(FreezesStages, BaseModule):
             )
         dinov3 = form == 'dinov3'
         self.embed_dims = embed_dims
-        self.in_channels = in_channels
+        self.image_channels = in_channels
         self.with_cp = with_cp
         self.out_indices = tuple(out_indices)
         self.other_tokens = tuple(OTHER_TOKENS[form])

@@ -79,7 +79,7 @@ class ViTAdapter(FreezesStages, BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.in_channels = in_channels
+        self.image_channels = in_channels
         self.vit = VisionTransformer(**vit, in_channels=in_channels, with_cp=with_cp)
         if len(self.vit.out_indices) != 3:
             raise UserError(

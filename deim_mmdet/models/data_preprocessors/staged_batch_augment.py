@@ -1,6 +1,7 @@
 """What the batch augments of Dense O2O have in common."""
 
 from deim_mmdet.utils.arguments import arguments_of
+from deim_mmdet.utils.errors import UserError
 from deim_mmdet.utils.stage import Stage
 
 from mmdet.structures import DetDataSample
@@ -34,7 +35,7 @@ class StagedBatchAugment(nn.Module):
         return f'{arguments_of(self)}, stage={self.stage.label}'
 
 
-def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueError:
+def refusal(augment: nn.Module, verb: str, field: str, value: object) -> UserError:
     """The error of an augment that cannot change a field of a sample together with its image.
 
     Args:
@@ -44,7 +45,7 @@ def refusal(augment: nn.Module, verb: str, field: str, value: object) -> ValueEr
         value: The field's value, whose type the message names.
     """
     name, kind = type(augment).__name__, type(value).__name__
-    return ValueError(
+    return UserError(
         f'{name} cannot {verb} {field} ({kind}): take {name} out of batch_augments of the '
         'data_preprocessor, or leave this field out of the samples (with_seg=False, '
         'with_mask=False in LoadAnnotations)'

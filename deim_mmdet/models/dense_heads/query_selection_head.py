@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...utils.errors import UserError
 from ..layers.attention import additive_mask
-from ..layers.basic import to_tokens
+from ..layers.basic import project_levels, to_tokens
 from ..layers.conv_norm import ConvNorm
 from ..layers.denoising import DenoisingQueries
 from ..layers.predictions import Predictions, full_precision
@@ -161,7 +161,7 @@ class QuerySelectionHead(BaseModule):
 
         All decoder layers predict, or the last one that evaluation uses.
         """
-        feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
+        feats = project_levels(self, feats)
         spatial_shapes = [(int(feat.shape[2]), int(feat.shape[3])) for feat in feats]
         memory = torch.cat([to_tokens(feat) for feat in feats], dim=1)
         selected = self.query_selection(memory, spatial_shapes)

@@ -90,7 +90,7 @@ class DEIMDetector(SingleStageDetector):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        taken = getattr(self.backbone, 'in_channels', None)
+        taken = getattr(self.backbone, 'image_channels', None)
         given = getattr(self.data_preprocessor, 'channels', None)
         if given is None and taken not in (None, 3):
             # One mean and deviation for all channels don't say how many there are.

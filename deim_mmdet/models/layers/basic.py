@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from .predictions import full_precision
 
 
@@ -108,3 +109,25 @@ def to_tokens(feature_map: Tensor) -> Tensor:
     if len(feature_map) == 1 and feature_map.requires_grad:
         feature_map.register_hook(Tensor.contiguous)
     return feature_map.flatten(2).transpose(1, 2)
+
+
+def project_levels(owner: nn.Module, feats: Sequence[Tensor]) -> list[Tensor]:
+    """Project each feature level to the width that a neck or a head works with.
+
+    Args:
+        owner: The neck or head; its ``input_proj`` has a projection for each level.
+        feats: Levels l (B, C_l, H_l, W_l).
+
+    Returns:
+        (B, D, H_l, W_l) each.
+
+    Raises:
+        ValueError: There are more or fewer levels; the message names the owner and both numbers.
+    """
+    if len(feats) != len(owner.input_proj):
+        raise UserError(
+            f'{type(owner).__name__} gets {len(feats)} feature levels, but its in_channels are for '
+            f'{len(owner.input_proj)}: give it the channels of each level, and its other options '
+            'by level too'
+        )
+    return [proj(feat) for proj, feat in zip(owner.input_proj, feats, strict=True)]

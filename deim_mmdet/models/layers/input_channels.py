@@ -9,8 +9,13 @@ RGB = 3
 
 
 def input_channels(detector: nn.Module) -> int:
-    """Number of channels of a detector's images; three where its backbone doesn't say it."""
-    return getattr(getattr(detector, 'backbone', None), 'in_channels', RGB)
+    """Number of channels of a detector's images.
+
+    Our backbones say it, as ``image_channels``, or else the mean of our data preprocessor. Others
+    have three channels: ``in_channels`` of mmdet's backbones may be those of their last layer.
+    """
+    own = getattr(getattr(detector, 'backbone', None), 'image_channels', None)
+    return own or getattr(getattr(detector, 'data_preprocessor', None), 'channels', None) or RGB
 
 
 def adapt_input_channels(conv: nn.Conv2d) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..layers.conv_norm import ConvNorm
 
 
@@ -140,14 +141,14 @@ def check_sizes(feats: Sequence[Tensor], strides: Sequence[int]) -> None:
             raise indivisible(f'about {width}x{height}', stride)
 
 
-def indivisible(pixels: str, stride: int) -> ValueError:
+def indivisible(pixels: str, stride: int) -> UserError:
     """The error of an input whose sides are not divisible by a stride.
 
     Args:
         pixels: Width and height of the input, as text.
         stride: The stride in pixels.
     """
-    return ValueError(
+    return UserError(
         f'the input of {pixels} pixels is not divisible by {stride} on both sides: change the '
         'scale of the Resize in the pipeline, or set '
         f'model.data_preprocessor.pad_size_divisor={stride}'

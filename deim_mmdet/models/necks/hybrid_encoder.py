@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...utils.errors import UserError
 from ..layers.attention import SelfAttention
-from ..layers.basic import build_activation, to_tokens
+from ..layers.basic import build_activation, project_levels, to_tokens
 from ..layers.conv_norm import ConvNorm, set_with_cp
 from .fusion import RepCSPELANBlock, RepCSPLayer, SplitCSPLayer, check_sizes
 
@@ -194,10 +194,11 @@ class HybridEncoder(BaseModule):
         """Levels l (B, C_l, H_l, W_l), finest first, to (B, ``out_channels``, H_l, W_l) each.
 
         Raises:
-            ValueError: The image size is not divisible by the largest stride.
+            ValueError: The image size is not divisible by the largest stride, or there are other
+                levels than ``in_channels`` says.
         """
+        feats = project_levels(self, feats)
         check_sizes(feats, self.feat_strides)
-        feats = [proj(feat) for proj, feat in zip(self.input_proj, feats, strict=True)]
         coarsest = feats[-1]
         # Exporters that trace take plain numbers, and so the table, as constants.
         height, width = int(coarsest.shape[-2]), int(coarsest.shape[-1])
