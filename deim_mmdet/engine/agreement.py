@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.datasets import CocoDataset
+from mmdet.datasets.transforms import PackDetInputs
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
@@ -136,8 +137,8 @@ def named_categories(evaluator: Any) -> Any:
 def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
     """Compare the annotation files of an evaluator's COCO metrics with the data set.
 
-    Images are compared by id, file name and size, categories by name. A metric that takes the
-    objects from the samples always agrees.
+    Images are compared by id, file name and size, categories by name. A metric without a file
+    agrees if the samples hold the objects.
 
     Args:
         evaluator: Evaluator of the loop.
@@ -146,7 +147,8 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
 
     Raises:
         ValueError: They differ; the message names both files, what differs and the remedy. Or a
-            metric is mmdet's ``CocoMetric``, which doesn't find categories by name.
+            metric is mmdet's ``CocoMetric``, which doesn't find categories by name, or finds no
+            objects.
     """
     parts = [dataset] * len(evaluator.metrics)
     if isinstance(evaluator, MultiDatasetsEvaluator):
@@ -159,7 +161,10 @@ def check_evaluator(evaluator: Evaluator, dataset, split: str) -> None:
                 "its file: use type='CheckedCocoMetric', which finds them by name. DEIMRunner does "
                 'so by itself where the evaluator is given as a config'
             )
-        if not isinstance(metric, CheckedCocoMetric) or metric.annotations is None:
+        if isinstance(metric, CocoMetric) and compat.annotations_of(metric) is None:
+            _check_objects_are_packed(part, split)
+            continue
+        if not isinstance(metric, CheckedCocoMetric):
             continue
         if id(part) not in checked:
             checked[id(part)] = [part.get_data_info(index) for index in range(len(part))]
@@ -203,6 +208,17 @@ def checked_test_set(cfg: Config, classes: Sequence[str] | None) -> tuple[Datase
     evaluator.dataset_meta = dataset.metainfo
     check_evaluator(evaluator, dataset, 'test')
     return dataset, evaluator
+
+
+def _check_objects_are_packed(dataset, split: str) -> None:
+    for base in base_datasets(dataset):
+        packs = [step for step in base.pipeline.transforms if isinstance(step, PackDetInputs)]
+        if packs and not any('instances' in pack.meta_keys for pack in packs):
+            raise UserError(
+                f'the {split} evaluator has no ann_file, so it takes the objects from the samples, '
+                f'but {type(packs[0]).__name__} leaves them out of those: add "instances" to its '
+                f'meta_keys in the {split} pipeline, or set {OPTIONS[split]}_evaluator.ann_file'
+            )
 
 
 def _left_out(dataset, image: dict) -> bool:

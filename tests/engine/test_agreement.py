@@ -395,6 +395,23 @@ def test_evaluator_of_another_set_is_refused(folder, request, change, split, run
         assert 'other.json' in str(error.value)
 
 
+def test_a_metric_without_a_file_needs_the_objects_in_the_samples(folder, request):
+    """mmdet says so after the first batch, that is, after the first epoch of a training."""
+    cfg = config(folder, request)
+    cfg.model.type = 'FirstClassDetector'
+    expected = DEIMRunner.from_cfg(cfg).test()
+    assert expected['coco/bbox_mAP'] > 0
+    cfg.experiment_name += ' without a file'
+    cfg.test_evaluator.ann_file = None
+    message = 'the test evaluator has no ann_file, .* PackDet.* add "instances" to its meta_keys'
+    with pytest.raises(ValueError, match=message):
+        DEIMRunner.from_cfg(cfg).test()
+    pack = cfg.test_dataloader.dataset.pipeline[-1]
+    pack.meta_keys = (*pack.meta_keys, 'instances')
+    cfg.experiment_name += ' with objects'
+    assert DEIMRunner.from_cfg(cfg).test() == expected
+
+
 def test_every_one_of_several_evaluators_is_looked_at(folder, request):
     cfg = config(folder, request)
     good = cfg.test_evaluator
