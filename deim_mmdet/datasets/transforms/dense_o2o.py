@@ -111,7 +111,7 @@ class DenseO2O(BaseTransform):
         return []
 
     def transform(self, results: dict) -> dict | None:
-        """Load and augment; None where ``load`` gives None, as everywhere in mmdet."""
+        """Load and augment; None where a transform gives None, as everywhere in mmdet."""
         stage = self.stage
         partners = results.pop('mix_results', None)
         if partners is None and stage is Stage.DENSE and self.mosaic_prob > 0:
@@ -127,9 +127,11 @@ class DenseO2O(BaseTransform):
         if partners:
             results['mix_results'] = partners
             results = self.mosaic(results)
-            results.pop('mix_results')
         elif stage in (Stage.DENSE, Stage.FLAT):
             results = self.single(results)
+        if results is None:
+            return None
+        results.pop('mix_results', None)
         return self._finish(results)
 
     def _load(self, info: dict, shorter_side: int | None) -> dict | None:

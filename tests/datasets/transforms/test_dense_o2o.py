@@ -115,6 +115,20 @@ def test_objects_under_the_least_size_are_dropped(build):
         assert sides == [[12, 12], [40, 30]]
 
 
+@pytest.mark.parametrize('stage', [Stage.DENSE, Stage.FLAT])
+def test_a_transform_without_sample_is_tried_again(build, stage):
+    """mmdet's RandomCrop gives None where no object is left, and so do some of Albumentations."""
+    crop = {'type': 'RandomCrop', 'crop_size': (30, 20)}
+    boxes = [[(0, 0, 20, 14)]] * 12
+    dataset = build(boxes=boxes, mosaic_prob=1, single=[crop], mosaic=[*MOSAIC, crop])
+    dataset.pipeline[0].set_stage(stage)
+    np.random.seed(0)
+    for index in range(12):
+        item = dataset[index]
+        assert item['inputs'].shape[-2:] == (20, 30)
+        assert len(item['data_samples'].gt_instances)
+
+
 @pytest.mark.parametrize('stage', list(Stage))
 def test_images_without_objects_pass(build, stage):
     dataset = build(boxes=[[]] * 12)
