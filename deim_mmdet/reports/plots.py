@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..visualization.figures import save_figure
 
@@ -110,7 +111,12 @@ def _precision(content: dict, colours: dict[str, str]) -> Figure:
     counts = [max(entry[part]['all'], 0.5) for entry in known]
     if counts and max(counts) >= LOG_RANGE * min(counts):
         by_count.set_xscale('log')
-        by_count.xaxis.set_major_formatter('{x:g}')
+        # Minor ticks of a short range would have formulas as labels.
+        by_count.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)),
+            major_formatter='{x:g}',
+            minor_formatter=NullFormatter(),
+        )
     for axes in (by_iou, by_count):
         axes.set_ylim(0, 1.15 * max(*axes.dataLim.intervaly, 0.01))
     return figure

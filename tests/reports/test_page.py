@@ -7,7 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-from deim_mmdet.reports import write_report
+from deim_mmdet.reports import plots, write_report
 from deim_mmdet.reports.counts import TrainingCounts
 from deim_mmdet.reports.page import render
 from deim_mmdet.reports.pictures import window
@@ -109,6 +109,28 @@ def test_pictures_show_each_error(report):
     assert len(plots) == 4
     light, dark = (cv2.imread(str(folder / f'plots/curves_{s}.png')) for s in ('light', 'dark'))
     assert light.mean() > 200 > 60 > dark.mean()
+
+
+@pytest.mark.parametrize('counts', [(209, 214, 2381), (90, 950), (1, 30000), (0, 7)])
+def test_counts_are_labelled_by_numbers(report, monkeypatch, tmp_path, counts):
+    """matplotlib labels ticks of a short logarithmic axis by formulas, which aren't drawn here."""
+    content = json.loads((report[0] / 'report.json').read_text())
+    entry = next(entry for entry in content['classes'] if entry['figures']['AP'] is not None)
+    content['classes'] = [{**entry, 'train': {**entry['train'], 'all': count}} for count in counts]
+    content['training']['note'] = None
+    figures = []
+    monkeypatch.setattr(plots, 'save_figure', lambda figure, path: figures.append(figure))
+    plots.draw_plots(content, tmp_path)
+    _, by_count = figures[-1].axes
+    figures[-1].draw_without_rendering()
+    labels = [
+        label.get_text()
+        for minor in (False, True)
+        for label in by_count.get_xticklabels(minor=minor)
+        if label.get_text()
+    ]
+    low, high = by_count.get_xlim()
+    assert sum(low <= float(label) <= high for label in labels) > 1
 
 
 def test_equal_evaluations_give_equal_files(report, tmp_path):
