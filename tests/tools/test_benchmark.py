@@ -46,6 +46,20 @@ def test_tables_and_files(tool, run, tmp_path, capsys):
     assert (tmp_path / 'accuracy_latency.png').stat().st_size > 10_000
 
 
+def test_the_configs_own_size_and_channels(run, tmp_path):
+    run(
+        CONFIGS / 'deim_dfine_n.py', '--backends', 'pytorch', 'fused', '--rounds', 1,
+        '--batches', 1, '--train-batch', 1, '--out', tmp_path, '--cfg-options',
+        'image_size=(64,96)', 'model.backbone.in_channels=4', 'model.backbone.init_cfg=None',
+        'model.data_preprocessor.mean=[0,0,0,0]', 'model.data_preprocessor.std=[1,1,1,1]',
+        'model.data_preprocessor.bgr_to_rgb=False',
+    )  # fmt: skip
+    (results,) = json.loads((tmp_path / 'results.json').read_text())['results']
+    assert results['size'] == [64, 96]
+    assert set(results['latency']['1']) == {'pytorch', 'fused'}
+    assert results['training']['total']['median'] > 0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_tables_of_a_gpu(run, tmp_path):
     run(

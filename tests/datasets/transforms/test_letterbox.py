@@ -13,6 +13,7 @@ from deim_mmdet.models.dense_heads.query_selection_head import spanned_pixels
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.transforms import Resize
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 
@@ -56,6 +57,17 @@ def test_evaluation_and_exported_graph_come_back_to_the_same_pixels(width, heigh
     meta = {name: results[name] for name in ('img_shape', 'ori_shape', 'scale_factor')}
     evaluated = spanned_pixels([DetDataSample(metainfo=meta)], rescale=True)
     torch.testing.assert_close(evaluated, exported, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('side', 'scale'), [(640, 320), (100, 320), (333, 224), (64, 64)])
+def test_square_images_are_those_of_resize(side, scale):
+    """So square data have the same AP with ``keep_ratio``."""
+    transforms = Letterbox(scale=(scale, scale)), Resize(scale=(scale, scale), keep_ratio=False)
+    ours, theirs = (transform(sample(side, side)) for transform in transforms)
+    assert (ours['img'] == theirs['img']).all()
+    assert (ours['gt_bboxes'].tensor == theirs['gt_bboxes'].tensor).all()
+    for name in ('img_shape', 'scale_factor'):
+        assert ours[name] == theirs[name]
 
 
 def test_a_config_says_it_once(tmp_path):
