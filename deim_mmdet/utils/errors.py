@@ -10,4 +10,4 @@ class UserTypeError(UserError, TypeError):
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint can't be read: damaged, not allowed, or not to be had from its address."""
+    """A checkpoint can't be read: it is damaged, or could run code, or can't be fetched."""
