@@ -79,13 +79,20 @@ def check_counts_epochs(hook: Hook, loop: BaseLoop) -> None:
         )
 
 
-def evaluates_after(runner: Runner, epoch: int) -> bool:
-    """Whether a training by epochs is evaluated once so many of them are finished."""
+def evaluates_after(runner: Runner, done: int) -> bool:
+    """Whether a training is evaluated once so much is finished.
+
+    Args:
+        runner: The training.
+        done: Number of epochs; of iterations where the training loop doesn't count epochs.
+    """
     loop = runner.train_loop
+    if runner.val_loop is None or not 0 < done >= loop.val_begin:
+        return False
     # The loop chooses among its dynamic_intervals only when it is there.
-    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, epoch + 1) - 1]
-    due = epoch % interval == 0 or epoch == loop.max_epochs
-    return runner.val_loop is not None and epoch >= loop.val_begin and due
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, done + 1) - 1]
+    end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    return done % interval == 0 or done == end
 
 
 def check_single(hooks: Iterable[Hook], kind: type[Hook]) -> None:

@@ -1,6 +1,7 @@
 """The hook alone, under mmengine's own runner."""
 
 import re
+import shutil
 
 from deim_mmdet.checkpoints.files import read_checkpoint
 from deim_mmdet.engine.checks import evaluates_after
@@ -22,7 +23,9 @@ class Line(BaseModel):
         self.slope = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, inputs, mode):
-        return dict(loss=(self.slope * inputs).sum()) if mode == 'loss' else [{}]
+        if mode == 'loss':
+            return dict(loss=(self.slope * inputs).sum())
+        return [dict(slope=self.slope.item())]
 
 
 class Zero(BaseMetric):
@@ -33,7 +36,18 @@ class Zero(BaseMetric):
         return dict(score=0.0)
 
 
-def build(tmp_path, name, train_cfg=None, evaluator=None, save_best=None, **options):
+class Rising(BaseMetric):
+    """The slope, which each step lets fall, with the sign changed."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(-data_samples[0]['slope'])
+
+    def compute_metrics(self, results):
+        return dict(score=results[0])
+
+
+def build(tmp_path, name, train_cfg=None, evaluator=None, save_best=None, keep=1, **options):
+    train_cfg = {'by_epoch': True, **(train_cfg or dict(max_epochs=2))}
     numbers = [dict(inputs=torch.ones(1)) for _ in range(2)]
     loader = DataLoader(numbers, collate_fn=lambda samples: samples[0])
     return Runner(
@@ -41,7 +55,7 @@ def build(tmp_path, name, train_cfg=None, evaluator=None, save_best=None, **opti
         str(tmp_path),
         train_dataloader=loader,
         val_dataloader=loader,
-        train_cfg=dict(by_epoch=True, **(train_cfg or dict(max_epochs=2))),
+        train_cfg=train_cfg,
         val_cfg=dict(),
         val_evaluator=evaluator or [Zero()],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
@@ -49,7 +63,8 @@ def build(tmp_path, name, train_cfg=None, evaluator=None, save_best=None, **opti
             checkpoint=dict(
                 type='deim_mmdet.engine.AtomicCheckpointHook',
                 interval=1,
-                max_keep_ckpts=1,
+                by_epoch=train_cfg['by_epoch'],
+                max_keep_ckpts=keep,
                 save_best=save_best,
                 rule='greater',
             )
@@ -65,12 +80,12 @@ def runner(tmp_path, request):
 
 
 def test_a_whole_checkpoint_remains_wherever_writing_stops(runner, tmp_path, monkeypatch):
-    """The last one is written once more after the evaluation, when all others are gone."""
+    """While the second one is written, the first is the only one that there is."""
     written = []
 
     def stop_half_way(self, content, path):
         written.append(path)
-        if len(written) == 4:
+        if len(written) == 2:
             with open(path, 'wb') as file:
                 file.write(content[: len(content) // 2])
             raise KeyboardInterrupt
@@ -81,8 +96,29 @@ def test_a_whole_checkpoint_remains_wherever_writing_stops(runner, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     last = (tmp_path / 'last_checkpoint').read_text()
-    assert last.endswith('epoch_2.pth')
-    assert read_checkpoint(last)['meta']['epoch'] == 2
+    assert last.endswith('epoch_1.pth')
+    assert read_checkpoint(last)['meta']['epoch'] == 1
+
+
+def test_an_epoch_is_written_once(tmp_path, request, monkeypatch):
+    """mmengine writes it again after an evaluation with a new best."""
+    written = []
+    save = LocalBackend.put
+
+    def note(self, content, path):
+        written.append(path)
+        save(self, content, path)
+
+    monkeypatch.setattr(LocalBackend, 'put', note)
+    runner = build(
+        tmp_path, request.node.name, dict(max_epochs=3), [Rising(prefix='toy')], 'toy/score'
+    )
+    runner.train()
+    assert len(written) == 2 * 3
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == [
+        'best_toy_score_epoch_3.pth',
+        'epoch_3.pth',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,22 +159,59 @@ def test_lines_of_an_evaluation_have_figures_alone(runner, tmp_path):
     assert all(re.search(r'\] +score: 0.0000  data_time: [\d.]+  time: [\d.]+$', x) for x in lines)
 
 
+@pytest.mark.parametrize(
+    'train_cfg',
+    [
+        dict(max_epochs=4, val_interval=2),
+        dict(max_iters=8, val_interval=4, by_epoch=False),
+        dict(max_epochs=5, val_interval=2, dynamic_intervals=[(4, 1)]),
+    ],
+)
+def test_a_resumed_run_begins_with_the_evaluation_of_its_checkpoint(tmp_path, request, train_cfg):
+    """All of what follows is that of the whole run, wherever it begins."""
+
+    class Note(Hook):
+        priority = 'LOWEST'
+
+        def __init__(self):
+            self.events = []
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.events.append(('train', runner.iter))
+
+        def after_val_epoch(self, runner, metrics=None):
+            best = runner.message_hub.get_info('best_score')
+            self.events.append(('val', runner.iter, metrics['toy/score'], best))
+
+    def events(name, **options):
+        evaluator = [Rising(prefix='toy')]
+        runner = build(tmp_path / 'work', name, train_cfg, evaluator, 'toy/score', -1, **options)
+        note = Note()
+        runner.register_hook(note)
+        runner.train()
+        return note.events
+
+    whole = events(request.node.name)
+    shutil.copytree(tmp_path / 'work', tmp_path / 'saved')
+    saved = sorted((tmp_path / 'saved').glob('[ei]*.pth'))
+    assert len(saved) > 3
+    for path in saved:
+        done = read_checkpoint(path)['meta']['iter']
+        follows = [event for event in whole if event[1] >= done]
+        resumed = events(f'{request.node.name} {path.stem}', load_from=str(path), resume=True)
+        assert resumed == follows
+
+
 @pytest.mark.parametrize('name', ['evaluated_epoch', 'validated_epoch'])
-@pytest.mark.parametrize('epoch', [1, 2])
-def test_an_interrupted_evaluation_is_made_up_for(runner, tmp_path, request, name, epoch):
-    """Earlier checkpoints hold the last evaluated epoch under the second name."""
+def test_checkpoints_that_know_their_evaluation(runner, tmp_path, request, name):
+    """Earlier versions wrote them again after it."""
     runner.train()
     path = tmp_path / 'epoch_2.pth'
     checkpoint = read_checkpoint(path)
-    info = checkpoint['message_hub']['runtime_info']
-    assert info.pop('evaluated_epoch') == 2
-    info[name] = epoch
+    checkpoint['message_hub']['runtime_info'][name] = 2
     torch.save(checkpoint, path)
-    resumed = build(tmp_path, f'{request.node.name} resumed', load_from=str(path), resume=True)
-    resumed.train()
-    evaluations = sum(log.read_text().count('Epoch(val)') for log in tmp_path.glob('*/*.log'))
-    assert evaluations == 2 + (2 - epoch)
-    assert resumed.message_hub.get_info('evaluated_epoch') == 2
+    build(tmp_path, f'{request.node.name} resumed', load_from=str(path), resume=True).train()
+    assert sum(log.read_text().count('Epoch(val)') for log in tmp_path.glob('*/*.log')) == 2
 
 
 @pytest.mark.parametrize(

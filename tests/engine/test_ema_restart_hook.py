@@ -199,6 +199,8 @@ def test_resumed_from_checkpoints_that_hold_the_decay_itself(train, tmp_path):
         checkpoint = torch.load(path, weights_only=False)
         info = checkpoint['message_hub']['runtime_info']
         info['ema_restart'] = dict(epoch=2, score=0.3, due=True, **saved)
+        # They were written again after the evaluation.
+        info['evaluated_epoch'] = 8
         older = tmp_path / 'work' / f'older_{number}.pth'
         torch.save(checkpoint, older)
         train(STEADY, resume=True, load_from=str(older), custom_hooks=hooks)

@@ -9,6 +9,7 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop
 
 from ...checkpoints.loading import load_from_local
 from ...utils.errors import CheckpointError, UserError
@@ -27,12 +28,11 @@ class AtomicCheckpointHook(CheckpointHook):
     ``last_checkpoint`` is replaced. Only then outdated checkpoints are removed: those over
     ``max_keep_ckpts``, and former best ones, which the checkpoint before may still name. The
     checkpoint holds the names of the outdated ones. So a run that is killed before it has removed
-    them does so when it is resumed.
+    them does so when it is resumed. The end of the training removes those that are left.
 
-    A checkpoint by epoch is written before the evaluation that follows, and again after it, when
-    every hook has seen the result. The message hub keeps the last evaluated epoch as
-    ``evaluated_epoch``. A run that resumes from a checkpoint whose evaluation was interrupted
-    evaluates before it goes on.
+    A checkpoint is written before the evaluation that follows it, and only then. So it doesn't hold
+    what hooks learn from the result. A resumed run evaluates first, wherever the uninterrupted one
+    did after this checkpoint.
 
     Before training it removes half-written files of a killed run, and compares the free space with
     the size of a checkpoint. The first checkpoint is read again: torch refuses types that mmengine
@@ -45,8 +45,6 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     _training = False
-    _saved_epoch: int | None = None
-    _best_changed = False
     _readable = False
 
     def before_train(self, runner) -> None:
@@ -67,27 +65,29 @@ class AtomicCheckpointHook(CheckpointHook):
                     remove_unfinished(folder)
                 check_space(self.out_dir, checkpoint_size(runner))
         self._outdated = []
-        if self.by_epoch:
-            self._make_up_for_evaluation(runner)
+        self._repeat_evaluation(runner)
+
+    def after_train(self, runner) -> None:
+        super().after_train(runner)
+        if is_main_process():
+            self._remove_outdated()
 
     def _in_own_folder(self, path: str) -> str:
         """Today's path of a checkpoint; the work directory may have been copied or moved."""
         own = self.file_backend.join_path(self.out_dir, Path(path).name)
         return own if self.file_backend.isfile(own) else path
 
-    def _make_up_for_evaluation(self, runner) -> None:
-        hub = runner.message_hub
-        # Earlier checkpoints have the number under a name that mmengine adds to the lines of an
-        # evaluation, as it begins with "val". Without an entry, earlier evaluations are unknown, or
-        # there were no epochs.
-        former = hub.runtime_info.pop('validated_epoch', runner.epoch)
-        evaluated = hub.get_info('evaluated_epoch', former)
-        hub.update_info('evaluated_epoch', evaluated)
-        if evaluated < runner.epoch and evaluates_after(runner, runner.epoch):
+    def _repeat_evaluation(self, runner) -> None:
+        info = runner.message_hub.runtime_info
+        # Earlier versions saved an epoch again after its evaluation, with its number.
+        known = [info.pop(name, None) for name in ('evaluated_epoch', 'validated_epoch')]
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        done = runner.epoch if by_epoch else runner.iter
+        if self.by_epoch == by_epoch and done not in known and evaluates_after(runner, done):
             runner.logger.info(
-                f'Epoch {runner.epoch} was saved, but its evaluation interrupted: evaluating'
+                f'{"Epoch" if by_epoch else "Iteration"} {done} was saved before its evaluation: '
+                'evaluating'
             )
-            self._saved_epoch = runner.epoch
             runner.val_loop.run()
 
     def after_train_epoch(self, runner) -> None:
@@ -122,17 +122,6 @@ class AtomicCheckpointHook(CheckpointHook):
         new = {key: path for key, path in self._entered_best().items() if path}
         self._enter_best({**former, **new})
         self._outdated += [Path(former[key]).name for key in new if former.get(key)]
-        self._best_changed = bool(new)
-        if self._best_changed and not self.by_epoch and last is not None:
-            self._write(runner, runner.iter, epoch=runner.epoch, iter=runner.iter)
-
-    def after_val(self, runner) -> None:
-        if not self.by_epoch or not self._training:
-            return
-        runner.message_hub.update_info('evaluated_epoch', runner.epoch)
-        if self._best_changed or self._saved_epoch == runner.epoch:
-            self._write(runner, runner.epoch, epoch=runner.epoch, iter=runner.iter)
-        self._best_changed = False
 
     def _write(self, runner, step: int, **meta: int) -> None:
         """Write the checkpoint of an epoch or iteration, then remove the outdated ones.
@@ -150,7 +139,6 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         runner.message_hub.update_info('outdated_ckpts', list(self._outdated))
 
-        self._saved_epoch = step
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)

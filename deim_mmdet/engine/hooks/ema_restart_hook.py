@@ -37,11 +37,11 @@ class EMARestartHook(Hook):
        ``search=False`` leaves this out.
 
     The run's ``CheckpointHook`` (``save_best``) decides what is best; this hook acts after it. A
-    restart is decided after an evaluation and carried out before the next epoch. Until that epoch
-    is saved, checkpoints say that the restart is due. So a resumed run restarts where the
-    uninterrupted one did. The message hub, and so every checkpoint, keeps the state (epoch and
-    score of ``best_augmented.pth``, how often the decay was made smaller, whether a restart is due)
-    as ``ema_restart``; the decay follows from the state by the config of the present run. Every
+    restart is decided after an evaluation and carried out before the next epoch. A resumed run
+    repeats the evaluation (:class:`AtomicCheckpointHook`), and so restarts where the uninterrupted
+    one did. The message hub, and so every checkpoint, keeps the state (epoch and score of
+    ``best_augmented.pth``, how often the decay was made smaller, whether a restart is due) as
+    ``ema_restart``; the decay follows from the state by the config of the present run. Every
     process reads the file.
 
     Without an evaluation before the last phase there is no restart; a line is logged. A

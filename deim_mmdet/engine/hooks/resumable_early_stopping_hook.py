@@ -9,10 +9,10 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's ``EarlyStoppingHook`` whose count of evaluations survives a resume.
 
     mmengine's own starts counting anew (0.10.7). The message hub, and so every checkpoint, keeps
-    best score and count as ``early_stopping``. A run that was stopped and is resumed stays stopped,
-    unless ``patience`` or ``stopping_threshold`` was raised. Arguments are those of
-    ``EarlyStoppingHook``. For an AP set ``min_delta``: its default of 0.1 is a tenth of the whole
-    scale.
+    best score and count as ``early_stopping``. A run that was stopped and is resumed stops again
+    after the evaluation that :class:`AtomicCheckpointHook` repeats, unless ``patience`` or
+    ``stopping_threshold`` was raised. Arguments are those of ``EarlyStoppingHook``. For an AP set
+    ``min_delta``: its default of 0.1 is a tenth of the whole scale.
 
     Example:
         >>> custom_hooks = [..., dict(
@@ -20,23 +20,13 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
         ...     patience=10)]
     """
 
-    # Before the checkpoint hook, which may repeat an interrupted evaluation first.
+    # Before the checkpoint hook, which may begin with an evaluation.
     priority = 'LOW'
 
     def before_train(self, runner) -> None:
         state = runner.message_hub.get_info('early_stopping')
-        if state is None:
-            return
-        self.best_score, self.wait_count = state['best_score'], state['wait_count']
-        limit = self.stopping_threshold
-        reached = limit is not None and self.rule_map[self.rule](self.best_score, limit)
-        if reached or self.wait_count >= self.patience:
-            runner.train_loop.stop_training = True
-            runner.logger.info(
-                f'The training was stopped early, {self.wait_count} evaluations after its best '
-                f'{self.monitor} of {self.best_score:.4f}: raise patience, or stopping_threshold, '
-                'to go on'
-            )
+        if state is not None:
+            self.best_score, self.wait_count = state['best_score'], state['wait_count']
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics or {})
