@@ -27,20 +27,14 @@ from deim_mmdet.engine.config import load_config
 import cv2
 import numpy as np
 import torch
+from measuring.operators import NO_KERNELS
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 OBJECTS, CLASSES = 10, 3
-# fmt: off
-NO_KERNELS = {
-    'view', 'reshape', 'detach', 'transpose', 't', 'permute', 'slice', 'select', 'unsqueeze',
-    'expand', 'alias', 'as_strided', 'split', 'split_with_sizes', 'unbind', 'squeeze',
-    '_unsafe_view', 'lift_fresh', 'empty', 'empty_like', 'new_empty', 'empty_strided',
-    'new_empty_strided', 'chunk', 'unfold', 'diagonal', 'set_',
-}
-# fmt: on
 READS = ('_local_scalar_dense', 'nonzero')
 
 
@@ -109,23 +103,38 @@ def write_data_set(folder: Path, side: int, count: int) -> None:
         (folder / f'annotations/{split}.json').write_text(content)
 
 
+def training(root: Path, data: Path, model: str, side: int, batch: int, images: int) -> Config:
+    """Config of a training on made-up images, with all default hooks.
+
+    Args:
+        root: The checkout that the config comes from.
+        data: Empty folder for data set and work directory.
+        model: Name of the model's config.
+        side: Side of the images in pixels.
+        batch: Images of an iteration.
+        images: How many of them there are.
+    """
+    write_data_set(data, side, images)
+    os.environ['BCCD_ROOT'] = str(data)
+    size = dict(image_size=side)
+    cfg = load_config(root / f'configs/{model}.py', size)
+    for key, value in load_config(root / 'configs/deim_dfine_n_bccd.py', size).items():
+        if key.endswith(('_dataloader', '_evaluator', '_set')):
+            cfg[key] = value
+    cfg.model.bbox_head.num_classes = CLASSES
+    cfg.model.backbone.init_cfg = None
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(batch_size=batch, num_workers=0, persistent_workers=False)
+    cfg.train_cfg.max_epochs = 100
+    cfg.work_dir = str(data / 'run')
+    return cfg
+
+
 def measure(root: Path, model: str, side: int, batch: int, count: bool, iterations: int) -> dict:
     """Medians of seconds, calls and reads of an iteration; the first two are left out."""
     with tempfile.TemporaryDirectory() as work:
         # More images than the measured iterations take, so that no epoch ends.
-        write_data_set(data := Path(work), side, batch * (iterations + 4))
-        os.environ['BCCD_ROOT'] = str(data)
-        size = dict(image_size=side)
-        cfg = load_config(root / f'configs/{model}.py', size)
-        for key, value in load_config(root / 'configs/deim_dfine_n_bccd.py', size).items():
-            if key.endswith(('_dataloader', '_evaluator', '_set')):
-                cfg[key] = value
-        cfg.model.bbox_head.num_classes = CLASSES
-        cfg.model.backbone.init_cfg = None
-        for loader in (cfg.train_dataloader, cfg.val_dataloader):
-            loader.update(batch_size=batch, num_workers=0, persistent_workers=False)
-        cfg.train_cfg.max_epochs = 100
-        cfg.work_dir = str(data / 'run')
+        cfg = training(root, Path(work), model, side, batch, batch * (iterations + 4))
         if count:
             # Version 0.1 did so on a GPU alone.
             cfg.optim_wrapper.optimizer.fused = True

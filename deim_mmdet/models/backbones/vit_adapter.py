@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
+from ..layers.basic import resized
 from ..layers.conv_norm import ConvNorm
 from ..layers.freezing import FreezesStages
 from ..layers.input_channels import RGB, adapt_input_channels
@@ -119,7 +120,7 @@ def resize(feature: Tensor, factor: float, size: Sequence[int]) -> Tensor:
         sides = [side + side % 2 for side in sides]
     scaled = tuple(int(factor * side) for side in sides)
     if factor != 1:
-        feature = F.interpolate(feature, size=scaled, mode='bilinear', align_corners=False)
+        feature = resized(feature, size=scaled, mode='bilinear', align_corners=False)
     return feature if scaled == size else feature[..., : size[0], : size[1]]
 
 

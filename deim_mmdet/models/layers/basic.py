@@ -100,6 +100,26 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def resized(features: Tensor, **options) -> Tensor:
+    """``F.interpolate`` in the features' own type, also under autocast.
+
+    Autocast lets a GPU interpolate in float32. What these features are joined with would be cast,
+    too. The result, rounded once, would be the same.
+
+    Args:
+        features: (B, C, H, W).
+        options: Of :func:`torch.nn.functional.interpolate`.
+
+    Returns:
+        (B, C, H', W').
+    """
+    device = features.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return F.interpolate(features, **options)
+    with torch.autocast(device, enabled=False):
+        return F.interpolate(features, **options)
+
+
 def to_tokens(feature_map: Tensor) -> Tensor:
     """Turn a feature map (B, D, H, W) into tokens (B, H · W, D).
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
 from ..layers.attention import SelfAttention
-from ..layers.basic import build_activation, project_levels, to_tokens
+from ..layers.basic import build_activation, project_levels, resized, to_tokens
 from ..layers.conv_norm import ConvNorm, set_with_cp
 from .fusion import RepCSPELANBlock, RepCSPLayer, SplitCSPLayer, check_sizes
 
@@ -213,7 +212,7 @@ class HybridEncoder(BaseModule):
             self.lateral_convs, self.fpn_blocks, reversed(feats[:-1]), strict=True
         ):
             fused[0] = lateral(fused[0])
-            upsampled = F.interpolate(fused[0], scale_factor=2.0, mode='nearest')
+            upsampled = resized(fused[0], scale_factor=2.0, mode='nearest')
             fused.insert(0, block(*self._joined(upsampled, finer)))
 
         # Bottom-up: each step adds a coarser level behind.

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
+from ..layers.basic import resized
 from ..layers.conv_norm import ConvNorm, set_with_cp
 from .fusion import RepCSPELANBlock, SplitCSPLayer, check_sizes
 
@@ -75,6 +76,6 @@ class LiteEncoder(BaseModule):
         coarse = self._downsampled(fine, 0)
         check_sizes((fine, coarse), self.feat_strides)
         coarse = self.global_conv(coarse + coarse.mean((2, 3), keepdim=True))
-        upsampled = F.interpolate(coarse, scale_factor=2.0, mode='nearest')
+        upsampled = resized(coarse, scale_factor=2.0, mode='nearest')
         fine = self.fpn_block(fine + upsampled)
         return fine, self.pan_block(coarse + self._downsampled(fine, 1))

@@ -1,0 +1,136 @@
+"""What a training would tell a GPU to do, on a machine without one.
+
+    python benchmarks/simulated_training.py [--models dfine_n ...] [--side 640] [--batch 16]
+
+It trains with all default hooks in mixed precision on a GPU that computes nothing
+(measuring/simulated_gpu.py). For each model it prints the calls of operators of an iteration, the
+places at which the host waits for the GPU or copies to it, the most memory that tensors took, and
+the convolutions that get features in single precision. Times and numbers can't be had so, nor the
+memory that kernels take for their work.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import deim_mmdet  # noqa: F401  (before mmdet, where MMCV has no operators)
+from deim_mmdet.engine.config import set_mixed_precision
+from deim_mmdet.ops import compiled
+
+import torch
+import torch.nn.functional as F
+from measuring.simulated_gpu import SimulatedGPU, library
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from torch.overrides import TorchFunctionMode
+from trainer_iteration import ROOT, training
+
+# Of the training: the first iterations make tables that stay.
+ITERATIONS = 3
+# Of the images.
+CHANNELS = 3
+
+
+class Convolutions(TorchFunctionMode):
+    """Counts convolutions, and those that get features, not images, in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.single = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.conv2d:
+            self.all += 1
+            self.single += args[0].dtype == torch.float32 and args[0].shape[1] > CHANNELS
+        return func(*args, **(kwargs or {}))
+
+
+class Count(Hook):
+    """Lets each iteration begin from 0."""
+
+    def __init__(self, gpu: SimulatedGPU, convolutions: Convolutions) -> None:
+        self.gpu, self.convolutions = gpu, convolutions
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.gpu.reset()
+        self.convolutions.all = self.convolutions.single = 0
+
+
+class End(Hook):
+    """Ends the training."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter == ITERATIONS - 1:
+            raise StopIteration
+
+
+def simulate(model: str, side: int, batch: int, precision: str) -> dict:
+    """Train a model's config for some iterations, and say what the last one did."""
+    # Compiled for a CPU it has no kernels for a GPU, but nothing computes here.
+    compiled.DEVICES.append('cuda')
+    with tempfile.TemporaryDirectory() as work, SimulatedGPU() as gpu, Convolutions() as seen:
+        cfg = training(ROOT, Path(work), model, side, batch, batch * (ITERATIONS + 1))
+        augments = cfg.model.data_preprocessor.get('batch_augments') or []
+        # It would draw another size for each iteration.
+        augments = [each for each in augments if each.type != 'DenseO2OMultiScale']
+        cfg.model.data_preprocessor.batch_augments = augments
+        if precision != 'fp32':
+            set_mixed_precision(cfg, precision)
+        runner = RUNNERS.build(cfg)
+        runner.register_hook(Count(gpu, seen), priority='HIGHEST')
+        runner.register_hook(End(), priority='LOWEST')
+        with suppress(StopIteration):
+            runner.train()
+    return dict(
+        calls=gpu.calls.total(),
+        waits=gpu.waits,
+        copies=gpu.copies,
+        peak_mib=round(gpu.peak / 2**20),
+        convolutions=seen.all,
+        single=seen.single,
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--models', nargs='+', default=['dfine_n', 'dfine_l'])
+    parser.add_argument('--side', type=int, default=640, help='side of the images in pixels')
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--amp', choices=('fp16', 'bf16', 'fp32'), default='fp16')
+    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
+    parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.child:
+        print(json.dumps(simulate(args.models[0], args.side, args.batch, args.amp)))
+        return
+    options = ('--side', args.side, '--batch', args.batch, '--amp', args.amp, '--child')
+    results = {}
+    for model in args.models:
+        command = [sys.executable, __file__, *map(str, options), '--models', model]
+        environment = {**os.environ, 'LD_PRELOAD': str(library())}
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, check=True, text=True
+        )
+        results[model] = found = json.loads(done.stdout.splitlines()[-1])
+        if args.json:
+            continue
+        print(f'{model}: {found["calls"]} calls of operators, {found["peak_mib"]} MiB')
+        for what in ('waits', 'copies'):
+            places = ', '.join(f'{place} ({n})' for place, n in found[what].items())
+            print(f'  {what}: {places or "none"}')
+        print(f'  convolutions of single precision: {found["single"]} of {found["convolutions"]}')
+    if args.json:
+        print(json.dumps(results))
+
+
+if __name__ == '__main__':
+    main()

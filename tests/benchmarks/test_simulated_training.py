@@ -1,0 +1,76 @@
+"""What a training tells a GPU, seen on a GPU that computes nothing."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / 'benchmarks/simulated_training.py'
+# The costs of the matching; the norm of the gradients with the check of the losses.
+WAITS = {'pairs.py': 1, 'non_finite_loss_hook.py': 1}
+# The images; the targets; the pairs of the denoising queries, and those of the matching.
+COPIES = {'data_preprocessor.py': 1, 'targets.py': 1, 'pairs.py': 2}
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is not None or torch.__version__ < '2.13',
+    reason='the simulated GPU needs a torch without CUDA, 2.13 or newer',
+)
+
+
+def simulate(*options):
+    """The last iteration's figures, with files in place of lines."""
+    command = [sys.executable, SCRIPT, '--json', *map(str, options)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    [found] = json.loads(done.stdout.splitlines()[-1]).values()
+    for what in ('waits', 'copies'):
+        files = Counter()
+        for place, number in found[what].items():
+            files[place.split(':')[0]] += number
+        found[what] = files
+    return found
+
+
+@pytest.mark.parametrize(
+    ('model', 'most'),
+    [
+        ('deim_dfine_n', 2300),
+        *(
+            pytest.param(model, most, marks=pytest.mark.slow)
+            for model, most in {
+                'deim_dfine_l': 3150,
+                'deim_rtdetrv2_r18': 1700,
+                'deim_rtdetrv2_r50': 2500,
+                'deimv2_pico': 1900,
+                'deimv2_s': 3100,
+                'ecdet_s': 2850,
+            }.items()
+        ),
+    ],
+)
+def test_an_iteration_in_mixed_precision(model, most):
+    """A tensor of the host among those of the GPU would be an error."""
+    found = simulate('--models', model, '--side', 64, '--batch', 2)
+    assert found['waits'] == WAITS
+    assert found['copies'] == COPIES
+    assert found['convolutions'] > 20
+    assert found['single'] == 0
+    assert found['calls'] <= most
+
+
+@pytest.mark.slow
+def test_memory_of_large_batches():
+    """All of a training's tensors; the kernels' own memory comes on top of it."""
+    most = {'dfine_n': (32, 4550), 'dfine_l': (16, 6100)}
+    for model, (batch, mib) in most.items():
+        assert simulate('--models', model, '--batch', batch)['peak_mib'] <= mib
+
+
+@pytest.mark.slow
+def test_single_precision_is_seen():
+    found = simulate('--models', 'deim_dfine_n', '--side', 64, '--batch', 2, '--amp', 'fp32')
+    assert found['single'] == found['convolutions'] - 1
+    assert found['waits'] == WAITS
