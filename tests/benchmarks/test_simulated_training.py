@@ -26,7 +26,7 @@ def simulate(*options):
     command = [sys.executable, SCRIPT, '--json', *map(str, options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     [found] = json.loads(done.stdout.splitlines()[-1]).values()
-    for what in ('waits', 'copies'):
+    for what in ('waits', 'copies', 'waits_of_evaluation'):
         files = Counter()
         for place, number in found[what].items():
             files[place.split(':')[0]] += number
@@ -56,6 +56,8 @@ def test_an_iteration_in_mixed_precision(model, most):
     found = simulate('--models', model, '--side', 64, '--batch', 2)
     assert found['waits'] == WAITS
     assert found['copies'] == COPIES
+    # Of four batches.
+    assert found['waits_of_evaluation'] == {'coco_metric.py': 4}
     assert found['convolutions'] > 20
     assert found['single'] == 0
     assert found['calls'] <= most

@@ -292,3 +292,22 @@ def test_the_package_is_chosen(write, package):
     else:
         with pytest.raises(ImportError, match='pip install faster-coco-eval'):
             CheckedCocoMetric(ann_file=path, faster=True)
+
+
+@pytest.mark.parametrize('number', [torch.float16, torch.float32, torch.float64])
+def test_what_is_fetched_is_what_was_found(write, number):
+    """Boxes, scores and labels leave the device together, and become what they were."""
+    path = write(annotations())
+    samples = samples_of(detections(annotations(), (1, 2, 3, 4))[:20], CLASSES)
+    for sample in samples:
+        found = sample['pred_instances']
+        found['scores'] = found['scores'].to(number)
+        found['labels'] += 2**20 + 1
+    metrics = [kind(ann_file=str(path)) for kind in (CheckedCocoMetric, CocoMetric)]
+    for metric in metrics:
+        metric.process({}, copy.deepcopy(samples))
+    for (_, ours), (_, theirs) in zip(*(metric.results for metric in metrics), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ('bboxes', 'scores', 'labels'):
+            assert ours[name].dtype == theirs[name].dtype
+            np.testing.assert_array_equal(ours[name], theirs[name])
