@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from deim_mmdet.utils.errors import UserError
 from deim_mmdet.utils.randomness import Purpose, seeded
 from deim_mmdet.utils.shared import SharedIntegers
 
@@ -45,6 +46,7 @@ class DenseO2ODataset(MultiImageMixDataset):
             Default False: training stops there.
 
     Raises:
+        ValueError: A transform behind ``DenseO2O`` mixes in samples, which nothing has loaded.
         RuntimeError: ``max_refetch`` tries gave no sample; the message names the transform at which
             the last one ended.
         UnreadableImageError: An image can't be read and isn't skipped; the message names it.
@@ -117,6 +119,8 @@ class DenseO2ODataset(MultiImageMixDataset):
             info = results = self.dataset[idx]
             for transform, kind in zip(self.pipeline, self.pipeline_types, strict=True):
                 if kind not in self.skipped_types:
+                    if 'img' in results and 'img' not in info:
+                        _check_no_partners(transform)
                     results = self._transformed(results, transform)
                 if results is None:
                     break
@@ -149,3 +153,13 @@ class DenseO2ODataset(MultiImageMixDataset):
         if sample is not None:
             sample.pop('mix_results', None)
         return sample
+
+
+def _check_no_partners(transform) -> None:
+    """Refuse a transform that mixes in samples where the inner data set doesn't load them."""
+    if hasattr(transform, 'get_indexes'):
+        raise UserError(
+            f'{type(transform).__name__} mixes other samples in, but nothing has loaded these: '
+            'DenseO2O loads its own. Take its mosaic and mixup, or replace DenseO2O by transforms '
+            "that load in the pipeline of the train set's inner data set"
+        )

@@ -166,6 +166,12 @@ def test_gives_transforms_of_mmdet_their_partners(build, kind):
         assert torch.equal(ours['gt_bboxes'].tensor, theirs['gt_bboxes'].tensor)
 
 
+def test_partners_that_nothing_has_loaded_are_refused(build):
+    dataset = build(DenseO2ODataset, [*LOAD, {'type': 'MixUp', 'img_scale': (32, 32)}])
+    with pytest.raises(ValueError, match=r'MixUp mixes other samples in, but nothing has loaded'):
+        dataset[0]
+
+
 def test_no_sample_in_all_tries_is_named(build):
     dataset = build(DenseO2ODataset, [{'type': 'Refuses', 'times': 9}], max_refetch=3)
     with pytest.raises(RuntimeError, match=r'Refuses gave no sample in 3 tries for .*4\.png'):
