@@ -5,8 +5,9 @@
 It trains with all default hooks but those that save, in mixed precision, on a GPU that computes
 nothing (measuring/simulated_gpu.py). For each model it prints the calls of operators of an
 iteration, the places at which the host waits for the GPU or copies to it, the most memory that
-tensors took, and the convolutions that get features in single precision. Then it evaluates four
-batches. Times and numbers can't be had so, nor the memory that kernels take for their work.
+tensors took, and the layers that get features channel by channel ("planes"), or in single
+precision. Then it evaluates four batches. Times and numbers can't be had so, nor the memory that
+kernels take for their work.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from deim_mmdet.ops import compiled
 import torch
 import torch.nn.functional as F
 from measuring.simulated_gpu import SimulatedGPU, library
+from mmengine.config import DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from torch.overrides import TorchFunctionMode
@@ -69,7 +71,7 @@ class End(Hook):
             raise StopIteration
 
 
-def simulate(model: str, side: int, batch: int, precision: str) -> dict:
+def simulate(model: str, side: int, batch: int, precision: str, options: dict) -> dict:
     """Train a model's config for some iterations, and say what the last one did."""
     # Compiled for a CPU it has no kernels for a GPU, but nothing computes here.
     compiled.DEVICES.append('cuda')
@@ -79,6 +81,7 @@ def simulate(model: str, side: int, batch: int, precision: str) -> dict:
         # It would draw another size for each iteration.
         augments = [each for each in augments if each.type != 'DenseO2OMultiScale']
         cfg.model.data_preprocessor.batch_augments = augments
+        cfg.merge_from_dict(options)
         # Tensors without numbers can't be saved.
         cfg.default_hooks.checkpoint = None
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'EMARestartHook']
@@ -93,6 +96,7 @@ def simulate(model: str, side: int, batch: int, precision: str) -> dict:
             calls=gpu.calls.total(),
             waits=dict(gpu.waits),
             copies=dict(gpu.copies),
+            planes=dict(gpu.planes),
             peak_mib=round(gpu.peak / 2**20),
             convolutions=seen.all,
             single=seen.single,
@@ -109,6 +113,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--side', type=int, default=640, help='side of the images in pixels')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--amp', choices=('fp16', 'bf16', 'fp32'), default='fp16')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='changes of the config')
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -117,12 +122,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.child:
-        print(json.dumps(simulate(args.models[0], args.side, args.batch, args.amp)))
+        found = simulate(args.models[0], args.side, args.batch, args.amp, args.cfg_options or {})
+        print(json.dumps(found))
         return
-    options = ('--side', args.side, '--batch', args.batch, '--amp', args.amp, '--child')
     results = {}
     for model in args.models:
-        command = [sys.executable, __file__, *map(str, options), '--models', model]
+        # The last one of an option given twice counts.
+        command = [sys.executable, __file__, *sys.argv[1:], '--models', model, '--child']
         environment = {**os.environ, 'LD_PRELOAD': str(library())}
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, check=True, text=True
@@ -131,7 +137,7 @@ def main() -> None:
         if args.json:
             continue
         print(f'{model}: {found["calls"]} calls of operators, {found["peak_mib"]} MiB')
-        for what in ('waits', 'copies', 'waits_of_evaluation'):
+        for what in ('waits', 'copies', 'planes', 'waits_of_evaluation'):
             places = ', '.join(f'{place} ({n})' for place, n in found[what].items())
             print(f'  {what.replace("_", " ")}: {places or "none"}')
         print(f'  convolutions of single precision: {found["single"]} of {found["convolutions"]}')

@@ -34,6 +34,7 @@ SOURCE = Path(__file__).with_suffix('.cpp')
 PACKAGES = [str(Path(package.__file__).parent) for package in (deim_mmdet, mmdet, mmengine)]
 # The device of a fake tensor is asked for by an operator, too.
 NO_CALLS = {*NO_KERNELS, 'device'}
+OF_FEATURES = ('convolution', 'cudnn_batch_norm')
 READ = '_local_scalar_dense'
 # The size of a piece of memory on a GPU is a multiple of this number.
 BYTES = 512
@@ -49,6 +50,8 @@ class SimulatedGPU(TorchDispatchMode):
         calls: Operators that would start a kernel, by name.
         waits: Places at which the host would wait for numbers of the GPU.
         copies: Places that copy something to the GPU.
+        planes: Places of convolutions and batch norms, or of their gradients, that get features
+            channel by channel. A GPU is slower with these than with channels-last ones.
         held: Bytes of the tensors on the GPU; the workspace of kernels is not in it.
         peak: The most bytes since the last reset.
     """
@@ -58,6 +61,7 @@ class SimulatedGPU(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
+        self.planes: Counter[str] = Counter()
         self.held = self.peak = 0
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._storages: dict[int, int] = {}
@@ -81,7 +85,7 @@ class SimulatedGPU(TorchDispatchMode):
 
     def reset(self) -> None:
         """Count anew, from what is held now."""
-        for counter in (self.calls, self.waits, self.copies):
+        for counter in (self.calls, self.waits, self.copies, self.planes):
             counter.clear()
         self.peak = self.held
 
@@ -95,6 +99,9 @@ class SimulatedGPU(TorchDispatchMode):
         if from_gpu and name not in NO_CALLS | {READ}:
             self.calls[name] += 1
             self._reading = None
+
+        if name.removesuffix('_backward') in OF_FEATURES and any(map(_by_planes, args[:2])):
+            self.planes[_place()] += 1
 
         if name == READ:
             # A list of numbers is one transfer, but asks for each of them here.
@@ -212,6 +219,12 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
 
 def _on_gpu(value) -> bool:
     return isinstance(value, FakeTensor) and value.device.type == 'cuda'
+
+
+def _by_planes(features) -> bool:
+    """Whether features (B, C, H, W), or gradients of such, lie in memory channel by channel."""
+    spatial = isinstance(features, Tensor) and features.dim() == 4
+    return spatial and features.shape[1:].count(1) < 2 and features.stride(1) != 1
 
 
 def _place() -> str:

@@ -60,6 +60,7 @@ def test_an_iteration_in_mixed_precision(model, most):
     assert found['waits_of_evaluation'] == {'coco_metric.py': 4}
     assert found['convolutions'] > 20
     assert found['single'] == 0
+    assert not found['planes']
     assert found['calls'] <= most
 
 
@@ -72,7 +73,9 @@ def test_memory_of_large_batches():
 
 
 @pytest.mark.slow
-def test_single_precision_is_seen():
-    found = simulate('--models', 'deim_dfine_n', '--side', 64, '--batch', 2, '--amp', 'fp32')
+def test_single_precision_and_layouts_are_seen():
+    options = ('--models', 'deim_dfine_n', '--side', 64, '--batch', 2)
+    found = simulate(*options, '--amp', 'fp32', '--cfg-options', 'env_cfg.channels_last=False')
     assert found['single'] == found['convolutions'] - 1
     assert found['waits'] == WAITS
+    assert sum(found['planes'].values()) > 20

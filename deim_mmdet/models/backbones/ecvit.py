@@ -1,6 +1,5 @@
 """ECViT, the backbone of EdgeCrafter's ECDet (arXiv 2603.18739)."""
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -64,7 +63,9 @@ class ECViT(FreezesStages, BaseModule):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, C, H, W) to (B, ``out_channels``, H / s, W / s), rounded up, s = 8, 16, 32."""
-        feature = torch.stack(self.transformer(images)).mean(0)
+        first, second = self.transformer(images)
+        # Unlike the mean of a stack, this keeps the layout in memory.
+        feature = (first + second) / 2
         height, width = (int(side) for side in images.shape[-2:])
         unprojected = [nn.Identity()] * (3 - len(self.projections))
         levels = zip([*unprojected, *self.projections], FACTORS, STRIDES, strict=True)
