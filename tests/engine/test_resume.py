@@ -14,6 +14,7 @@ from states import assert_equal_runs, differences, state_of
 pytestmark = pytest.mark.slow
 
 EPOCHS = 10
+CHECKPOINT = 'default_hooks.checkpoint'
 # The last stage begins after epoch 6. Its first evaluation is no new best, the second is, the third
 # is none again.
 SCORES = [0.1, 0.3, 0.2, 0.35, 0.3, 0.25, 0.2, 0.5, 0.4, 0.45]
@@ -133,6 +134,30 @@ def test_stopped_at_every_epoch_and_resumed(train, uninterrupted, tmp_path):
     # None of them knows the evaluation that follows it.
     assert [state['lowered'] for state in restarts.values()] == [None, 0, 1, 1, 2]
     assert {state['epoch'] for state in restarts.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ('evaluated', 'options'),
+    [
+        (range(1, 11), {f'{CHECKPOINT}.interval': 3, f'{CHECKPOINT}.max_keep_ckpts': 2}),
+        (range(2, 11, 2), {f'{CHECKPOINT}.interval': 3, 'train_cfg.val_interval': 2}),
+        (range(3, 11), {'train_cfg.val_interval': 3, 'train_cfg.dynamic_intervals': [(4, 1)]}),
+    ],
+    ids=['rare checkpoints', 'both rare', 'changing evaluations'],
+)
+def test_intervals_of_checkpoints_and_evaluations(train, tmp_path, evaluated, options):
+    """A run that is stopped before its next checkpoint begins at the last one, without new bests.
+
+    The files in the end are the same: bests that were found in between are found again.
+    """
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    train(whole, **options)
+    for epoch in range(EPOCHS):
+        for name in ('after_train_iter', 'after_train_epoch', 'after_val_epoch', 'after_val'):
+            if 'val' not in name or epoch + 1 in evaluated:
+                train(stopped, (name, epoch), **options)
+    train(stopped, **options)
+    assert_equal_runs(whole, stopped)
 
 
 @pytest.mark.parametrize('epoch', [2, 6, 7, 9])
