@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from ..utils.errors import MissingPackageError
+
 # How to install each module.
 _COMMANDS = {
     'onnx': "pip install 'deim_mmdet[export]'",
@@ -29,4 +31,4 @@ def require(*modules: str) -> None:
     """
     for module in modules:
         if not is_installed(module):
-            raise ImportError(f'{module} is not installed: {_COMMANDS[module]}')
+            raise MissingPackageError(f'{module} is not installed: {_COMMANDS[module]}')

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 
 from .. import compat
 from ..datasets.annotated_size import box_factors, size_warning
-from ..utils.errors import UserError
+from ..utils.errors import MissingPackageError, UserError
 from ..utils.tables import format_table
 from .coco_tables import CocoTables, coco_entries, faster_evaluation
 
@@ -74,7 +74,9 @@ class CheckedCocoMetric(CocoMetric):
     def __init__(self, ann_file: str | None = None, faster: bool | None = None, **kwargs) -> None:
         super().__init__(ann_file, **kwargs)
         if faster and faster_evaluation() is None:
-            raise ImportError('faster=True needs faster-coco-eval: pip install faster-coco-eval')
+            raise MissingPackageError(
+                'faster=True needs faster-coco-eval: pip install faster-coco-eval'
+            )
         self.faster = faster
         #: The annotation file, for messages; None where there is none or its name isn't known.
         self.ann_file = ann_file

@@ -11,3 +11,11 @@ class UserTypeError(UserError, TypeError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint can't be read: it is damaged, or could run code, or can't be fetched."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that a resumed training needs isn't there."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An option needs a package that isn't installed; the message has the command."""

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 
 from ... import compat
 from ...checkpoints.loading import load_from_deim_mmdet
-from ...utils.errors import UserError
+from ...utils.errors import MissingFileError, UserError
 from ..checks import check_counts_epochs, evaluates_after
 from ..resuming import match_parameters
 from .dense_o2o_schedule_hook import DenseO2OScheduleHook
@@ -211,7 +211,7 @@ class EMARestartHook(Hook):
     def _check_file(self, runner) -> None:
         path = self._path(runner)
         if not all(all_gather_object(self._checkpoint_hook(runner).file_backend.isfile(path))):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f'{path} is missing, the best checkpoint of the augmented stages, from which the '
                 'last phase of this training restarts: copy it there from the folder that the '
                 'training was started in, or take EMARestartHook out of custom_hooks to go on '

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils.errors import UserError
+from ...utils.errors import MissingPackageError, UserError
 from ..layers.basic import to_tokens
 from .auxiliary_term import AuxiliaryTerm, EncoderView
 
@@ -127,7 +127,7 @@ class TimmTeacher(nn.Module):
         try:
             import timm
         except ImportError:
-            raise ImportError(f'the teacher {name} needs timm: pip install timm') from None
+            raise MissingPackageError(f'the teacher {name} needs timm: pip install timm') from None
         self.network = timm.create_model(
             name, pretrained=True, num_classes=0, dynamic_img_size=True
         )
