@@ -6,8 +6,9 @@ It trains with all default hooks but those that save, in mixed precision, on a G
 nothing (measuring/simulated_gpu.py). For each model it prints the calls of operators of an
 iteration, the places at which the host waits for the GPU or copies to it, the most memory that
 tensors took, and the layers that get features channel by channel ("planes"), or in single
-precision. Then it evaluates four batches. Times and numbers can't be had so, nor the memory that
-kernels take for their work.
+precision. Then it evaluates four batches. With --stages it trains five epochs instead, through all
+stages, and prints where the host waits in each. Times and numbers can't be had so, nor the memory
+that kernels take for their work.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from deim_mmdet.ops import compiled
 import torch
 import torch.nn.functional as F
 from measuring.simulated_gpu import SimulatedGPU, library
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from torch.overrides import TorchFunctionMode
@@ -34,6 +35,8 @@ from trainer_iteration import ROOT, training
 
 # Of the training: the first iterations make tables that stay.
 ITERATIONS = 3
+# Of a training through the four stages.
+EPOCHS = 5
 # Of the images.
 CHANNELS = 3
 
@@ -71,40 +74,69 @@ class End(Hook):
             raise StopIteration
 
 
-def simulate(model: str, side: int, batch: int, precision: str, options: dict) -> dict:
-    """Train a model's config for some iterations, and say what the last one did."""
-    # Compiled for a CPU it has no kernels for a GPU, but nothing computes here.
-    compiled.DEVICES.append('cuda')
-    with tempfile.TemporaryDirectory() as work, SimulatedGPU() as gpu, Convolutions() as seen:
-        cfg = training(ROOT, Path(work), model, side, batch, batch * (ITERATIONS + 1))
-        augments = cfg.model.data_preprocessor.get('batch_augments') or []
-        # It would draw another size for each iteration.
-        augments = [each for each in augments if each.type != 'DenseO2OMultiScale']
-        cfg.model.data_preprocessor.batch_augments = augments
-        cfg.merge_from_dict(options)
-        # Tensors without numbers can't be saved.
-        cfg.default_hooks.checkpoint = None
-        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'EMARestartHook']
-        if precision != 'fp32':
-            set_mixed_precision(cfg, precision)
-        runner = RUNNERS.build(cfg)
+class Stages(Hook):
+    """Notes where the host waits in each epoch.
+
+    Attributes:
+        waits: Places and numbers of an epoch, for each.
+    """
+
+    def __init__(self, gpu: SimulatedGPU) -> None:
+        self.gpu = gpu
+        self.waits: list[dict[str, int]] = []
+
+    def before_train_epoch(self, runner) -> None:
+        self.gpu.reset()
+
+    def after_train_epoch(self, runner) -> None:
+        self.waits.append(dict(self.gpu.waits))
+
+
+def simulated_training(work: str, args: argparse.Namespace) -> Config:
+    """Config of a training with tensors that have no numbers, and so can't be saved."""
+    model, images = args.models[0], args.batch * (ITERATIONS + 1)
+    cfg = training(ROOT, Path(work), model, args.side, args.batch, images)
+    cfg.merge_from_dict(args.cfg_options or {})
+    cfg.default_hooks.checkpoint = None
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'EMARestartHook']
+    if args.amp != 'fp32':
+        set_mixed_precision(cfg, args.amp)
+    return cfg
+
+
+def simulate_iteration(gpu: SimulatedGPU, cfg: Config) -> dict:
+    """Train for some iterations, and say what the last one did; then evaluate."""
+    augments = cfg.model.data_preprocessor.get('batch_augments') or []
+    # It would draw another size for each iteration.
+    augments = [each for each in augments if each.type != 'DenseO2OMultiScale']
+    cfg.model.data_preprocessor.batch_augments = augments
+    runner = RUNNERS.build(cfg)
+    with Convolutions() as seen:
         runner.register_hook(Count(gpu, seen), priority='HIGHEST')
         runner.register_hook(End(), priority='LOWEST')
         with suppress(StopIteration):
             runner.train()
-        found = dict(
-            calls=gpu.calls.total(),
-            waits=dict(gpu.waits),
-            copies=dict(gpu.copies),
-            planes=dict(gpu.planes),
-            peak_mib=round(gpu.peak / 2**20),
-            convolutions=seen.all,
-            single=seen.single,
-        )
-        gpu.reset()
-        runner.val_loop.run()
-        found['waits_of_evaluation'] = dict(gpu.waits)
-    return found
+    found = dict(
+        calls=gpu.calls.total(),
+        waits=dict(gpu.waits),
+        copies=dict(gpu.copies),
+        planes=dict(gpu.planes),
+        peak_mib=round(gpu.peak / 2**20),
+        convolutions=seen.all,
+        single=seen.single,
+    )
+    gpu.reset()
+    runner.val_loop.run()
+    return {**found, 'waits_of_evaluation': dict(gpu.waits)}
+
+
+def simulate_stages(gpu: SimulatedGPU, cfg: Config) -> dict:
+    """Train for a few epochs, through all stages, and say where the host waits in each."""
+    cfg.train_cfg.update(max_epochs=EPOCHS, val_interval=EPOCHS)
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(stages := Stages(gpu), priority='LOWEST')
+    runner.train()
+    return {f'epoch {number}': waits for number, waits in enumerate(stages.waits, 1)}
 
 
 def parse_args() -> argparse.Namespace:
@@ -114,6 +146,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--amp', choices=('fp16', 'bf16', 'fp32'), default='fp16')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='changes of the config')
+    parser.add_argument(
+        '--stages',
+        action='store_true',
+        help='train through all stages, and print the waits of each',
+    )
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -122,8 +159,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.child:
-        found = simulate(args.models[0], args.side, args.batch, args.amp, args.cfg_options or {})
-        print(json.dumps(found))
+        # Compiled for a CPU it has no kernels for a GPU, but nothing computes here.
+        compiled.DEVICES.append('cuda')
+        with tempfile.TemporaryDirectory() as work, SimulatedGPU() as gpu:
+            simulate = simulate_stages if args.stages else simulate_iteration
+            print(json.dumps(simulate(gpu, simulated_training(work, args))))
         return
     results = {}
     for model in args.models:
@@ -136,11 +176,10 @@ def main() -> None:
         results[model] = found = json.loads(done.stdout.splitlines()[-1])
         if args.json:
             continue
-        print(f'{model}: {found["calls"]} calls of operators, {found["peak_mib"]} MiB')
-        for what in ('waits', 'copies', 'planes', 'waits_of_evaluation'):
-            places = ', '.join(f'{place} ({n})' for place, n in found[what].items())
-            print(f'  {what.replace("_", " ")}: {places or "none"}')
-        print(f'  convolutions of single precision: {found["single"]} of {found["convolutions"]}')
+        for what, value in found.items():
+            if isinstance(value, dict):
+                value = ', '.join(f'{place} ({n})' for place, n in value.items()) or 'none'
+            print(f'{model}, {what.replace("_", " ")}: {value}')
     if args.json:
         print(json.dumps(results))
 

@@ -22,15 +22,16 @@ pytestmark = pytest.mark.skipif(
 
 
 def simulate(*options):
-    """The last iteration's figures, with files in place of lines."""
+    """The script's figures of one model, with files in place of lines."""
     command = [sys.executable, SCRIPT, '--json', *map(str, options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     [found] = json.loads(done.stdout.splitlines()[-1]).values()
-    for what in ('waits', 'copies', 'waits_of_evaluation'):
-        files = Counter()
-        for place, number in found[what].items():
-            files[place.split(':')[0]] += number
-        found[what] = files
+    for what, places in found.items():
+        if isinstance(places, dict):
+            files = Counter()
+            for place, number in places.items():
+                files[place.split(':')[0]] += number
+            found[what] = files
     return found
 
 
@@ -62,6 +63,14 @@ def test_an_iteration_in_mixed_precision(model, most):
     assert found['single'] == 0
     assert not found['planes']
     assert found['calls'] <= most
+
+
+@pytest.mark.slow
+def test_all_stages():
+    """Four iterations each, with mosaics, mixup and other sizes; the log reads once in an epoch."""
+    found = simulate('--models', 'deim_dfine_n', '--side', 64, '--batch', 2, '--stages')
+    waits = {**dict.fromkeys(WAITS, 4), 'deferred_runtime_info_hook.py': 1}
+    assert found == {f'epoch {number}': waits for number in range(1, 6)}
 
 
 @pytest.mark.slow
