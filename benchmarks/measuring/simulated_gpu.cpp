@@ -27,9 +27,13 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   void recordDataPtrOnStream(const c10::DataPtr&, const Stream&) const override {}
 };
 
-C10_REGISTER_GUARD_IMPL(CUDA, Guard)
-
 }  // namespace
+
+// To be called once torch is imported: a torch with CUDA has a guard of its own.
+extern "C" void register_guard() {
+  static Guard guard;
+  c10::impl::DeviceGuardImplRegistrar(DeviceType::CUDA, &guard);
+}
 
 namespace at {
 
@@ -54,6 +58,8 @@ struct CUDAHooks final : CUDAHooksInterface {
   std::string showConfig() const override { return "simulated"; }
 };
 
-REGISTER_CUDA_HOOKS(CUDAHooks);
+// They come before those of a torch with CUDA.
+C10_REGISTER_CLASS_WITH_PRIORITY(
+    CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 
 }  // namespace at

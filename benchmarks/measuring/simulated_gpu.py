@@ -6,6 +6,7 @@ choice of kernels, the types of autocast, each transfer. Tensors of two devices 
 an error, as on a GPU.
 """
 
+import ctypes
 import hashlib
 import inspect
 import subprocess
@@ -69,11 +70,13 @@ class SimulatedGPU(TorchDispatchMode):
         self._reading: str | None = None
 
     def __enter__(self):
+        ctypes.CDLL(str(library())).register_guard()
         for target, name, value in _replacements():
             self._patches.enter_context(mock.patch.object(target, name, value))
-        self._library = torch.library.Library('aten', 'IMPL')
-        # Without a kernel of its own, torch would put it together of others.
-        self._library.impl('silu_backward', lambda *args: None, 'CUDA')
+        if torch.version.cuda is None:
+            self._library = torch.library.Library('aten', 'IMPL')
+            # Without a kernel of its own, torch would put it together of others.
+            self._library.impl('silu_backward', lambda *args: None, 'CUDA')
         # Fake parameters can't take the place of real ones in the same object.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         torch.autograd.set_multithreading_enabled(False)
@@ -147,12 +150,8 @@ def library() -> Path:
     torch asks while it is imported. So a process must have it in ``LD_PRELOAD``.
 
     Raises:
-        RuntimeError: It can't be compiled, or this torch has CUDA itself.
+        RuntimeError: It can't be compiled.
     """
-    if torch.version.cuda is not None:
-        raise RuntimeError(
-            'a torch with CUDA finds out that there is no GPU: take the one for CPUs'
-        )
     folder = Path(torch.__file__).parent / 'lib'
     state = hashlib.sha256(SOURCE.read_bytes() + f'{torch.__version__} {folder}'.encode())
     made = Path(tempfile.gettempdir()) / f'simulated_gpu_{state.hexdigest()[:16]}.so'
