@@ -111,9 +111,9 @@ class AtomicCheckpointHook(CheckpointHook):
         if not self._training:
             return
         self._check_best(metrics)
-        # If mmengine (0.10.7) knows a last checkpoint, it writes it again, before all hooks have
-        # seen the result. It also removes the former best one before it has written the new one.
-        # So neither is entered here while it works.
+        # With a new best, mmengine (0.10.7) writes the last checkpoint again, if it knows one. It
+        # also removes the former best one before it has written the new one. So neither is entered
+        # here while it works.
         last, self.last_ckpt = self.last_ckpt, None
         former = self._entered_best()
         self._enter_best(dict.fromkeys(former))
@@ -131,7 +131,7 @@ class AtomicCheckpointHook(CheckpointHook):
             step: The number in the name.
             meta: Numbers of finished epochs and iterations.
         """
-        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+        if self.max_keep_ckpts > 0:
             kept = [*self.keep_ckpt_ids, step]
             self._outdated += map(self.filename_tmpl.format, kept[: -self.max_keep_ckpts])
             # A deque of limited length, which drops the outdated ones itself.
