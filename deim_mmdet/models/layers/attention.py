@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .basic import under_autocast
+
 
 class SelfAttention(nn.MultiheadAttention):
     """Multi-head attention among tokens; positions are added to queries and keys only.
@@ -89,8 +91,7 @@ def additive_mask(forbidden: Tensor, like: Tensor) -> Tensor:
         (N, N), 0 or -∞.
     """
     device, width = like.device.type, len(forbidden)
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if casts else like.dtype
+    dtype = torch.get_autocast_dtype(device) if under_autocast(device) else like.dtype
     # Kernels of a GPU copy a mask whose rows don't begin at multiples of 16 numbers.
     rows = torch.zeros(width, -(-width // 16) * 16, dtype=dtype, device=like.device)
     return rows[:, :width].masked_fill_(forbidden, -torch.inf)

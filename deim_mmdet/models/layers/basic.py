@@ -100,6 +100,11 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def under_autocast(device: str) -> bool:
+    """Whether autocast is at work on a type of device; some types don't know it."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def resized(features: Tensor, **options) -> Tensor:
     """``F.interpolate`` in the features' own type, also under autocast.
 
@@ -114,7 +119,7 @@ def resized(features: Tensor, **options) -> Tensor:
         (B, C, H', W').
     """
     device = features.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not under_autocast(device):
         return F.interpolate(features, **options)
     with torch.autocast(device, enabled=False):
         return F.interpolate(features, **options)
