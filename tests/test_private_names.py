@@ -43,7 +43,7 @@ ALLOWED = {
         "the reference's, which makes anchors in single precision and has no other way to say so"
     ),
 }
-# It takes the place of a part of torch, and only tests run it, with a pinned torch.
+# It takes the place of a part of torch. A benchmark and its test alone run it.
 ALLOWED |= {
     ('benchmarks/measuring/simulated_gpu.py', name): 'the simulated GPU'
     for name in (

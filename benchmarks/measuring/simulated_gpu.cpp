@@ -18,13 +18,9 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   Device exchangeDevice(Device) const override { return kDevice; }
   Device getDevice() const override { return kDevice; }
   Stream getStream(Device) const noexcept override { return kStream; }
-  Stream getDefaultStream(Device) const override { return kStream; }
-  Stream exchangeStream(Stream) const noexcept override { return kStream; }
   void record(void**, const Stream&, DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
-  void synchronizeEvent(void*) const override {}
-  void recordDataPtrOnStream(const c10::DataPtr&, const Stream&) const override {}
 };
 
 }  // namespace
@@ -40,21 +36,16 @@ namespace at {
 // torch looks for this name.
 struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
-  void init() const override {}
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
-  void setCurrentDevice(DeviceIndex) const override {}
   bool hasCUDA() const override { return true; }
-  bool hasCuDNN() const override { return true; }
   bool compiledWithCuDNN() const override { return true; }
   long versionCuDNN() const override { return 91000; }
   long versionRuntimeCuDNN() const override { return 91000; }
   double batchnormMinEpsilonCuDNN() const override { return 0; }
-  DeviceIndex current_device() const override { return 0; }
-  int getNumGPUs() const override { return 1; }
   std::string showConfig() const override { return "simulated"; }
 };
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 import deim_mmdet
+from deim_mmdet.utils.files import cache_folder
 
 import mmdet
 import mmengine.device.utils
@@ -145,7 +146,7 @@ class SimulatedGPU(TorchDispatchMode):
 
 
 def library() -> Path:
-    """Compile the library that tells torch of a GPU.
+    """Path of the library that tells torch of a GPU, which is compiled once.
 
     torch asks while it is imported. So a process must have it in ``LD_PRELOAD``.
 
@@ -154,8 +155,9 @@ def library() -> Path:
     """
     folder = Path(torch.__file__).parent / 'lib'
     state = hashlib.sha256(SOURCE.read_bytes() + f'{torch.__version__} {folder}'.encode())
-    made = Path(tempfile.gettempdir()) / f'simulated_gpu_{state.hexdigest()[:16]}.so'
+    made = cache_folder() / f'simulated_gpu_{state.hexdigest()[:16]}.so'
     if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=made.parent) as work:
             target = Path(work) / 'it.so'
             command = ['c++', '-std=c++20', '-O1', '-shared', '-fPIC', SOURCE, '-o', target]
@@ -178,10 +180,8 @@ def _replacements() -> list[tuple]:
         synchronize = record
 
     values = dict(
-        device_count=1, current_device=0, max_memory_allocated=0, get_sync_debug_mode=0,
-        get_device_name='simulated', is_available=True, is_initialized=True, _lazy_init=None,
-        synchronize=None, reset_peak_memory_stats=None, manual_seed_all=None, set_device=None,
-        empty_cache=None,
+        is_available=True, device_count=1, get_device_name='simulated', max_memory_allocated=0,
+        _lazy_init=None, reset_peak_memory_stats=None, manual_seed_all=None,
     )  # fmt: skip
 
     def answer(value):
