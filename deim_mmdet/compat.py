@@ -262,7 +262,7 @@ def capture_cuda_graph(module: Any, inputs: Any) -> Callable:
     try:
         if not options:
             torch.cuda.graph = functools.partial(graph, **alone)
-        with _undone_where_it_fails():
+        with undone_where_capture_fails():
             memory, _ = _graph_memory(torch.cuda.current_device())
             return capture(module, inputs, allow_unused_input=True, pool=memory, **options)
     finally:
@@ -270,8 +270,8 @@ def capture_cuda_graph(module: Any, inputs: Any) -> Callable:
 
 
 @contextlib.contextmanager
-def _undone_where_it_fails() -> Iterator[None]:
-    """Restore what torch leaves behind a failed capture: its stream, and noise as within one."""
+def undone_where_capture_fails() -> Iterator[None]:
+    """Restore what torch leaves behind: the capture's stream, and noise that must not be drawn."""
     import torch
 
     generator = torch.cuda.default_generators[torch.cuda.current_device()]

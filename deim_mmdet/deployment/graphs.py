@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import compat
+
 Tensors = tuple[Tensor, ...]
 
 #: Runs before the recording, in which libraries choose kernels and caches are filled.
@@ -65,9 +67,8 @@ class CudaCapture:
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # Meanwhile other threads, such as the one that pins batches, may call CUDA.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=stream, capture_error_mode='thread_local'
-            ):
+            options = dict(pool=self._pool, stream=stream, capture_error_mode='thread_local')
+            with compat.undone_where_capture_fails(), torch.cuda.graph(graph, **options):
                 outputs = function(*inputs)
             self._pool = graph.pool()
         return Captured(inputs, outputs, graph.replay)

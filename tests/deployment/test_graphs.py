@@ -161,3 +161,5 @@ def test_a_read_by_the_host_cannot_be_recorded_on_a_gpu():
     with pytest.warns(UserWarning, match='runs without CUDA graphs'):
         assert torch.equal(run(x)[0], 2 * x)
     assert torch.equal(run(3 * x)[0], 18 * x)
+    # Noise can be drawn as before.
+    assert torch.rand(2, device='cuda').isfinite().all()

@@ -110,7 +110,7 @@ def test_other_threads_may_call_cuda_during_a_capture(monkeypatch, knows_mode):
     monkeypatch.setattr(torch.cuda, 'make_graphed_callables', newer if knows_mode else capture)
     monkeypatch.setattr(torch.cuda, 'current_device', int)
     monkeypatch.setattr(compat, '_graph_memory', functools.cache(lambda device: (object(), None)))
-    monkeypatch.setattr(compat, '_undone_where_it_fails', contextlib.nullcontext)
+    monkeypatch.setattr(compat, 'undone_where_capture_fails', contextlib.nullcontext)
     module = nn.Linear(1, 1)
     for _ in range(2):
         assert compat.capture_cuda_graph(module, ()) is module
