@@ -74,8 +74,10 @@ class SimulatedGPU(TorchDispatchMode):
         ctypes.CDLL(str(library())).register_guard()
         for target, name, value in _replacements():
             self._patches.enter_context(mock.patch.object(target, name, value))
+        self._library = torch.library.Library('aten', 'IMPL')
+        # It has no kernel but that for GPUs.
+        self._library.impl('batch_norm_backward_reduce', _sums_of_channels, 'Meta')
         if torch.version.cuda is None:
-            self._library = torch.library.Library('aten', 'IMPL')
             # Without a kernel of its own, torch would put it together of others.
             self._library.impl('silu_backward', lambda *args: None, 'CUDA')
         # Fake parameters can't take the place of real ones in the same object.
@@ -200,6 +202,10 @@ def _replacements() -> list[tuple]:
         # Fake gradients are of another class than those for which torch has one kernel.
         (sys.modules[foreach], '_has_foreach_support', lambda tensors, device: True),
     ]
+
+
+def _sums_of_channels(grad, x, mean, *_) -> tuple:
+    return tuple(map(torch.empty_like, [mean] * 4))
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None):

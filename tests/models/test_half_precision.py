@@ -16,11 +16,13 @@ from mmdet.registry import MODELS
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 NETWORKS = [
     'dfine_n', 'dfine_l', 'rtdetrv2_r18', 'rtdetrv2_r50', 'deimv2_n', 'deimv2_pico', 'deimv2_s',
     'ecdet_s',
 ]  # fmt: skip
 HALVES = [torch.bfloat16, torch.float16]
+DEVICES = ['cpu', pytest.param('cuda', marks=on_gpu)]
 LEVELS = [(20, 12), (10, 6)]
 POINTS = [3, 2]
 # Of an image of 640 pixels: 0.01 pixels.
@@ -154,14 +156,17 @@ def test_boxes_are_exact_for_what_the_heads_return(kind, form, half, monkeypatch
         torch.testing.assert_close(locations.double(), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('half', HALVES, ids=str)
-def test_affine_keeps_the_type_and_sums_in_its_own(half):
+def test_affine_keeps_the_type_and_sums_in_its_own(half, device, layout):
     """The sums are beyond what float16 holds."""
-    affine = LearnableAffine()
+    affine = LearnableAffine().to(device)
     nn.init.constant_(affine.scale, 0.7)
     nn.init.constant_(affine.bias, -0.2)
-    x = torch.rand(2, 8, 64, 64, dtype=half, requires_grad=True)
-    grad = torch.rand(x.shape).mul(8).to(half)
+    x = torch.rand(2, 8, 64, 64, dtype=half, device=device).to(memory_format=layout)
+    x.requires_grad_()
+    grad = torch.rand_like(x, dtype=torch.float).mul(8).to(half)
     out = affine(x)
     out.backward(grad)
     assert out.dtype == half
@@ -176,9 +181,10 @@ def test_affine_keeps_the_type_and_sums_in_its_own(half):
         torch.testing.assert_close(parameter.grad.double()[0], value, rtol=1e-4, atol=0)
 
 
-def test_products_of_the_affine_may_be_larger_than_half_precision():
-    affine = LearnableAffine()
-    x = torch.full((1, 1, 2, 8), 700.0, dtype=torch.half)
+@pytest.mark.parametrize('device', DEVICES)
+def test_products_of_the_affine_may_be_larger_than_half_precision(device):
+    affine = LearnableAffine().to(device)
+    x = torch.full((1, 1, 2, 8), 700.0, dtype=torch.half, device=device)
     affine(x).backward(torch.full_like(x, 100.0))
     assert affine.scale.grad.item() == 16 * 700 * 100
 
@@ -192,9 +198,10 @@ def test_types_of_the_affine_beyond_the_cpu():
     assert affine.scale.grad.dtype == affine.bias.grad.dtype == torch.float32
 
 
-def test_gradients_of_the_affine():
-    affine = LearnableAffine().double()
-    x = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
+@pytest.mark.parametrize('device', DEVICES)
+def test_gradients_of_the_affine(device):
+    affine = LearnableAffine().double().to(device)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.double, device=device, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda x, scale, bias: torch.func.functional_call(affine, dict(scale=scale, bias=bias), x),
         (x, affine.scale, affine.bias),

@@ -23,12 +23,19 @@ class _Affine(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, scale = ctx.saved_tensors
-        if x.device.type == 'cpu':
-            by_x = (grad * scale).to(grad.dtype)
-        else:
+        if x.device.type == 'cuda':
             by_x = torch.mul(grad, scale, out=torch.empty_like(grad))
+            # A batch norm's gradient needs the sums of grad and of grad * (x - mean) for each
+            # channel. Its kernel for channels-last tensors reads both once, and computes in float32
+            # at least.
+            grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
+            zeros = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            sums = torch.batch_norm_backward_reduce(grad, x, zeros, zeros, None, True, False, False)
+            by_bias, by_scale = (each.sum()[None].to(scale.dtype) for each in sums[:2])
+            return by_x, by_scale, by_bias
+        by_x = (grad * scale).to(grad.dtype)
         # The type of the scalars, since the products overflow float16, too.
-        product = grad * x if x.dtype == scale.dtype else torch.addcmul(scale.new_zeros(1), grad, x)
+        product = grad * x if x.dtype == scale.dtype else grad.to(scale.dtype) * x
         return by_x, product.sum()[None], grad.sum(dtype=scale.dtype)[None]
 
 
