@@ -68,14 +68,16 @@ class OneToOneMatcher:
         for part in parts:
             costs = self.costs(scores[:, part], boxes[:, part], targets.of_images(part))
             # Image by image, and with the objects before the queries: SciPy wants the shorter axis
-            # first, and would exchange them problem by problem.
+            # first, and would exchange them problem by problem. It also wants double precision, and
+            # converts each problem. All at once is slower: torch would wake all its threads, which
+            # takes milliseconds where a GPU's host has many cores.
             reads.append(start_reading(costs.permute(1, 0, 3, 2).contiguous()))
         # On a CPU, torch's own threads wait for work and would take the cores from these threads.
         many = scores.device.type != 'cpu' and images * sets >= _MANY_PROBLEMS
         return lambda: self._cheapest(
             targets,
             sets,
-            [image for read in reads for image in read().double().numpy()],
+            [image for read in reads for image in read().numpy()],
             _NUM_THREADS if many else 1,
         )
 
