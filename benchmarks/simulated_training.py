@@ -31,7 +31,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from torch.overrides import TorchFunctionMode
-from trainer_iteration import ROOT, training
+from trainer_iteration import ROOT, of_one_size, training
 
 # Of the training: the first iterations make tables that stay.
 ITERATIONS = 3
@@ -106,11 +106,7 @@ def simulated_training(work: str, args: argparse.Namespace) -> Config:
 
 def simulate_iteration(gpu: SimulatedGPU, cfg: Config) -> dict:
     """Train for some iterations, and say what the last one did; then evaluate."""
-    augments = cfg.model.data_preprocessor.get('batch_augments') or []
-    # It would draw another size for each iteration.
-    augments = [each for each in augments if each.type != 'DenseO2OMultiScale']
-    cfg.model.data_preprocessor.batch_augments = augments
-    runner = RUNNERS.build(cfg)
+    runner = RUNNERS.build(of_one_size(cfg))
     with Convolutions() as seen:
         runner.register_hook(Count(gpu, seen), priority='HIGHEST')
         runner.register_hook(End(), priority='LOWEST')

@@ -35,6 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 OBJECTS, CLASSES = 10, 3
+# Writing them takes time.
+PICTURES = 64
 READS = ('_local_scalar_dense', 'nonzero')
 
 
@@ -83,15 +85,20 @@ class Watch:
 
 
 def write_data_set(folder: Path, side: int, count: int) -> None:
-    """Write random images of one size with random objects, in COCO format."""
+    """Write random images of one size with random objects, in COCO format.
+
+    There are at most 64 pictures, each of which stands for several images.
+    """
     rng = np.random.default_rng(0)
     for part in ('images', 'annotations'):
         (folder / part).mkdir()
     images, objects = [], []
     for index in range(1, count + 1):
-        picture = rng.integers(256, size=(side, side, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f'images/{index}.png'), picture)
-        images.append(dict(id=index, file_name=f'{index}.png', height=side, width=side))
+        name = f'{index % PICTURES}.png'
+        if index <= PICTURES:
+            picture = rng.integers(256, size=(side, side, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / 'images' / name), picture)
+        images.append(dict(id=index, file_name=name, height=side, width=side))
         for box in rng.uniform(side / 8, side / 2, size=(OBJECTS, 4)).tolist():
             number, area = len(objects), box[2] * box[3]
             objects.append(dict(id=number + 1, image_id=index, category_id=number % CLASSES + 1))
@@ -127,6 +134,14 @@ def training(root: Path, data: Path, model: str, side: int, batch: int, images: 
         loader.update(batch_size=batch, num_workers=0, persistent_workers=False)
     cfg.train_cfg.max_epochs = 100
     cfg.work_dir = str(data / 'run')
+    return cfg
+
+
+def of_one_size(cfg: Config) -> Config:
+    """A config whose training keeps the size of its images; it is changed in place."""
+    augments = cfg.model.data_preprocessor.get('batch_augments') or []
+    kept = [each for each in augments if each.type != 'DenseO2OMultiScale']
+    cfg.model.data_preprocessor.batch_augments = kept
     return cfg
 
 

@@ -2,9 +2,9 @@
 
     python tools/benchmark.py CONFIG [CONFIG ...] [--backends pytorch fused ...] [--out DIR]
 
-Times are those of this machine's CPU or, with --device cuda, of its GPU. Each candidate has a
-process of its own, and they take turns, so that other work on the machine disturbs all of them
-alike. Results are medians, percentiles and ratios. They are printed as tables and written to DIR as
+Times are those of this machine's CPU or, with --device cuda, of its GPU. Candidates take turns, so
+that other work on the machine disturbs all of them alike. On a CPU each has a process of its own.
+Results are medians, percentiles and ratios. They are printed as tables and written to DIR as
 results.json and accuracy_latency.png.
 """
 

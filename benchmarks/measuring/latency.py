@@ -1,10 +1,10 @@
-"""Detectors in every form and runtime, each in a process of its own, to be timed."""
+"""Detectors in every form and runtime, to be timed."""
 
 import multiprocessing
+import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from deim_mmdet.deployment import fuse
 from deim_mmdet.deployment.cpu import optimize_for_cpu
@@ -31,6 +31,9 @@ BACKENDS = dict(
 )
 #: Backends that run an exported file, which contains the post-processing.
 EXPORTED = {'onnxruntime': ONNXRuntime, 'openvino': OpenVINORuntime, 'tensorrt': TensorRTRuntime}
+#: Those that don't go beside others in a process on a GPU: the configuration of the reference, and
+#: the CUDA graphs of ``torch.compile``, are kept by the process and its first thread.
+APART = ('reference', 'compiled')
 #: Number of images that an engine of TensorRT takes at most.
 MAX_BATCH = 32
 
@@ -115,10 +118,11 @@ def _exported_runner(
 
 
 class Candidate:
-    """A detector in one of its forms, with random weights, in a process of its own.
+    """A detector in one of its forms, with random weights.
 
-    While runtimes wait for more work, the threads of their pools stay busy for a while. In one
-    process, runtimes would take the cores from each other.
+    On a CPU it has a process of its own: while runtimes wait for more work, the threads of their
+    pools stay busy for a while. In one process, runtimes would take the cores from each other. On
+    a GPU only those in :data:`APART` have one.
 
     Args:
         backend, config, size, onnx_path, num_threads, device: See :func:`make_runner`.
@@ -136,18 +140,21 @@ class Candidate:
         num_threads: int,
         device: str = 'cpu',
     ) -> None:
-        self._process = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
+        if device == 'cpu' or backend in APART:
+            self._worker = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
+        else:
+            self._worker = ThreadPoolExecutor(1)
         try:
             self._call(_build, backend, config, size, onnx_path, num_threads, device)
         except BaseException:
-            self._process.shutdown()
+            self._worker.shutdown()
             raise
 
     def __enter__(self) -> 'Candidate':
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.shutdown()
+        self._worker.shutdown()
 
     def seconds(self, batch: int, calls: int, cpu_time: bool = False) -> list[float]:
         """Seconds of batches of random images, after one that isn't timed.
@@ -167,11 +174,11 @@ class Candidate:
         return self._call(_peak_memory, batch)
 
     def _call(self, function: Callable, *args: object) -> object:
-        return self._process.submit(function, *args).result()
+        return self._worker.submit(function, *args).result()
 
 
-# The functions below run in the process of a candidate.
-_built: dict[str, Any] = {}
+# The functions below run in the process, or in the thread, of a candidate.
+_built, _building = threading.local(), threading.Lock()
 
 
 def _build(
@@ -184,30 +191,32 @@ def _build(
 ) -> None:
     import mmdet.models  # noqa: F401  (registers the detectors)
 
-    torch.set_num_threads(threads)
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(config).eval()
-    _built['runner'] = make_runner(backend, config, model, size, onnx_path, threads, device)
-    _built['image'] = torch.rand(1, input_channels(model), *size, device=device)
+    # Registries aren't made for threads.
+    with _building:
+        torch.set_num_threads(threads)
+        init_default_scope('mmdet')
+        torch.manual_seed(0)
+        model = MODELS.build(config).eval()
+        _built.runner = make_runner(backend, config, model, size, onnx_path, threads, device)
+    _built.image = torch.rand(1, input_channels(model), *size, device=device)
 
 
 def _seconds(batch: int, calls: int, cpu_time: bool) -> list[float]:
     # Before the timing starts: after their work, torch's threads would keep other runtimes from the
     # cores for a while.
-    images = _built['image'].repeat(batch, 1, 1, 1)
+    images = _built.image.repeat(batch, 1, 1, 1)
     timer = make_timer(images.device.type, cpu_time)
     seconds = []
     for _ in range(1 + calls):
         timer.mark()
-        _built['runner'](images)
+        _built.runner(images)
         timer.mark()
         seconds += timer.read().device
     return seconds[1:]
 
 
 def _peak_memory(batch: int) -> float | None:
-    image = _built['image']
+    image = _built.image
     return peak_memory(
-        lambda: _built['runner'](image.repeat(batch, 1, 1, 1)), device=image.device.type
+        lambda: _built.runner(image.repeat(batch, 1, 1, 1)), device=image.device.type
     )
