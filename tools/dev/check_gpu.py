@@ -25,9 +25,8 @@ MARK = 'DEIM_MMDET_CHECKED_STEP'
 PATIENCE = 4
 # Lines of a step's output that are kept with its result where it didn't pass.
 TAIL = 40
-# Threads of a step that runs beside others, and the variables that say so.
+# Threads of a step that runs beside others.
 THREADS = 2
-LIMITS = ('OMP_NUM_THREADS', 'TORCHINDUCTOR_COMPILE_THREADS')
 
 
 def run(
@@ -158,7 +157,7 @@ def check(parts: list[str], settings: Settings, minutes: float) -> list[dict]:
             )
         else:
             log = settings.out / 'logs' / f'{part}_{step.name}.log'.replace(' ', '_')
-            threads = dict.fromkeys(LIMITS if workers[kind] > 1 else (), str(THREADS))
+            threads = dict(OMP_NUM_THREADS=str(THREADS)) if workers[kind] > 1 else {}
             row = run(step, log, min(left, PATIENCE * step.share), threads, stop)
         with lock:
             rows[part, step.name] = dict(part=part, **row)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Calls of a step before those that are timed: algorithms are chosen, a graph is captured.
 WARM_UP, CALLS = 4, 10
-FORMS = ('eager', 'compiled', 'captured')
+FORMS = ('compiled', 'captured')
 # Forms of inference that take minutes to build.
 SLOWLY_BUILT = ('compiled', 'tensorrt')
 # Batches of the models.
@@ -41,7 +41,7 @@ STEPS, SMALL_STEPS = dict(dfine_n=32, dfine_l=16), dict(dfine_n=2)
 
 def machine(args: argparse.Namespace) -> None:
     """Versions, and the C++ libraries in use: a mixture of them can end an interpreter."""
-    from deim_mmdet.ops import compiled
+    from deim_mmdet.ops import compiled as library
 
     loaded = {
         line.split()[-1]
@@ -62,48 +62,75 @@ def machine(args: argparse.Namespace) -> None:
         python=platform.python_version(),
         compilers=versions,
         libraries=sorted(loaded),
-        operators=compiled.DEVICES,
+        operators=library.DEVICES,
     )
-    if args.device not in compiled.DEVICES:
-        sys.exit(f'no operators were compiled for {args.device}: {compiled.MISSING}')
+    if args.device not in library.DEVICES:
+        sys.exit(f'no operators were compiled for {args.device}: {library.MISSING}')
 
 
-def step(args: argparse.Namespace) -> None:
-    """Times of a training step of N and L, in one form."""
+def steps(args: argparse.Namespace) -> None:
+    """Times of training steps of N and L: eager, in the trainer, and captured.
+
+    In one process: cuDNN's search for algorithms takes more time than all the steps.
+    """
+    timed = SMALL_STEPS if args.device == 'cpu' else STEPS
+    for name, batch in timed.items():
+        time_step(name, batch, 'eager', args.device)
+        iterations(f'deim_{name}', batch, args.device)
+        if args.device == 'cuda':
+            time_step(name, batch, 'captured', args.device)
+    # Last: what comes after a profiler is slower.
+    for name, batch in timed.items() if args.device == 'cuda' else ():
+        count_kernels(name, batch)
+
+
+def compiled(args: argparse.Namespace) -> None:
+    """Times of a compiled training step of N."""
+    for name, batch in SMALL_STEPS.items():
+        time_step(name, batch if args.device == 'cpu' else STEPS[name], 'compiled', args.device)
+
+
+def warm_step(name: str, batch: int, form: str, device: str) -> tuple['TrainingStep', float]:
+    """A model's training step in one form, after some calls; and the seconds of the first one."""
     from deim_mmdet.engine.config import load_config
 
+    cfg = load_config(f'configs/{name}.py', dict(image_size=64) if device == 'cpu' else {})
+    timed = training_step(cfg, batch, device)
+    put_into(timed.model, form)
+    begin = time.perf_counter()
+    timed()
+    first = time.perf_counter() - begin
+    for _ in range(WARM_UP):
+        timed()
+    check_captured(timed.model)
+    return timed, first
+
+
+def time_step(name: str, batch: int, form: str, device: str) -> None:
+    """Times and memory of a training step."""
     sys.path.insert(0, str(ROOT / 'benchmarks'))
     from measuring.timing import peak_memory
 
-    small = args.device == 'cpu'
-    for name, batch in (SMALL_STEPS if small else STEPS).items():
-        cfg = load_config(f'configs/{name}.py', dict(image_size=64) if small else {})
-        timed = training_step(cfg, batch, args.device)
-        put_into(timed.model, args.form)
-        begin = time.perf_counter()
-        memory = peak_memory(timed, args.device)
-        first = time.perf_counter() - begin
-        for _ in range(WARM_UP):
-            timed()
-        timed.spans.clear()
-        # The first isn't counted.
-        for _ in range(1 + CALLS):
-            timed()
-        say(
-            model=name,
-            batch=batch,
-            form=args.form,
-            **{
-                f'{clock}_ms': {k: round(t.median, 2) for k, t in timed.timings(clock).items()}
-                for clock in ('device', 'host')
-            },
-            memory_mib=memory and round(memory),
-            first_step_s=round(first, 1),
-        )
-        if args.device == 'cuda':
-            # Last, as profilers don't work everywhere.
-            say(model=name, form=args.form, **kernels(timed))
-        check_captured(timed.model)
+    timed, first = warm_step(name, batch, form, device)
+    # Beyond what is held before: weights, the optimiser's state, and the memory of graphs.
+    held = torch.cuda.memory_allocated() / 2**20 if device == 'cuda' else 0
+    memory = peak_memory(timed, device)
+    timed.spans.clear()
+    # The first isn't counted.
+    for _ in range(1 + CALLS):
+        timed()
+    say(
+        model=name,
+        batch=batch,
+        form=form,
+        **{
+            f'{clock}_ms': {k: round(t.median, 2) for k, t in timed.timings(clock).items()}
+            for clock in ('device', 'host')
+        },
+        memory_mib=memory and round(held + memory),
+        of_it_held_mib=round(held),
+        first_step_s=round(first, 1),
+    )
 
 
 def latency(args: argparse.Namespace) -> None:
@@ -139,10 +166,11 @@ def latency(args: argparse.Namespace) -> None:
         say(**json.loads((out / 'results.json').read_text()))
 
 
-def kernels(timed: 'TrainingStep') -> dict[str, float]:
-    """Number of a step's kernels, and the milliseconds that the GPU works for them."""
+def count_kernels(name: str, batch: int) -> None:
+    """Number of kernels of an eager step, and the milliseconds that the GPU works for them."""
     from torch.profiler import ProfilerActivity, profile
 
+    timed, _ = warm_step(name, batch, 'eager', 'cuda')
     with profile(activities=[ProfilerActivity.CUDA]) as record:
         timed()
     times = [
@@ -150,18 +178,18 @@ def kernels(timed: 'TrainingStep') -> dict[str, float]:
         for event in record.events()
         if event.device_type.name == 'CUDA' and not getattr(event, 'is_user_annotation', False)
     ]
-    return dict(kernels=len(times), kernels_ms=round(sum(times) / 1e3, 1))
+    say(model=name, kernels=len(times), kernels_ms=round(sum(times) / 1e3, 1))
 
 
 def main() -> None:
     functions = (
-        machine, precision, reads, step, agreement, latency, iterations, training, distributed,
+        machine, precision, reads, steps, compiled, agreement, latency, training, distributed,
     )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('function', choices=[function.__name__ for function in functions])
     parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--form', choices=FORMS, default='eager', help='of the training step')
+    parser.add_argument('--form', choices=FORMS, help='of the training in the agreement')
     parser.add_argument('--backends', nargs='+', help='of the latency')
     args = parser.parse_args()
     import deim_mmdet  # noqa: F401  (registers the components)

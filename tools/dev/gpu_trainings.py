@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import copy
+import gc
 import json
 import math
 import os
@@ -11,9 +13,11 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +26,7 @@ import torch
 if TYPE_CHECKING:
     from measuring.training import TrainingStep
     from mmengine.config import Config
+    from mmengine.hooks import Hook
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/deim_dfine_demo.py'
@@ -31,10 +36,10 @@ SMALL = 64
 # The epoch after which the training is interrupted: within the dense stage, which are two.
 INTERRUPTED = 4
 STAGES = ('warm-up', 'dense', 'flat', 'no-augmentation')
-# After so many iterations, or epochs, of the demo everything is built and settled.
-SETTLED, WARM_UP = 6, 2
-# Of the training whose iterations are timed.
-ITERATED_EPOCHS = 10
+# After so many iterations everything is built and settled.
+SETTLED = 6
+# Iterations of the trainer that are timed, and the processes that load their data.
+ITERATIONS, WORKERS = 26, 12
 
 
 def say(**figures: object) -> None:
@@ -100,6 +105,7 @@ def reads(args: argparse.Namespace) -> None:
     cfg = load_config(DEMO, dict(data_root=str(data(args)), image_size=64))
     cfg.work_dir, cfg.launcher = str(args.out / 'reads'), 'none'
     set_mixed_precision(cfg, 'fp16')
+    cfg.env_cfg.cudnn_benchmark = False
     cfg.custom_hooks += [dict(type='WatchReads'), dict(type='StopWatching')]
     runner = RUNNERS.build(cfg)
     with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings():
@@ -129,6 +135,8 @@ def training_command(
     if args.device == 'cpu':
         settings['image_size'] = SMALL
     else:
+        # For each size cuDNN would try its algorithms, which takes longer than the training.
+        settings['env_cfg.cudnn_benchmark'] = False
         options += ('--amp',)
     return [
         *(sys.executable, 'tools/train.py', DEMO, '--work-dir', str(work_dir), *options),
@@ -171,33 +179,78 @@ def training_step(cfg: 'Config', batch: int, device: str) -> 'TrainingStep':
     return TrainingStep(model, cfg.optim_wrapper, batch, size, 20, device, amp=device == 'cuda')
 
 
-def iterations(args: argparse.Namespace) -> None:
-    """An iteration of the trainer, and the bare step of the demo's model."""
-    from deim_mmdet.engine.config import load_config
-    from deim_mmdet.engine.history import read_history
+def iterations(name: str, batch: int, device: str) -> None:
+    """Iterations of the trainer with all default hooks, and bare steps of the same model."""
+    from deim_mmdet.engine.config import set_mixed_precision
 
-    work_dir = args.out / 'iterations'
-    shutil.rmtree(work_dir, ignore_errors=True)
-    settings = {
-        # The last of each epoch: neither does it wait for the first batch, nor for a log before it.
-        'default_hooks.logger.interval': IMAGES // BATCH,
-        # Saving and evaluating would take most of the time.
-        'default_hooks.checkpoint.interval': ITERATED_EPOCHS,
-        'train_cfg.val_interval': ITERATED_EPOCHS,
-    }
-    run(training_command(args, work_dir, '--epochs', str(ITERATED_EPOCHS), **settings))
-    lines = list(read_history(work_dir).train.values())[WARM_UP:]
-    size = dict(image_size=SMALL) if args.device == 'cpu' else {}
-    step = training_step(load_config(DEMO, size), BATCH, args.device)
-    for _ in range(SETTLED + 10):
+    from mmengine.registry import RUNNERS
+
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    from trainer_iteration import of_one_size
+    from trainer_iteration import training as config
+
+    small = device == 'cpu'
+    with tempfile.TemporaryDirectory() as work:
+        # One batch more than is needed, so that no epoch ends.
+        side, images = SMALL if small else 640, batch * (ITERATIONS + 1)
+        cfg = of_one_size(config(ROOT, Path(work), name, side, batch, images))
+        cfg.train_dataloader.num_workers = min(WORKERS, len(os.sched_getaffinity(0)))
+        # One that is made for another training writes into that one's folder.
+        cfg.visualizer.name = name
+        step_of = copy.deepcopy(cfg)
+        if not small:
+            set_mixed_precision(cfg, 'fp16')
+        runner = RUNNERS.build(cfg)
+        clock = clock_of_iterations()
+        runner.register_hook(clock, priority='LOWEST')
+        with contextlib.suppress(StopIteration):
+            runner.train()
+    # Its tensors leave the GPU.
+    del runner
+    gc.collect()
+    step = training_step(step_of, batch, device)
+    for _ in range(ITERATIONS):
         step()
     step.spans = step.spans[SETTLED:]
+    iteration, data = clock.medians()
+    bare = step.timings()['total'].median
     say(
-        iteration_ms=round(1e3 * statistics.median(line['time'] for line in lines), 2),
-        data_ms=round(1e3 * statistics.median(line['data_time'] for line in lines), 2),
-        bare_step_ms=round(step.timings()['total'].median, 2),
-        loss=lines[-1]['loss'],
+        model=name,
+        batch=batch,
+        iteration_ms=round(iteration, 2),
+        of_it_waiting_for_data_ms=round(data, 2),
+        bare_step_ms=round(bare, 2),
+        times_the_bare_step=round(iteration / bare, 3),
     )
+
+
+def clock_of_iterations() -> 'Hook':
+    """A hook that notes when iterations begin and end, and stops the training after some.
+
+    Its method ``medians`` gives the milliseconds of an iteration, and those of them before it
+    begins: the trainer waits for the batch.
+    """
+    from mmengine.hooks import Hook
+
+    class Clock(Hook):
+        def __init__(self) -> None:
+            self.begins, self.ends = [], []
+
+        def before_train_iter(self, *_: object, **__: object) -> None:
+            self.begins.append(time.perf_counter())
+
+        def after_train_iter(self, *_: object, **__: object) -> None:
+            self.ends.append(time.perf_counter())
+            if len(self.ends) == ITERATIONS:
+                raise StopIteration
+
+        def medians(self) -> tuple[float, float]:
+            whole = [end - start for start, end in pairwise(self.ends[SETTLED:])]
+            pairs = zip(self.ends[SETTLED:-1], self.begins[SETTLED + 1 :], strict=True)
+            waits = [begin - end for end, begin in pairs]
+            return 1e3 * statistics.median(whole), 1e3 * statistics.median(waits)
+
+    return Clock()
 
 
 def distributed(args: argparse.Namespace) -> None:
