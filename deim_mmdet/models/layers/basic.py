@@ -105,6 +105,40 @@ def under_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+class _Bounded(torch.autograd.Function):
+    """``F.hardtanh`` that keeps its result for the backward pass instead of its input.
+
+    Whether a number is within the bounds can be seen from either, and the next layer keeps the
+    result, too.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return F.hardtanh(x, -bound, bound)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, out, -ctx.bound, ctx.bound), None
+
+
+def bounded(x: Tensor, bound: float) -> Tensor:
+    """Numbers cut to [-bound, bound]; the gradient of those at the bounds and beyond is 0.
+
+    The gradient of ``clamp`` would take five kernels.
+    """
+    if x.requires_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        return _Bounded.apply(x, bound)
+    return F.hardtanh(x, -bound, bound)
+
+
 def resized(features: Tensor, **options) -> Tensor:
     """``F.interpolate`` in the features' own type, also under autocast.
 

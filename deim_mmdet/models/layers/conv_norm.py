@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import compat
-from .basic import build_activation
+from .basic import build_activation, resized
 
 # Attribute of a convolution whose weight contains this frozen norm for now; see
 # :class:`~deim_mmdet.models.layers.half_weights.HalfWeights`.
@@ -107,8 +107,8 @@ def convolve_and_norm(
         conv: The convolution.
         norm: The norm after it.
         features: (B, C_i, H, W) each. Their channels C_i add up to the convolution's input.
-        with_cp: Whether the backward pass forms the concatenation again. Otherwise it is kept: a
-            second copy of what other layers keep.
+        with_cp: Whether the backward pass forms the concatenation again, and with it what is
+            :func:`upsampled`. Otherwise it is kept: a second copy of what other layers keep.
 
     Returns:
         (B, C, H', W') with the C channels of the convolution's output.
@@ -134,28 +134,49 @@ def _keeping_parts(x: Tensor, parts: Sequence[Tensor]) -> Iterator[None]:
         yield
         return
     # Nothing that stays may refer to x, which would keep it.
-    shape, kept = x.shape, [part.detach() for part in parts]
+    shape, sources = x.shape, [_source(part) for part in parts]
+    smaller = [source is not None for source in sources]
+    kept = [(p if s is None else s).detach() for p, s in zip(parts, sources, strict=True)]
+    sources.clear()
 
-    def pack(saved: Tensor) -> tuple[list[Tensor], list[int]]:
-        tensors = [saved]
+    def pack(saved: Tensor) -> tuple[list[Tensor], list[bool], list[int]]:
+        tensors, small = [saved], [False]
         if saved.data_ptr() == address and saved.shape == shape:
-            tensors = [*kept]
-        return tensors, compat.versions(tensors)
+            tensors, small = [*kept], smaller
+        return tensors, small, compat.versions(tensors)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _joined):
         yield
     kept.clear()
 
 
-def _joined(packed: tuple[list[Tensor], list[int]]) -> Tensor:
-    tensors, versions = packed
+def _joined(packed: tuple[list[Tensor], list[bool], list[int]]) -> Tensor:
+    tensors, smaller, versions = packed
     if compat.versions(tensors) != versions:
         # As torch does where it keeps a tensor itself.
         raise RuntimeError(
             'features or weights of a convolution were changed in place after it; its backward '
             'pass needs them as they were (with_cp=False keeps concatenations)'
         )
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+    parts = [upsampled(t) if small else t for t, small in zip(tensors, smaller, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def upsampled(features: Tensor) -> Tensor:
+    """Features (B, C, H, W) at twice the resolution, (B, C, 2 · H, 2 · W), each number four times.
+
+    Where :func:`convolve_and_norm` joins them with others, its backward pass upsamples again.
+    """
+    out = resized(features, scale_factor=2.0, mode='nearest')
+    if address_of(out) is not None and torch.is_grad_enabled():
+        out.upsampled_from = features, compat.versions([features, out])
+    return out
+
+
+def _source(part: Tensor) -> Tensor | None:
+    """What a part was :func:`upsampled` from; None where there is none, or one was changed."""
+    source, versions = getattr(part, 'upsampled_from', (None, None))
+    return None if source is None or compat.versions([source, part]) != versions else source
 
 
 def address_of(tensor: Tensor) -> int | None:

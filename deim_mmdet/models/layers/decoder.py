@@ -4,13 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import deformable_attention
 from ...utils.errors import UserError
 from .attention import SelfAttention
-from .basic import SwiGLU, build_activation
+from .basic import SwiGLU, bounded, build_activation
 
 
 class DeformableCrossAttention(nn.Module):
@@ -192,8 +191,8 @@ class DecoderLayer(nn.Module):
         update = self.cross_attn(query + position, references, memory, spatial_shapes)
         query = self._joined(query, update)
         update = self.linear2(self.act(self.linear1(query)))
-        # float16 overflows beyond this bound. The gradient of clamp would take five kernels.
-        return self.norm3(F.hardtanh(query + update, -65504, 65504))
+        # float16 overflows beyond this bound.
+        return self.norm3(bounded(query + update, 65504))
 
 
 def check_sizes(

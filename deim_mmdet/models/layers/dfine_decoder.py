@@ -6,13 +6,12 @@ DEIMv2 (arXiv 2509.20787) and EdgeCrafter's ECDet (arXiv 2603.18739) change its 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ...utils.arguments import check_count
 from ...utils.errors import UserError
-from .basic import MLP, RMSNorm, init_scores, inverse_sigmoid
+from .basic import MLP, RMSNorm, bounded, init_scores, inverse_sigmoid
 from .decoder import DecoderLayer, DeformableCrossAttention, check_sizes
 from .distribution import (
     bin_probabilities,
@@ -178,7 +177,7 @@ class DFINEDecoder(nn.Module):
         scores, boxes, all_distributions = [], [], []
         for i, layer in enumerate(self.layers):
             if i == 0 or not self.initial_position:
-                position = F.hardtanh(self.query_position(references.to(query.dtype)), -10, 10)
+                position = bounded(self.query_position(references.to(query.dtype)), 10)
             query = layer(query, position, references, memory, spatial_shapes, attn_mask)
             if i == 0:
                 initial_boxes = (

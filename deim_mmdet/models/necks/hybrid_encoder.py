@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...utils.errors import UserError
 from ..layers.attention import SelfAttention
-from ..layers.basic import build_activation, project_levels, resized, to_tokens
-from ..layers.conv_norm import ConvNorm, set_with_cp
+from ..layers.basic import build_activation, project_levels, to_tokens
+from ..layers.conv_norm import ConvNorm, set_with_cp, upsampled
 from .fusion import RepCSPELANBlock, RepCSPLayer, SplitCSPLayer, check_sizes
 
 
@@ -212,8 +212,7 @@ class HybridEncoder(BaseModule):
             self.lateral_convs, self.fpn_blocks, reversed(feats[:-1]), strict=True
         ):
             fused[0] = lateral(fused[0])
-            upsampled = resized(fused[0], scale_factor=2.0, mode='nearest')
-            fused.insert(0, block(*self._joined(upsampled, finer)))
+            fused.insert(0, block(*self._joined(upsampled(fused[0]), finer)))
 
         # Bottom-up: each step adds a coarser level behind.
         outputs = [fused[0]]

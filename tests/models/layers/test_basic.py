@@ -1,12 +1,20 @@
 """Convolutions of concatenated features against the steps written out; norms of tokens."""
 
+import weakref
+
 from deim_mmdet.models.backbones.hgnetv2 import HGNetv2
-from deim_mmdet.models.layers.basic import RMSNorm, SwiGLU
-from deim_mmdet.models.layers.conv_norm import ConvNorm, FrozenBatchNorm2d, convolve_and_norm
+from deim_mmdet.models.layers.basic import RMSNorm, SwiGLU, bounded
+from deim_mmdet.models.layers.conv_norm import (
+    ConvNorm,
+    FrozenBatchNorm2d,
+    convolve_and_norm,
+    upsampled,
+)
 from deim_mmdet.models.necks import HybridEncoder, LiteEncoder
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -49,6 +57,37 @@ def test_training_keeps_no_concatenation_where_it_is_told(with_cp):
     once, again = node._saved_input, node._saved_input
     torch.testing.assert_close(once, torch.cat(features, dim=1), rtol=0, atol=0)
     assert (once.data_ptr() != again.data_ptr()) == with_cp
+
+
+@pytest.mark.parametrize('change', [None, 'source', 'result'])
+@pytest.mark.parametrize('with_cp', [True, False])
+def test_upsampled_features_are_made_again_where_it_is_told(with_cp, change):
+    conv, norm = nn.Conv2d(5, 4, 1, bias=False).double(), random_norm(nn.BatchNorm2d, 4)
+    small = torch.randn(2, 3, 4, 3, dtype=torch.double, requires_grad=True)
+    other = torch.randn(2, 2, 8, 6, dtype=torch.double, requires_grad=True)
+    source = small * 1
+    large = upsampled(source)
+    plain = F.interpolate(small, scale_factor=2, mode='nearest')
+    assert torch.equal(large, plain)
+    # Afterwards the same would not be made again.
+    if change == 'source':
+        source.mul_(2)
+    if change == 'result':
+        large.mul_(2)
+        plain = 2 * plain
+    storage = weakref.ref(large.untyped_storage())
+    out = convolve_and_norm(conv, norm, [large, other], with_cp)
+    del large
+    # Without with_cp the concatenation is kept, and no part of it.
+    assert (storage() is None) == (not with_cp or change is None)
+    expected = norm(conv(torch.cat([plain, other], dim=1)))
+    inputs = [small, other, conv.weight]
+    for got, truth in zip(
+        torch.autograd.grad(out.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, truth)
 
 
 @pytest.mark.parametrize('changed', ['feature', 'weight'])
@@ -157,3 +196,24 @@ def test_deimv2_projects_only_levels_of_another_width(kind, layers):
     assert [type(layer) for layer in neck.input_proj] == [ConvNorm, nn.Identity]
     assert isinstance(neck.encoder.act, nn.SiLU)
     assert len(neck.fpn_blocks[0].cv2) == layers
+
+
+def test_bounded_numbers_are_those_of_clamp_and_only_the_result_is_kept():
+    x = torch.tensor([-3.0, -2.0, -1.0, 0.5, 2.0, 5.0, float('nan')], dtype=torch.double)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    made = [each * 1 for each in inputs]
+    storage = weakref.ref(made[0].untyped_storage())
+    out, expected = bounded(made[0], 2), F.hardtanh(made[1], -2, 2)
+    made.clear()
+    assert storage() is None
+    weights = torch.arange(1.0, 8.0, dtype=torch.double)
+    for result in (out, expected):
+        (result * weights).sum().backward()
+    torch.testing.assert_close(out, x.clamp(-2, 2), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=0, atol=0, equal_nan=True)
+    assert inputs[0].grad[:6].tolist() == [0, 0, 3, 4, 0, 0]
+    # Also for one of several, and without gradients.
+    by_row = torch.func.vmap(torch.func.grad(lambda row: (bounded(row, 2) ** 2).sum()))
+    rows = torch.tensor([[1.0, 3.0], [-0.5, -4.0]])
+    assert by_row(rows).tolist() == [[2, 0], [-1, 0]]
+    assert torch.equal(bounded(rows, 2), rows.clamp(-2, 2))
