@@ -197,11 +197,21 @@ def _replacements() -> list[tuple]:
         (torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False),
         (mmengine.device.utils, 'DEVICE', 'cuda'),
         (Tensor, 'pin_memory', lambda self, *args: self),
+        (FakeTensor, '__deepcopy__', _copied),
         (torch, 'empty_like', lambda *args, pin_memory=False, **kw: empty_like(*args, **kw)),
         (F, 'scaled_dot_product_attention', _attention),
         # Fake gradients are of another class than those for which torch has one kernel.
         (sys.modules[foreach], '_has_foreach_support', lambda tensors, device: True),
     ]
+
+
+@torch.no_grad()
+def _copied(tensor: FakeTensor, memo: dict) -> Tensor:
+    """As torch copies a real one: its copy of a fake parameter seems to have two memories."""
+    copied = tensor.clone()
+    if isinstance(tensor, torch.nn.Parameter):
+        copied = torch.nn.Parameter(copied, tensor.requires_grad)
+    return memo.setdefault(id(tensor), copied)
 
 
 def _sums_of_channels(grad, x, mean, *_) -> tuple:
