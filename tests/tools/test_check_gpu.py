@@ -145,9 +145,14 @@ def environment_of(process):
 
 
 def test_all_steps_fit_into_seven_minutes(tool, tmp_path):
+    """On a machine with 16 cores, where eight checks run side by side."""
     settings = tool.Settings('cuda', tmp_path)
-    shares = [step.share for part in tool.PARTS.values() for step in part(settings)]
-    assert sum(shares) <= 7 * 60
+    shares = {kind: [] for kind in tool.Kind}
+    for part in tool.PARTS.values():
+        for step in part(settings):
+            shares[step.kind].append(step.share)
+    checks = shares.pop(tool.Kind.CHECKS)
+    assert max(*checks, sum(checks) / 8) + sum(map(sum, shares.values())) <= 7 * 60
 
 
 def test_every_step_names_a_file_of_the_checkout(tool, tmp_path, repo_root):

@@ -71,7 +71,7 @@ def machine(args: argparse.Namespace) -> None:
 def steps(args: argparse.Namespace) -> None:
     """Times of training steps of N and L: eager, in the trainer, and captured.
 
-    In one process: cuDNN's search for algorithms takes more time than all the steps.
+    In one process, whose start and first steps take longer than those that are timed.
     """
     timed = SMALL_STEPS if args.device == 'cpu' else STEPS
     for name, batch in timed.items():

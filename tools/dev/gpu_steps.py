@@ -73,7 +73,7 @@ def operators(settings: Settings) -> Iterator[Step]:
     # Operators for CPUs alone, compiled before, would count as done.
     force = () if settings.small else ('--force',)
     compiling = ('setup.py', '--quiet', 'build_ext', '--inplace', *force)
-    yield settings.step('compile', 18, *compiling, kind=Kind.MAKES)
+    yield settings.step('compile', 20, *compiling, kind=Kind.MAKES)
     yield settings.part('versions', 8, 'machine', kind=Kind.CHECKS)
     # On their own: on one machine they ended the interpreter.
     tests = 'tests/ops/test_deformable_attention.py'
@@ -81,7 +81,7 @@ def operators(settings: Settings) -> Iterator[Step]:
     chosen = 'gradients or types' if settings.small else 'not operator_checks'
     yield settings.tests('tests', 26, tests, '-k', chosen)
     sizes = ('--repeats', '3', '--threads', '1') if settings.small else ()
-    yield settings.step('times', 12, 'benchmarks/operators.py', '--device', settings.device, *sizes)
+    yield settings.step('times', 18, 'benchmarks/operators.py', '--device', settings.device, *sizes)
 
 
 def precision(settings: Settings) -> Iterator[Step]:
@@ -101,12 +101,12 @@ def training(settings: Settings) -> Iterator[Step]:
 
 def steps(settings: Settings) -> Iterator[Step]:
     """Times of training steps, captured as a graph, in the trainer; the reference; transformers."""
-    yield settings.part('ours', 100, 'steps')
+    yield settings.part('ours', 110, 'steps')
     sizes = ('--models', 'dfine_n', '--repeats', 1)
     if not settings.small:
         sizes = ('--amp', '--repeats', 5)
     yield settings.step(
-        'side by side', 60, 'benchmarks/training_step.py', '--device', settings.device, *sizes
+        'side by side', 70, 'benchmarks/training_step.py', '--device', settings.device, *sizes
     )
 
 

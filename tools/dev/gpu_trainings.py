@@ -135,7 +135,7 @@ def training_command(
     if args.device == 'cpu':
         settings['image_size'] = SMALL
     else:
-        # For each size cuDNN would try its algorithms, which takes longer than the training.
+        # The size changes all the time, and cuDNN would try out its algorithms for each.
         settings['env_cfg.cudnn_benchmark'] = False
         options += ('--amp',)
     return [
