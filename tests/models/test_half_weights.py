@@ -192,6 +192,39 @@ def test_a_norm_that_was_frozen_later_is_not_left_out(blocks):
     assert largest_change(blocks, halves) < 0.01
 
 
+@pytest.mark.parametrize('frozen', [None, 0, 2])
+def test_weights_of_all_shapes_and_layouts_are_multiplied_by_their_scales(frozen):
+    torch.manual_seed(0)
+    widths = [(4, 8, 3, 1), (6, 4, 1, 1), (4, 2, 3, 1), (8, 8, 3, 4), (4, 4, 3, 1), (6, 2, 1, 1)]
+    network = nn.ModuleList(ConvNorm(i, o, k, groups=g) for i, o, k, g in widths)
+    freeze_norms(network)
+    for index, block in enumerate(network):
+        block.bn.weight.uniform_(0.5, 2)
+        block.bn.running_var.uniform_(0.5, 2)
+        weight = block.conv.weight
+        if index % 3 == 1:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if index % 3 == 2:
+            weight.data = weight.data.transpose(0, 1).contiguous().transpose(0, 1)
+        weight.requires_grad_(index != frozen)
+    with HalfWeights([network], [])(torch.bfloat16):
+        halves = [block.conv.weight for block in network]
+    gradients = [torch.randn_like(half, memory_format=torch.channels_last) for half in halves]
+    wanted = [(h, g) for h, g in zip(halves, gradients, strict=True) if h.requires_grad]
+    torch.autograd.backward(*zip(*wanted, strict=True))
+    for index, (block, half, gradient) in enumerate(zip(network, halves, gradients, strict=True)):
+        scale = block.bn.weight * (block.bn.running_var + block.bn.eps).rsqrt()
+        weight = block.conv.weight
+        product = weight.detach() * scale[:, None, None, None]
+        torch.testing.assert_close(half.detach(), product.bfloat16(), rtol=0, atol=0)
+        assert half.requires_grad == weight.requires_grad == (index != frozen)
+        if index == frozen:
+            assert weight.grad is None
+            continue
+        expected = gradient.float() * scale[:, None, None, None]
+        torch.testing.assert_close(weight.grad, expected, rtol=0, atol=0)
+
+
 def test_lending_twice_at_a_time(blocks):
     halves = HalfWeights([blocks], [blocks])
     with halves(torch.bfloat16), halves(torch.float16):

@@ -8,6 +8,7 @@ part of the network. What the layers compute doesn't change.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -58,11 +59,7 @@ class HalfWeights:
         # One convolution may have two norms, and so no weight that contains its norm.
         times = Counter((weight.layer, weight.name) for group in groups for weight in group)
         self._groups = [
-            # Convolutions with frozen norms come first.
-            sorted(
-                (weight for weight in group if times[weight[:2]] == 1),
-                key=lambda weight: weight.norm is None,
-            )
+            sorted((weight for weight in group if times[weight[:2]] == 1), key=_place)
             for group in groups
         ]
 
@@ -84,9 +81,9 @@ class HalfWeights:
         try:
             for group in filter(None, map(_lendable, self._groups)):
                 norms = [weight.norm for weight in group if weight.norm is not None]
-                scales, shifts = _scales_and_shifts(norms, dtype)
+                scale, shifts = _scale_and_shifts(norms, dtype)
                 parameters = [getattr(weight.layer, weight.name) for weight in group]
-                cast = _CastTogether.apply(dtype, scales, *parameters)
+                cast = _CastTogether.apply(dtype, scale, len(norms), *parameters)
                 for weight, half in zip(group, cast, strict=True):
                     lend(weight.layer, weight.name, half)
                 for weight, shift in zip(group, shifts, strict=False):
@@ -113,6 +110,17 @@ def _weights_of(module: nn.Module, linear: bool) -> list[_Weight]:
     return [_Weight(module, name) for name in names if getattr(module, name) is not None]
 
 
+def _place(weight: _Weight) -> tuple[bool, int, bool]:
+    """Convolutions with frozen norms come first; of these, weights with equally long rows together.
+
+    One kernel multiplies them by their scales, and one their gradients, if those are wanted.
+    """
+    if weight.norm is None:
+        return True, 0, False
+    values = getattr(weight.layer, weight.name)
+    return False, _row_length(values), values.requires_grad
+
+
 def _lendable(group: Sequence[_Weight]) -> list[_Weight]:
     """Weights that are parameters: pruning and the like put something else in their place."""
     return [
@@ -122,16 +130,57 @@ def _lendable(group: Sequence[_Weight]) -> list[_Weight]:
     ]
 
 
-def _scales_and_shifts(
+def _scale_and_shifts(
     norms: Sequence[FrozenBatchNorm2d], dtype: torch.dtype
-) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """What the weights of frozen norms' convolutions are multiplied by, and their biases."""
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """What rows of the weights of frozen norms' convolutions are multiplied by; their biases."""
     if not norms:
-        return [], ()
+        return None, ()
     scale, shift = frozen_affines(norms)
-    widths = [len(norm.weight) for norm in norms]
-    scales = [part[:, None, None, None] for part in scale.split(widths)]
-    return scales, shift.to(dtype).split(widths)
+    return scale, shift.to(dtype).split([len(norm.weight) for norm in norms])
+
+
+def _row_length(weight: Tensor) -> int:
+    """Numbers in a weight for each output channel."""
+    return weight[0].numel()
+
+
+def _strides(weight: Tensor) -> tuple[int, ...]:
+    """Strides of a weight (O, C, H, W) where it is contiguous or channels-last, else contiguous."""
+    if weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):
+        return weight.stride()
+    return torch.empty(weight.shape, device='meta').stride()
+
+
+class _Stack:
+    """New tensors like weights (O_i, ...) with rows of one length, which are behind each other.
+
+    Args:
+        weights: The weights, (O_i, C, H, W) each.
+        dtype: Type of the new tensors.
+
+    Attributes:
+        rows: (Σ O_i, length) all rows.
+        parts: Like the weights; they share the memory of ``rows``.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
+        length, ends = _row_length(weights[0]), [*accumulate(map(len, weights))]
+        self.rows = weights[0].new_empty(ends[-1], length, dtype=dtype)
+        self.parts = [
+            self.rows.as_strided(weight.shape, _strides(weight), (end - len(weight)) * length)
+            for weight, end in zip(weights, ends, strict=True)
+        ]
+
+
+def _runs(weights: Sequence[Tensor], wanted: Sequence[bool]) -> Iterator[tuple[slice, slice]]:
+    """Slices of neighbours that can be stacked, all wanted or none; and slices of their rows."""
+    begin = first_row = 0
+    for _, same in groupby(zip(map(_row_length, weights), wanted, strict=True)):
+        end = begin + len(list(same))
+        last_row = first_row + sum(map(len, weights[begin:end]))
+        yield slice(begin, end), slice(first_row, last_row)
+        begin, first_row = end, last_row
 
 
 def _contiguous(*tensors: Tensor) -> bool:
@@ -139,31 +188,47 @@ def _contiguous(*tensors: Tensor) -> bool:
 
 
 class _CastTogether(torch.autograd.Function):
-    """Weights, the first of them times ``scales``, rounded to ``dtype``."""
+    """Weights rounded to ``dtype``, the rows of the first ``num_scaled`` times ``scale``."""
 
     @staticmethod
     def forward(
-        ctx: Any, dtype: torch.dtype, scales: list[Tensor], *weights: Tensor
+        ctx: Any, dtype: torch.dtype, scale: Tensor | None, num_scaled: int, *weights: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.scales, ctx.weights = scales, weights
+        ctx.scale, ctx.num_scaled, ctx.weights = scale, num_scaled, weights
         ctx.set_materialize_grads(False)
-        halves = [torch.empty_like(weight, dtype=dtype) for weight in weights]
-        scaled = [weight * scale for weight, scale in zip(weights, scales, strict=False)]
-        compat.copy_each(halves, [*scaled, *weights[len(scales) :]])
-        # Nothing is computed for the gradients of frozen stages.
-        trained = ctx.needs_input_grad[2:]
-        ctx.mark_non_differentiable(
-            *(half for half, wanted in zip(halves, trained, strict=True) if not wanted)
+        trained = ctx.needs_input_grad[3:]
+        scaled, others = weights[:num_scaled], weights[num_scaled:]
+        runs = [*_runs(scaled, trained[:num_scaled])]
+        products = [_Stack(scaled[run], scaled[0].dtype) for run, _ in runs]
+        compat.copy_each([part for stack in products for part in stack.parts], [*scaled])
+        for stack, (_, rows) in zip(products, runs, strict=True):
+            stack.rows.mul_(scale[rows, None])
+        halves = [_Stack(scaled[run], dtype) for run, _ in runs]
+        cast = [torch.empty_like(weight, dtype=dtype) for weight in others]
+        compat.copy_each(
+            [*(stack.rows for stack in halves), *cast],
+            [*(stack.rows for stack in products), *others],
         )
-        return tuple(halves)
+        cast = [*(part for stack in halves for part in stack.parts), *cast]
+        # Nothing is computed for the gradients of frozen stages.
+        ctx.mark_non_differentiable(
+            *(half for half, wanted in zip(cast, trained, strict=True) if not wanted)
+        )
+        return tuple(cast)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = [
-            None if gradient is None else torch.empty_like(weight)
-            for weight, gradient in zip(ctx.weights, gradients, strict=True)
-        ]
+        found, scaled = [None] * len(gradients), []
+        wanted = [gradient is not None for gradient in gradients]
+        for run, rows in _runs(ctx.weights[: ctx.num_scaled], wanted[: ctx.num_scaled]):
+            if wanted[run.start]:
+                stack = _Stack(ctx.weights[run], ctx.weights[0].dtype)
+                found[run] = stack.parts
+                scaled.append((stack.rows, ctx.scale[rows, None]))
+        for index in range(ctx.num_scaled, len(gradients)):
+            if wanted[index]:
+                found[index] = torch.empty_like(ctx.weights[index])
         # Those that lie in memory as their weights do are copied together.
         alike, others = [], []
         for target, gradient in zip(found, gradients, strict=True):
@@ -176,7 +241,6 @@ class _CastTogether(torch.autograd.Function):
             (alike if same else others).append((target, gradient))
         for pairs in filter(None, (alike, others)):
             compat.copy_each(*map(list, zip(*pairs, strict=True)))
-        for gradient, scale in zip(found, ctx.scales, strict=False):
-            if gradient is not None:
-                gradient.mul_(scale)
-        return None, None, *found
+        for rows, factors in scaled:
+            rows.mul_(factors)
+        return None, None, None, *found
