@@ -141,8 +141,8 @@ def _scale_and_shifts(
 
 
 def _row_length(weight: Tensor) -> int:
-    """Numbers in a weight for each output channel."""
-    return weight[0].numel()
+    """Numbers in a weight for each output channel; ``weight[0]`` would take time."""
+    return weight.numel() // len(weight)
 
 
 def _strides(weight: Tensor) -> tuple[int, ...]:
