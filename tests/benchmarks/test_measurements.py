@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from deim_mmdet.deployment.onnx_export import export_onnx
 from deim_mmdet.utils import Stage
@@ -10,6 +11,7 @@ from deim_mmdet.utils import Stage
 import pytest
 import torch
 from golden import CONFIGS, PARAMETERS, build_model
+from measuring import latency
 from measuring.latency import Candidate, make_runner
 from measuring.published import PublishedPoint, published_points
 from measuring.training import PARTS, TrainingStep, pipeline_speed
@@ -186,6 +188,34 @@ def test_a_candidate_is_timed_in_a_process_of_its_own():
     assert len(seconds) == 3
     assert 0 < sum(seconds) + sum(processor) < time.perf_counter() - start
     assert memory is None or memory >= 0
+
+
+def test_candidates_of_one_process_keep_to_their_own_models(monkeypatch):
+    """As on a GPU: each has a thread, and all are built at once."""
+    monkeypatch.setattr(latency, 'ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
+    called = []
+
+    def noted(backend, config, model, *args):
+        run = make_runner(backend, config, model, *args)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        return lambda images: called.append((num_parameters, len(images))) or run(images)
+
+    monkeypatch.setattr(latency, 'make_runner', noted)
+    names = ['deim_dfine_n', 'deim_dfine_s', 'deim_dfine_m']
+    configs = [config(name).model for name in names]
+    for each in configs:
+        each.backbone.init_cfg = None
+    with ThreadPoolExecutor() as threads:
+        candidates = [
+            *threads.map(
+                lambda each: Candidate('pytorch', each, SIZE, None, num_threads=1), configs
+            )
+        ]
+    for batch, candidate in enumerate(candidates, 1):
+        with candidate:
+            candidate.seconds(batch, calls=1)
+    # The first call isn't timed.
+    assert called == [(PARAMETERS[name], n) for n, name in enumerate(names, 1) for _ in range(2)]
 
 
 def test_what_is_wrong_in_the_process_of_a_candidate_is_told_here():
