@@ -31,7 +31,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from torch.overrides import TorchFunctionMode
-from trainer_iteration import ROOT, of_one_size, training
+from trainer_iteration import ROOT, End, of_one_size, training
 
 # Of the training: the first iterations make tables that stay.
 ITERATIONS = 3
@@ -64,14 +64,6 @@ class Count(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.gpu.reset()
         self.convolutions.all = self.convolutions.single = 0
-
-
-class End(Hook):
-    """Ends the training."""
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter == ITERATIONS - 1:
-            raise StopIteration
 
 
 class Stages(Hook):
@@ -109,7 +101,7 @@ def simulate_iteration(gpu: SimulatedGPU, cfg: Config) -> dict:
     runner = RUNNERS.build(of_one_size(cfg))
     with Convolutions() as seen:
         runner.register_hook(Count(gpu, seen), priority='HIGHEST')
-        runner.register_hook(End(), priority='LOWEST')
+        runner.register_hook(End(ITERATIONS))
         with suppress(StopIteration):
             runner.train()
     found = dict(

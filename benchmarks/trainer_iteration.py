@@ -84,6 +84,19 @@ class Watch:
             raise StopIteration
 
 
+class End(Hook):
+    """Ends a training by ``StopIteration`` after some iterations, as the last hook."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter == self.iterations - 1:
+            raise StopIteration
+
+
 def write_data_set(folder: Path, side: int, count: int) -> None:
     """Write random images of one size with random objects, in COCO format.
 

@@ -17,7 +17,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ import torch
 if TYPE_CHECKING:
     from measuring.training import TrainingStep
     from mmengine.config import Config
-    from mmengine.hooks import Hook
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/deim_dfine_demo.py'
@@ -186,7 +184,7 @@ def iterations(name: str, batch: int, device: str) -> None:
     from mmengine.registry import RUNNERS
 
     sys.path.insert(0, str(ROOT / 'benchmarks'))
-    from trainer_iteration import of_one_size
+    from trainer_iteration import End, of_one_size
     from trainer_iteration import training as config
 
     small = device == 'cpu'
@@ -201,18 +199,20 @@ def iterations(name: str, batch: int, device: str) -> None:
         if not small:
             set_mixed_precision(cfg, 'fp16')
         runner = RUNNERS.build(cfg)
-        clock = clock_of_iterations()
-        runner.register_hook(clock, priority='LOWEST')
+        runner.register_hook(End(ITERATIONS))
         with contextlib.suppress(StopIteration):
             runner.train()
-    # Its tensors leave the GPU.
-    del runner
-    gc.collect()
+        iteration, data = (
+            1e3 * statistics.median(runner.message_hub.get_scalar(f'train/{key}').data[0][SETTLED:])
+            for key in ('time', 'data_time')
+        )
+        # Its tensors leave the GPU, and nothing reads its data any more.
+        del runner
+        gc.collect()
     step = training_step(step_of, batch, device)
     for _ in range(ITERATIONS):
         step()
     step.spans = step.spans[SETTLED:]
-    iteration, data = clock.medians()
     bare = step.timings()['total'].median
     say(
         model=name,
@@ -222,35 +222,6 @@ def iterations(name: str, batch: int, device: str) -> None:
         bare_step_ms=round(bare, 2),
         times_the_bare_step=round(iteration / bare, 3),
     )
-
-
-def clock_of_iterations() -> 'Hook':
-    """A hook that notes when iterations begin and end, and stops the training after some.
-
-    Its method ``medians`` gives the milliseconds of an iteration, and those of them before it
-    begins: the trainer waits for the batch.
-    """
-    from mmengine.hooks import Hook
-
-    class Clock(Hook):
-        def __init__(self) -> None:
-            self.begins, self.ends = [], []
-
-        def before_train_iter(self, *_: object, **__: object) -> None:
-            self.begins.append(time.perf_counter())
-
-        def after_train_iter(self, *_: object, **__: object) -> None:
-            self.ends.append(time.perf_counter())
-            if len(self.ends) == ITERATIONS:
-                raise StopIteration
-
-        def medians(self) -> tuple[float, float]:
-            whole = [end - start for start, end in pairwise(self.ends[SETTLED:])]
-            pairs = zip(self.ends[SETTLED:-1], self.begins[SETTLED + 1 :], strict=True)
-            waits = [begin - end for end, begin in pairs]
-            return 1e3 * statistics.median(whole), 1e3 * statistics.median(waits)
-
-    return Clock()
 
 
 def distributed(args: argparse.Namespace) -> None:
