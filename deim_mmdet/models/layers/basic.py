@@ -130,7 +130,7 @@ class _Bounded(torch.autograd.Function):
 
 
 def bounded(x: Tensor, bound: float) -> Tensor:
-    """Numbers cut to [-bound, bound]; the gradient of those at the bounds and beyond is 0.
+    """Numbers, of any shape, cut to [-bound, bound]; at the bounds and beyond the gradient is 0.
 
     The gradient of ``clamp`` would take five kernels.
     """
