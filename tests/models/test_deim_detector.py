@@ -155,6 +155,40 @@ def test_batches_are_counted_as_by_torchs_norms():
     torch.testing.assert_close(norms[0].running_var, plain.running_var)
 
 
+@pytest.mark.parametrize(
+    ('build', 'expected'),
+    [
+        (lambda: build_model('dfine_n'), torch.bfloat16),
+        (lambda: build_model('deimv2_s'), torch.bfloat16),
+        # A backbone of others may have layers that leave autocast.
+        (tiny_detector, torch.float32),
+    ],
+    ids=['own convolutions', 'own patches', 'of others'],
+)
+def test_who_gets_images_in_the_type_of_autocast(build, expected):
+    preprocess = build().data_preprocessor
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert preprocess(dict(inputs=[image]))['inputs'].dtype == expected
+
+
+@pytest.mark.parametrize('name', ['dfine_n', 'rtdetrv2_r18', 'deimv2_s', 'ecdet_s'])
+def test_images_in_the_type_of_autocast_change_no_loss(name):
+    """The network converts the images first of all, whoever made them."""
+    torch.manual_seed(0)
+    model = build_model(name).float().train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model.load_state_dict(state)
+        torch.manual_seed(0)
+        images = torch.rand(1, 3, 64, 64).to(dtype)
+        with torch.autocast('cpu', torch.bfloat16):
+            results.append(model.loss(images, [sample_of_one_object()]))
+    for key, loss in results[0].items():
+        assert torch.equal(loss, results[1][key]), key
+
+
 def sample_of_one_object():
     sample = DetDataSample(metainfo=dict(img_shape=(64, 64)))
     sample.gt_instances = InstanceData(

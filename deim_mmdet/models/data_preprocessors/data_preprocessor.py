@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ... import compat
 from ...utils.errors import UserError
+from ..layers.basic import under_autocast
 from .staged_batch_augment import StagedBatchAugment
 
 
@@ -57,11 +58,18 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         ValueError: ``mean`` and ``std`` are for different numbers of channels, or a deviation isn't
             positive. Or ``bgr_to_rgb`` is set, and there aren't three channels.
 
+    Attributes:
+        in_autocast_type: Whether images leave in the type of autocast, where it is on. The first
+            convolution would convert them, and the trainer would keep them in float32 all the same.
+            ``DEIMDetector`` sets it where nothing else sees the images. Default False.
+
     Example:
         >>> data_preprocessor = dict(
         ...     type='DenseO2ODataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255],
         ...     bgr_to_rgb=True, batch_augments=[dict(type='DenseO2OMultiScale')])
     """
+
+    in_autocast_type = False
 
     def __init__(
         self,
@@ -113,7 +121,8 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
             training: Whether to apply the batch augments.
 
         Returns:
-            ``inputs`` (B, C, H', W') float32, normalised, and ``data_samples``.
+            ``inputs`` (B, C, H', W') float32, or in autocast's type, normalised, and
+            ``data_samples``.
 
         Raises:
             ValueError: An image has another number of channels than mean and std.
@@ -125,6 +134,9 @@ class DenseO2ODataPreprocessor(DetDataPreprocessor):
         else:
             data = super().forward(data, training)
             inputs, samples = data['inputs'], data['data_samples']
+        device = inputs.device.type
+        if self.in_autocast_type and under_autocast(device):
+            inputs = inputs.to(torch.get_autocast_dtype(device))
         if samples is not None and not self.samples_on_host and self.device.type != 'cpu':
             samples = [sample.to(self.device, non_blocking=True) for sample in samples]
         return {'inputs': inputs, 'data_samples': samples}

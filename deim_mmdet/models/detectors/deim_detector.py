@@ -112,6 +112,8 @@ class DEIMDetector(SingleStageDetector):
                 f'{", ".join(auxiliary)} of criterion.terms needs a neck with a transformer layer, '
                 '`encoder`: take HybridEncoder, or leave the term out'
             )
+        # A teacher, or a layer of others that leaves autocast, needs all digits of the images.
+        self.data_preprocessor.in_autocast_type = _is_own(self.backbone) and not auxiliary
 
     @cached_property
     def _half_weights(self) -> HalfWeights:

@@ -51,7 +51,9 @@ class DecoupledDistillationFocalLoss(nn.Module):
         """
         t = self.temperature
         teacher = F.log_softmax(soft_label.detach() / t, dim=-1)
-        divergence = (teacher.exp() * (teacher - F.log_softmax(pred / t, dim=-1))).sum(-1) * t**2
+        divergence = teacher - F.log_softmax(pred / t, dim=-1)
+        # In place: the numbers are many, and a step needs most memory here.
+        divergence = divergence.mul_(teacher.exp()).sum(-1) * t**2
         if weight is not None:
             divergence = divergence * weight.detach()
         if matched is None:

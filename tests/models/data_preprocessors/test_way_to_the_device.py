@@ -115,6 +115,24 @@ def test_devices_normalise_as_the_host_does(layout, mean):
         assert found.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize('augments', [None, [MIXUP]], ids=['none', 'mixup'])
+@pytest.mark.parametrize('form', ['pixels stacked', 'planes listed'])
+@pytest.mark.parametrize(('wanted', 'enabled'), [(True, True), (True, False), (False, True)])
+def test_autocast_gets_images_in_its_type(form, augments, wanted, enabled, monkeypatch):
+    """They are what the first convolution would make of the normalised and mixed images."""
+    monkeypatch.setattr(DenseO2ODataPreprocessor, 'in_autocast_type', wanted)
+    options = dict(mean=[10, 20, 30], std=[50, 60, 255], bgr_to_rgb=True, batch_augments=augments)
+    data = in_form(make_data(), form)
+    expected = preprocess(DetDataPreprocessor, in_form(make_data(), 'planes listed'), **options)
+    with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+        found = preprocess(DenseO2ODataPreprocessor, data, **options)['inputs']
+    dtype = torch.bfloat16 if wanted and enabled else torch.float32
+    assert found.dtype == dtype
+    assert torch.equal(found, expected['inputs'].to(dtype))
+    layout = torch.channels_last if form.startswith('pixels') else torch.contiguous_format
+    assert found.is_contiguous(memory_format=layout)
+
+
 class Recorder(TorchDispatchMode):
     """Names of the operators that take or give tensors of torch's device without memory.
 

@@ -178,6 +178,16 @@ def test_a_neck_without_tokens_is_refused():
         tiny_detector(criterion=criterion())
 
 
+def test_a_teacher_sees_all_digits_of_the_images():
+    """Autocast would round them before the teacher's own normalisation."""
+    backbone = dict(type='HGNetv2', arch='B0', out_indices=(3,))
+    for options, expected in ((dict(criterion=criterion()), torch.float32), ({}, torch.bfloat16)):
+        preprocess = tiny_detector(neck=True, backbone=backbone, **options).data_preprocessor
+        with torch.autocast('cpu', torch.bfloat16):
+            batch = preprocess(dict(inputs=[torch.zeros(3, 64, 64, dtype=torch.uint8)]))
+        assert batch['inputs'].dtype == expected
+
+
 def test_a_config_may_take_the_term_of_its_base_back():
     model = tiny_detector(neck=True, criterion=dict(terms=dict(loss_distill=None)))
     assert not model.bbox_head.criterion.auxiliary_terms
