@@ -77,10 +77,11 @@ def case(objects: int, dfine: bool) -> tuple[list[dict], dict]:
         )  # fmt: skip
 
     noised = boxes.repeat(1, groups * 2, 1)
+    noised = (noised + torch.randn_like(noised) * 0.01).clamp(0.005, 0.995)
     return targets, dict(
-        matching=predictions(boxes_near(boxes)),
+        predictions=predictions(torch.cat([noised, boxes_near(boxes)], dim=1)),
         encoder=(torch.randn(BATCH, QUERIES, CLASSES) - 4, boxes_near(boxes)),
-        denoising=predictions((noised + torch.randn_like(noised) * 0.01).clamp(0.005, 0.995)),
+        num_denoising=noised.shape[1],
         num_groups=groups,
     )
 

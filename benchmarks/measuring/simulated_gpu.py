@@ -101,6 +101,8 @@ class SimulatedGPU(TorchDispatchMode):
         from_gpu = any(map(_on_gpu, tree_leaves((args, kwargs))))
         to = None if device is None else torch.device(device).type
         if not from_gpu and to != 'cuda':
+            if kwargs.get('pin_memory'):
+                kwargs = {**kwargs, 'pin_memory': False}
             return func(*args, **kwargs)
         if from_gpu and name not in NO_CALLS | {READ}:
             self.calls[name] += 1

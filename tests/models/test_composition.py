@@ -255,25 +255,49 @@ class ThreeQueriesForTheEncoder(HungarianMatcher):
         )
 
 
+@TASK_UTILS.register_module()
+class FirstQueries:
+    """Pairs the objects of an image with its first queries, for each set or for all at once."""
+
+    def __init__(self, for_all=True, share=1):
+        self.for_all, self.share = for_all, share
+
+    def match(self, scores, boxes, targets):
+        counts = torch.tensor(targets.counts) * self.share
+        images = torch.arange(len(counts)).repeat_interleave(counts)
+        objects = torch.cat([torch.arange(count) for count in counts])
+        pairs = Pairs(images, objects, objects)
+        return pairs if self.for_all else pairs.of_each_set(len(scores))
+
+
 @pytest.mark.parametrize('kind', sorted(COMPOSED))
-def test_denoising_losses_do_not_wait_for_the_matching(kind):
-    """A GPU computes them while the host matches."""
-    criterion, events = (head := built(dict(COMPOSED[kind], denoising={}))).criterion, []
-    match, first_term = criterion.matcher.match, criterion.terms['loss_cls']
+def test_pairs_may_hold_for_all_sets(kind):
+    """With denoising queries, too, whose losses are those of any matching."""
+    results = {}
+    for for_all in (True, False):
+        matcher = dict(type='FirstQueries', for_all=for_all)
+        head = built(dict(COMPOSED[kind], criterion=dict(matcher=matcher), denoising={}))
+        results[for_all] = head.loss(FEATS, batch())
+    assert any(name.startswith('dn.') for name in results[True])
+    for name, loss in results[True].items():
+        assert loss.item() == pytest.approx(results[False][name].item(), rel=1e-6)
 
-    def noted_match(*inputs):
-        found = match(*inputs)
-        return lambda: events.append('matched') or found()
 
-    criterion.matcher.match = noted_match
-    first_term.register_forward_pre_hook(
-        lambda term, inputs: events.append(inputs[0].sets.prefixes)
-    )
-    head.loss(FEATS, batch())
-    denoising, event, matching = events
-    assert event == 'matched'
-    assert all(prefix.startswith('dn.') for prefix in denoising)
-    assert not any(prefix.startswith('dn.') for prefix in matching)
+@pytest.mark.parametrize('for_all', [True, False])
+@pytest.mark.parametrize('kind', sorted(COMPOSED))
+def test_a_matcher_may_find_no_pair(kind, for_all):
+    matcher = dict(type='FirstQueries', share=0, for_all=for_all)
+    head = built(dict(COMPOSED[kind], criterion=dict(matcher=matcher), denoising={}))
+    losses = head.loss(FEATS, batch())
+    expected = built(dict(COMPOSED[kind], criterion={}, denoising={})).loss(FEATS, batch())
+    for name, loss in losses.items():
+        if name.endswith(('bbox', 'iou', 'fgl')) and not name.startswith('dn.'):
+            assert loss.item() == 0
+        # The distillation weights paired and other queries as the matching queries.
+        elif name.startswith('dn.') and not name.endswith('ddf'):
+            assert loss.item() == pytest.approx(expected[name].item(), rel=1e-6)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize('kind', sorted(COMPOSED))
@@ -326,15 +350,15 @@ def plain_iou(a, b):
 class AspectTerm(LossTerm):
     """Difference of the aspect ratios of paired boxes, for the last decoder layer alone."""
 
-    def prefixes(self, matched):
-        return matched.sets.prefixes[matched.sets.num_layers - 1 : matched.sets.num_layers]
+    def sets(self, matched):
+        return slice(matched.sets.num_layers - 1, matched.sets.num_layers)
 
     def forward(self, matched):
-        last = matched.sets.num_layers - 1
-        width, height = matched.boxes[last, :, 2:].unbind(-1)
-        target_width, target_height = matched.target_boxes[last, :, 2:].unbind(-1)
-        loss = self.loss(width / height, target_width / target_height, reduction_override='none')
-        return loss.sum()[None] / matched.normaliser
+        sides = matched.boxes[self.sets(matched), :, 2:].unbind(-1)
+        target_sides = matched.target_boxes[self.sets(matched), :, 2:].unbind(-1)
+        ratios = (width / height for width, height in (sides, target_sides))
+        loss = self.loss(*ratios, reduction_override='none')
+        return matched.sum_of_pairs(loss, self.sets(matched))
 
 
 def test_a_loss_term_is_a_class_and_a_line():

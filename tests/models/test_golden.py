@@ -118,24 +118,28 @@ def check_criterion(criterion, golden, dtype):
         if key.startswith('in/')
     }
 
-    def predictions(part: str, initial: str) -> Predictions:
-        def stacked(field: str) -> torch.Tensor:
-            return torch.stack([inputs[f'in/{part}/{i}/{field}'] for i in range(3)])
+    def of_parts(*names: str) -> torch.Tensor:
+        """A field of the denoising queries, if there are any, and of the matching queries."""
+        return torch.cat([inputs[name] for name in names if name in inputs], dim=-2)
 
-        fields = dict(scores=stacked('pred_logits'), boxes=stacked('pred_boxes'))
-        if f'in/{initial}/pred_logits' in inputs:
-            fields['initial_scores'] = inputs[f'in/{initial}/pred_logits'][None]
-            fields['initial_boxes'] = inputs[f'in/{initial}/pred_boxes'][None]
-        if f'in/{part}/0/pred_corners' in inputs:
-            up, reg_scale = (torch.tensor([value], dtype=dtype) for value in (0.5, 4.0))
-            fields |= dict(
-                distributions=stacked('pred_corners'),
-                references=inputs[f'in/{part}/ref_points'][None],
-                bin_distances=weighting_function(32, up, reg_scale),
-                reg_scale=reg_scale,
-            )
-        return Predictions(**fields)
+    def stacked(field: str) -> torch.Tensor:
+        layers = ([f'in/{part}/{i}/{field}' for part in ('denoising', 'decoder')] for i in range(3))
+        return torch.stack([of_parts(*names) for names in layers])
 
+    fields = dict(scores=stacked('pred_logits'), boxes=stacked('pred_boxes'))
+    if 'in/pre/pred_logits' in inputs:
+        for ours, field in dict(scores='pred_logits', boxes='pred_boxes').items():
+            names = (f'in/{part}/{field}' for part in ('denoising_pre', 'pre'))
+            fields[f'initial_{ours}'] = of_parts(*names)[None]
+    if 'in/decoder/0/pred_corners' in inputs:
+        up, reg_scale = (torch.tensor([value], dtype=dtype) for value in (0.5, 4.0))
+        names = (f'in/{part}/ref_points' for part in ('denoising', 'decoder'))
+        fields |= dict(
+            distributions=stacked('pred_corners'),
+            references=of_parts(*names)[None],
+            bin_distances=weighting_function(32, up, reg_scale),
+            reg_scale=reg_scale,
+        )
     has_objects = 'in/denoising/0/pred_logits' in inputs
     batch = len(inputs['in/encoder/pred_logits'])
     labels, boxes = (
@@ -144,11 +148,11 @@ def check_criterion(criterion, golden, dtype):
     )
     boxes = [of_image.to(dtype) for of_image in boxes]
     losses = criterion(
-        matching=predictions('decoder', 'pre'),
-        encoder=(inputs['in/encoder/pred_logits'], inputs['in/encoder/pred_boxes']),
-        denoising=predictions('denoising', 'denoising_pre') if has_objects else None,
-        num_groups=int(golden['num_dn_groups']) if has_objects else 0,
-        targets=Targets.from_lists(labels, boxes),
+        Predictions(**fields),
+        (inputs['in/encoder/pred_logits'], inputs['in/encoder/pred_boxes']),
+        Targets.from_lists(labels, boxes),
+        inputs['in/denoising/0/pred_logits'].shape[1] if has_objects else 0,
+        int(golden['num_dn_groups']) if has_objects else 0,
     )
     expected = {our_term(k[5:], 3): v for k, v in golden.items() if k.startswith('loss/')}
     assert losses.keys() == expected.keys()

@@ -221,23 +221,17 @@ class QuerySelectionHead(BaseModule):
             targets: The objects.
             view: What auxiliary terms see.
         """
-        matching, denoising, num_groups = predictions.in_full_precision(), None, 0
+        denoising = {}
         if queries is not None:
-            denoising, matching = matching.split(queries.content.shape[1])
-            denoising = denoising.split(queries.num_real)[0] if queries.num_real else None
-            num_groups = queries.num_groups
-        with torch.autocast(matching.boxes.device.type, enabled=False):
+            denoising = dict(num_denoising=queries.content.shape[1], num_groups=queries.num_groups)
+        with torch.autocast(encoder_scores.device.type, enabled=False):
             losses = self.criterion(
-                matching=matching,
-                encoder=(
-                    full_precision(encoder_scores),
-                    full_precision(encoder_box_logits).sigmoid(),
-                ),
-                denoising=denoising,
-                num_groups=num_groups,
-                targets=targets,
+                predictions.in_full_precision(),
+                (full_precision(encoder_scores), full_precision(encoder_box_logits).sigmoid()),
+                targets,
+                **denoising,
             )
-        if self.denoising is not None and denoising is None:
+        if self.denoising is not None and (queries is None or not queries.num_real):
             # The gradient exchange between ranks needs every parameter, objects or not.
             name = next(iter(losses))
             losses[name] = losses[name] + self.denoising.embedding.weight.sum() * 0

@@ -83,10 +83,11 @@ def boxes_to_bins(
     scale = reg_scale.abs()
     centres, sizes = references.split(2, dim=-1)
     unit = sizes / scale + 1e-16
-    low = (centres - boxes[..., :2]) / unit - 0.5 * scale
-    high = (boxes[..., 2:] - centres) / unit - 0.5 * scale
-    distances = torch.cat([low, high], dim=-1)
+    # (N, 2, 2): from the centre to the upper left and to the lower right corner, then outwards.
+    distances = (boxes.unflatten(-1, (2, 2)) - centres[:, None]) / unit[:, None]
+    distances[:, 0].neg_()
+    distances = distances.sub_(scale, alpha=0.5).flatten(1)
     lower = torch.searchsorted(bin_distances, distances, right=True) - 1
-    lower = lower.clamp(0, len(bin_distances) - 2)
-    left, right = bin_distances[lower], bin_distances[lower + 1]
-    return lower, ((distances - left) / (right - left)).clamp(0, 1)
+    lower = lower.clamp_(0, len(bin_distances) - 2)
+    weight = (distances - bin_distances[lower]) / bin_distances.diff()[lower]
+    return lower, weight.clamp_(0, 1)

@@ -40,20 +40,9 @@ class Predictions:
     bin_distances: Tensor | None = None
     reg_scale: Tensor | None = None
 
-    def _of_queries(self) -> dict[str, Tensor]:
-        """Fields with a query axis that are present, by name."""
-        names = ('scores', 'boxes', 'distributions', 'references', 'initial_scores')
-        fields = {name: getattr(self, name) for name in (*names, 'initial_boxes')}
-        return {name: field for name, field in fields.items() if field is not None}
-
-    def split(self, num_first: int) -> 'tuple[Predictions, Predictions]':
-        """Predictions for the first ``num_first`` queries, and for the others."""
-        sizes = [num_first, self.scores.shape[2] - num_first]
-        parts = {name: field.split(sizes, dim=2) for name, field in self._of_queries().items()}
-        first, others = ({name: part[i] for name, part in parts.items()} for i in range(2))
-        return replace(self, **first), replace(self, **others)
-
     def in_full_precision(self) -> 'Predictions':
         """The same in float32 at least, which losses need under mixed precision."""
-        fields = self._of_queries()
-        return replace(self, **{name: full_precision(field) for name, field in fields.items()})
+        names = ('scores', 'boxes', 'distributions', 'references', 'initial_scores')
+        fields = {name: getattr(self, name) for name in (*names, 'initial_boxes')}
+        present = {name: field for name, field in fields.items() if field is not None}
+        return replace(self, **{name: full_precision(field) for name, field in present.items()})

@@ -40,14 +40,15 @@ class DecoupledDistillationFocalLoss(nn.Module):
             soft_label: (N, bins) logits of the teacher; no gradient flows into them.
             weight: (*, N): IoU for matched predictions, the teacher's confidence for others.
             avg_factor: Without ``matched``, the divisor of the sum; default: N. With it, divisors
-                (2,) of the matched and the unmatched part; default: their numbers.
-            matched: (N,) bool, which predictions are matched. Default: all, as mmdet's distillation
-                heads hand over the positive ones only.
-            balance: (2,) numbers of matched and unmatched predictions, whose square roots weight
-                the two parts. Default: counted from ``matched``.
+                (2,) or (K, 2) of the matched and the unmatched predictions; default: their numbers.
+            matched: (N,) bool, which predictions are matched. Or (K, 2, N) bool, which are matched
+                and which are unmatched in each of K parts. Default: all are matched, as mmdet's
+                distillation heads hand over the positive ones only.
+            balance: (2,) or (K, 2) numbers of matched and unmatched predictions, whose square roots
+                weight the two means. Default: counted from ``matched``.
 
         Returns:
-            (*) losses.
+            (*) losses; (*, K) for K parts.
         """
         t = self.temperature
         teacher = F.log_softmax(soft_label.detach() / t, dim=-1)
@@ -58,10 +59,15 @@ class DecoupledDistillationFocalLoss(nn.Module):
             divergence = divergence * weight.detach()
         if matched is None:
             return self.loss_weight * divergence.sum(-1) / (avg_factor or divergence.shape[-1])
-        masks = torch.stack([matched, ~matched]).to(divergence.dtype)
-        counts = masks.sum(-1)
-        # A part without members has the sum 0, whatever the divisor.
-        divisors = (counts if avg_factor is None else avg_factor).clamp(min=1e-6)
-        means = (divergence[..., None, :] * masks).sum(-1) / divisors
-        weights = (counts if balance is None else balance).sqrt()
-        return self.loss_weight * (means * weights).sum(-1) / weights.sum().clamp(min=1e-6)
+        if matched.dim() == 1:
+            matched = torch.stack([matched, ~matched])
+        masks = matched.to(divergence.dtype)
+        if avg_factor is None or balance is None:
+            counts = masks.sum(-1)
+            avg_factor = counts if avg_factor is None else avg_factor
+            balance = counts if balance is None else balance
+        divergence = divergence.view(*divergence.shape[:-1], *[1] * (masks.dim() - 1), -1)
+        # A mean over nothing is 0, whatever the divisor.
+        means = (divergence * masks).sum(-1) / avg_factor.clamp(min=1e-6)
+        weights = balance.sqrt()
+        return self.loss_weight * (means * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)

@@ -34,29 +34,29 @@ class DistributionTerm(LossTerm):
     The IoU of a pair weights its loss.
     """
 
-    def prefixes(self, matched: MatchedSets) -> list[str]:
-        """Prefixes of the decoder layers."""
-        return matched.sets.prefixes[: matched.sets.num_layers]
+    def sets(self, matched: MatchedSets) -> slice:
+        """The decoder layers."""
+        return slice(matched.sets.num_layers)
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss (L,) of each of L layers."""
-        logits, pairs, layers = _logits(matched), matched.pairs, matched.sets.layers
-        if len(pairs) == 0:
+        """Loss of each layer."""
+        logits, layers = _logits(matched), matched.sets.layers
+        if len(matched.pairs) == 0:
             return no_pairs(logits)
         num_layers = len(logits)
         lower, upper_weight = boxes_to_bins(
-            layers.references[0, pairs.images, pairs.queries],
+            matched.of_queries(layers.references)[0],
             matched.target_corners[0],
             layers.bin_distances,
             layers.reg_scale,
         )
         loss = self.loss(
-            logits[pairs.place].flatten(0, 2),
+            matched.of_queries(logits).flatten(0, 2),
             (lower + upper_weight).expand(num_layers, -1, -1).flatten(),
             weight=matched.iou[:num_layers, :, None].expand(-1, -1, 4).flatten(),
             reduction_override='none',
         )
-        return loss.view(num_layers, -1).sum(1) / matched.normaliser
+        return matched.sum_of_pairs(loss, self.sets(matched))
 
 
 @MODELS.register_module()
@@ -64,28 +64,34 @@ class DistillationTerm(LossTerm):
     """Distillation of the last layer's distributions into those of earlier layers (DDF).
 
     The IoU weights the loss of a pair. The best score of the last layer weights that of another
-    query.
+    query. The numbers of paired and of other matching queries weight these two kinds, among the
+    denoising queries, too.
     """
 
-    def prefixes(self, matched: MatchedSets) -> list[str]:
-        """Prefixes of all decoder layers but the last."""
-        return matched.sets.prefixes[: matched.sets.num_layers - 1]
+    def sets(self, matched: MatchedSets) -> slice:
+        """All decoder layers but the last."""
+        return slice(matched.sets.num_layers - 1)
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss (L - 1,) of each layer but the last."""
-        logits, pairs = _logits(matched), matched.pairs
-        num_layers, batch, num_queries = logits.shape[:3]
-        paired = torch.zeros(batch, num_queries, dtype=torch.bool, device=logits.device)
-        # A number instead of a tensor would be copied to the GPU, and the host would wait for it.
-        paired[pairs.images, pairs.queries] = paired.new_ones(())
+        """Loss of each layer but the last."""
+        logits, parts = _logits(matched), matched.parts
+        students, queries = len(logits) - 1, logits.shape[1:3]
+        # The kind of each query: paired or not, in either part; or none, where it fills up.
+        kinds = logits.new_full(queries, 2 * len(parts), dtype=torch.int64)
+        for number, part in enumerate(parts):
+            # Not an assignment, which would make a tensor of the number.
+            kinds[:, part.queries].fill_(2 * number + 1)
+        matched.put(kinds[None], matched.of_queries(kinds[None]) - 1)
         confidence = matched.sets.layers.scores[-1].detach().amax(-1).sigmoid()
-        weight = confidence.repeat(num_layers - 1, 1, 1)
-        weight[pairs.place] = matched.iou[: num_layers - 1]
-        return self.loss(
+        weight = matched.put(confidence.repeat(students, 1, 1), matched.iou[:students])
+        indices = torch.arange(2 * len(parts), device=kinds.device).view(-1, 2, 1)
+        losses = self.loss(
             logits[:-1].flatten(1, 3),
             logits[-1].flatten(0, 2),
             weight[..., None].expand(-1, -1, -1, 4).flatten(1),
-            avg_factor=matched.counts * 4,
-            matched=paired[..., None].expand(-1, -1, 4).flatten(),
-            balance=matched.balance(),
+            avg_factor=torch.stack([part.counts for part in parts]) * 4,
+            matched=kinds[..., None].expand(-1, -1, 4).flatten() == indices,
+            balance=parts[0].counts,
         )
+        # Part after part.
+        return losses.transpose(0, -1).flatten()

@@ -1,5 +1,6 @@
 """Fine-grained localization loss of D-FINE (FGL)."""
 
+import torch
 import torch.nn.functional as F
 from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
@@ -20,11 +21,10 @@ def fine_grained_localization_loss(pred: Tensor, target: Tensor) -> Tensor:
     lower = target.floor().clamp(0, pred.shape[1] - 2)
     upper_weight = (target - lower).clamp(0, 1)
     # A NaN is no index. It stays in the weight, and so the loss says what happened.
-    lower = lower.nan_to_num().long()[:, None]
-    log_probability = F.log_softmax(pred, dim=-1)
-    at_lower = log_probability.gather(1, lower)[:, 0]
-    at_upper = log_probability.gather(1, lower + 1)[:, 0]
-    return -(at_lower * (1 - upper_weight) + at_upper * upper_weight)
+    lower = lower.nan_to_num().long()
+    bins = torch.stack([lower, lower + 1], dim=1)
+    weights = torch.stack([1 - upper_weight, upper_weight], dim=1)
+    return -(F.log_softmax(pred, dim=-1).gather(1, bins) * weights).sum(1)
 
 
 @MODELS.register_module()

@@ -1,33 +1,38 @@
 """Sets of predictions and their pairs with objects, which every loss term reads.
 
-The predictions of L decoder layers are L *sets* of Q scores and boxes. The selected encoder queries
+The predictions of L decoder layers are L *sets* of scores and boxes. The selected encoder queries
 are one more set. So is the traditional head of D-FINE's first layer, whose boxes need no
 distributions: RT-DETR has L + 1 sets, D-FINE L + 2. They are stacked, so that one operation does
-the same for all sets. Each set is matched with the objects on its own (*own* pairs). D-FINE trains
-boxes on the *union* of these matchings, the same pairs for all sets. Denoising queries are paired
-with the objects that they were made from. For them own and union are the same.
+the same for all sets. The queries have two *parts*, denoising and matching queries, whose losses
+are normalised and named apart. The matching queries of each set are matched with the objects on its
+own (*own* pairs). D-FINE trains boxes on the *union* of these matchings, the same pairs for all
+sets. Denoising queries are paired with the objects that they were made from. The encoder has no
+denoising queries.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers.boxes import corners_around, paired_iou, to_corners
 from ..layers.predictions import Predictions
-from ..task_modules import Pairs, Targets
+from ..task_modules import Places, Targets
+
+ALL_SETS = slice(None)
 
 
 @dataclass
 class PredictionSets:
-    """S sets of predictions, stacked: those of L decoder layers first.
+    """S sets of predictions, stacked: those of L decoder layers first, that of the encoder last.
 
     Attributes:
         prefixes: What stands before the names of each set's loss terms, as in mmdet: ``d<i>.`` for
             layer i, nothing for the last layer, ``pre.`` for the traditional head, ``enc.`` for the
-            encoder. For denoising queries ``dn.`` comes before these.
+            encoder.
         scores: (S, B, Q, C) logits of C categories, for Q queries of B images.
         boxes: (S, B, Q, 4) as (cx, cy, w, h) in [0, 1].
         layers: All that the L layers predict.
@@ -40,18 +45,15 @@ class PredictionSets:
 
     @classmethod
     def stack(
-        cls,
-        layers: Predictions,
-        encoder: tuple[Tensor, Tensor] | None = None,
-        prefix: str = '',
+        cls, layers: Predictions, encoder: tuple[Tensor, Tensor], num_denoising: int
     ) -> 'PredictionSets':
-        """All sets of some queries.
+        """All sets.
 
         Args:
-            layers: Predictions of the decoder.
-            encoder: Scores (B, Q, C) and boxes (B, Q, 4) of the selected encoder queries, if these
-                are a set too.
-            prefix: ``dn.`` for denoising queries.
+            layers: Predictions of the decoder for Q queries.
+            encoder: Scores (B, Q', C) and boxes (B, Q', 4) of the selected encoder queries.
+            num_denoising: The number Q - Q' of the denoising queries, which come first. In the
+                encoder's set zeros stand for them.
         """
         prefixes = [*(f'd{i}.' for i in range(len(layers.scores) - 1)), '']
         scores, boxes = [layers.scores], [layers.boxes]
@@ -59,12 +61,11 @@ class PredictionSets:
             prefixes.append('pre.')
             scores.append(layers.initial_scores)
             boxes.append(layers.initial_boxes)
-        if encoder is not None:
-            prefixes.append('enc.')
-            scores.append(encoder[0][None])
-            boxes.append(encoder[1][None])
-        prefixes = [f'{prefix}{name}' for name in prefixes]
-        return cls(prefixes, torch.cat(scores), torch.cat(boxes), layers)
+        for stacked, part in zip((scores, boxes), encoder, strict=True):
+            if num_denoising:
+                part = F.pad(part, (0, 0, num_denoising, 0))
+            stacked.append(part[None])
+        return cls([*prefixes, 'enc.'], torch.cat(scores), torch.cat(boxes), layers)
 
     @property
     def num_layers(self) -> int:
@@ -73,31 +74,73 @@ class PredictionSets:
 
 
 @dataclass
+class Part:
+    """The matching or the denoising queries.
+
+    Attributes:
+        prefixes: What stands before the names of the loss terms of its sets, which are the first of
+            all sets.
+        queries: Their places among all queries.
+        num_pairs: Number of their pairs.
+        normaliser: () divisor of a sum of losses; the mean over the ranks.
+        counts: (2,) numbers of paired and of other queries of a set, in the union set; the mean
+            over the ranks.
+    """
+
+    prefixes: list[str]
+    queries: slice
+    num_pairs: int
+    normaliser: Tensor
+    counts: Tensor
+
+
+@dataclass
 class MatchedSets:
     """Sets of predictions with their pairs; what several terms need is computed once.
 
     Attributes:
         sets: The predictions.
-        pairs: Own pairs of each set, or pairs that hold for all sets.
+        pairs: Own pairs of each set, or pairs that hold for all sets; part after part.
         targets: The objects.
-        normaliser: () divisor of a sum of losses; the mean over the ranks.
-        counts: (2,) numbers of paired and of other queries of a set; the mean over the ranks.
-        balance: Function that returns (2,) numbers of paired and of other matching queries, also
-            for denoising queries. It waits for the matching. The square roots of these numbers
-            weight the two parts of the distillation.
+        parts: The matching queries and, where there are any, the denoising queries.
     """
 
     sets: PredictionSets
-    pairs: Pairs
+    pairs: Places
     targets: Targets
-    normaliser: Tensor
-    counts: Tensor
-    balance: Callable[[], Tensor]
+    parts: Sequence[Part]
+
+    def prefixes(self, sets: slice) -> list[str]:
+        """Prefixes of the values of a term that some of the sets have: part after part."""
+        return [prefix for part in self.parts for prefix in part.prefixes[sets]]
+
+    def of_queries(self, values: Tensor) -> Tensor:
+        """What ``values`` (K, B, Q, ...) of K sets say of the paired queries.
+
+        Returns:
+            (K, P, ...) for P pairs of all sets; (P, ...) for own pairs, where K must be S.
+        """
+        if self.pairs.sets is None:
+            return values.flatten(1, 2).index_select(1, self.pairs.queries)
+        return values.flatten(0, 2).index_select(0, self.pairs.queries)
+
+    def of_objects(self, values: Tensor) -> Tensor:
+        """What ``values`` (B, m, ...) say of the paired objects, (P, ...)."""
+        return values.flatten(0, 1).index_select(0, self.pairs.objects)
+
+    def put(self, values: Tensor, of_pairs: Tensor) -> Tensor:
+        """Put values of the pairs, as :meth:`of_queries` gives them or (P,), into (K, B, Q)."""
+        if self.pairs.sets is None:
+            flat = values.view(len(values), -1)
+            flat.index_copy_(1, self.pairs.queries, of_pairs.expand(len(values), -1))
+        else:
+            values.view(-1).index_copy_(0, self.pairs.queries, of_pairs)
+        return values
 
     @cached_property
     def boxes(self) -> Tensor:
         """Boxes of the P paired queries: (P, 4) for own pairs, (S, P, 4) for pairs of all sets."""
-        return self.sets.boxes[self.pairs.place]
+        return self.of_queries(self.sets.boxes)
 
     @cached_property
     def corners(self) -> Tensor:
@@ -112,8 +155,7 @@ class MatchedSets:
     @cached_property
     def target_boxes(self) -> Tensor:
         """Boxes of the paired objects, in the shape of :attr:`boxes`."""
-        boxes = self.targets.boxes[self.pairs.images, self.pairs.objects]
-        return boxes.expand(self.boxes.shape)
+        return self.of_objects(self.targets.boxes).expand(self.boxes.shape)
 
     @cached_property
     def target_corners(self) -> Tensor:
@@ -123,19 +165,50 @@ class MatchedSets:
     @cached_property
     def target_labels(self) -> Tensor:
         """(P,) labels of the paired objects."""
-        return self.targets.labels[self.pairs.images, self.pairs.objects]
+        return self.of_objects(self.targets.labels)
 
     @cached_property
     def iou(self) -> Tensor:
         """IoU of the pairs in [0, 1], without gradient: (P,) or (S, P)."""
         return paired_iou(self.corners.detach(), self.target_corners)
 
-    def sum_by_set(self, losses: Tensor) -> Tensor:
-        """Sum (S,) of each set's losses over the normaliser; ``losses`` is flat, pair by pair."""
-        num_sets = len(self.sets.scores)
+    def sum_of_pairs(self, losses: Tensor, sets: slice = ALL_SETS) -> Tensor:
+        """Sum of the losses of the pairs over the normaliser, for each value of a term.
+
+        Args:
+            losses: One number or several for each pair: (P · n,) for own pairs; for pairs of all
+                sets, K · P · n numbers of the K sets that ``sets`` names.
+            sets: The sets that have the term.
+        """
+        sizes = [part.num_pairs for part in self.parts]
         if self.pairs.sets is None:
-            sums = losses.view(num_sets, -1).sum(1)
+            by_pair = losses.reshape(len(self.sets.prefixes[sets]), len(self.pairs), -1)
+            sums = [part.sum((1, 2)) for part in by_pair.split(sizes, dim=1)]
         else:
-            by_pair = losses.view(len(self.pairs), -1).sum(1)
-            sums = by_pair.new_zeros(num_sets).index_add(0, self.pairs.sets, by_pair)
-        return sums / self.normaliser
+            # Among the sets, denoising queries have all but the encoder's.
+            matched = losses.view(len(self.pairs), -1).sum(1)
+            sums = [
+                part.new_zeros(len(self.sets.prefixes)).index_add(0, of_set, part)[sets]
+                for part, of_set in zip(
+                    matched.split(sizes), self.pairs.sets.split(sizes), strict=True
+                )
+            ]
+        return self._normalised(sums, sets)
+
+    def sum_of_queries(self, losses: Tensor, sets: slice = ALL_SETS) -> Tensor:
+        """Sum of the losses of all queries over the normaliser, for each value of a term.
+
+        Args:
+            losses: (K, B, Q), for each query of the K sets that ``sets`` names.
+            sets: The sets that have the term.
+        """
+        return self._normalised([losses[:, :, p.queries].sum((1, 2)) for p in self.parts], sets)
+
+    def _normalised(self, sums: Sequence[Tensor], sets: slice) -> Tensor:
+        """Values of a term, given the sums (K,) of each part for all sets that have the term."""
+        return torch.cat(
+            [
+                part_sums[: len(part.prefixes[sets])] / part.normaliser
+                for part_sums, part in zip(sums, self.parts, strict=True)
+            ]
+        )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
 from mmdet.registry import MODELS, TASK_UTILS
@@ -15,7 +14,7 @@ from ..layers.predictions import Predictions
 from ..task_modules import Pairs, Targets, denoising_pairs, union_set
 from ..task_modules.pairs import to_device
 from .auxiliary_term import AuxiliaryTerm, EncoderView
-from .matched_sets import MatchedSets, PredictionSets
+from .matched_sets import MatchedSets, Part, PredictionSets
 
 
 @MODELS.register_module()
@@ -94,73 +93,35 @@ class SetCriterion(nn.Module):
 
     def forward(
         self,
-        matching: Predictions,
+        predictions: Predictions,
         encoder: tuple[Tensor, Tensor],
-        denoising: Predictions | None,
-        num_groups: int,
         targets: Targets,
+        num_denoising: int = 0,
+        num_groups: int = 0,
     ) -> dict[str, Tensor]:
         """Loss terms, times their weights.
 
         Args:
-            matching: Predictions for the Q matching queries of B images.
+            predictions: Predictions for N denoising queries and Q matching queries of B images.
             encoder: Class logits (B, Q, C) and boxes (B, Q, 4) of the selected encoder queries.
-            denoising: Predictions for the denoising queries; ``None`` if no image holds an
-                object.
-            num_groups: Number of denoising groups.
             targets: The objects.
+            num_denoising: The number N of denoising queries, which come first. No loss reads those
+                that follow the last group.
+            num_groups: Number of denoising groups.
 
         Returns:
             Each term of each of its sets, (). The set's prefix and the term make the name:
             ``loss_cls`` is that of the last layer, ``d0.loss_cls`` that of the first,
             ``dn.d0.loss_cls`` that of the first for denoising queries.
         """
-        sets = PredictionSets.stack(matching, encoder)
-        device, num_queries = sets.scores.device, sets.scores.shape[2]
+        sets = PredictionSets.stack(predictions, encoder, num_denoising)
+        matching = slice(num_denoising, None)
         matcher = self.late_matcher if self.late else self.matcher
-        found = matcher.match(sets.scores, sets.boxes, targets)
-
-        @cache
-        def matched() -> tuple[Pairs, Pairs, Tensor]:
-            """Own and union pairs, and the numbers of paired and of other queries of the union."""
-            own = found() if callable(found) else found
-            union = union_set(own, num_queries)
-            numbers = [len(union), len(targets.counts) * num_queries - len(union)]
-            (own, union), numbers = to_device((own, union), numbers, device)
-            return own, union, reduce_mean(numbers)
-
-        # Distributed training averages the gradients of the ranks. With sums over a rank divided by
-        # the mean count, the average is the gradient of the joint batch.
-        others = len(targets.counts) * 2 * targets.max_count - targets.total
-        (noised,), counts = to_device(
-            (denoising_pairs(targets, num_groups),), [targets.total, others], device
-        )
-        counts = reduce_mean(counts)
-        objects = counts[0].clamp(min=1)
-
-        def balance() -> Tensor:
-            return matched()[2]
-
-        # What needs no matching comes first: a GPU computes it while the host matches.
-        of_denoising = {}
-        if denoising is not None:
-            pairs = MatchedSets(
-                PredictionSets.stack(denoising, prefix='dn.'),
-                noised,
-                targets,
-                objects * num_groups,
-                counts * num_groups,
-                balance,
-            )
-            of_denoising = self._terms(own=pairs, union=pairs)
-        own, union, paired = matched()
-        return {
-            **self._terms(
-                own=MatchedSets(sets, own, targets, objects, counts, balance),
-                union=MatchedSets(sets, union, targets, paired[0].clamp(min=1), paired, balance),
-            ),
-            **of_denoising,
-        }
+        found = matcher.match(sets.scores[:, :, matching], sets.boxes[:, :, matching], targets)
+        # There is time for it until the costs reach the host.
+        noised = denoising_pairs(targets, num_groups)
+        own = found() if callable(found) else found
+        return self._terms(_matched_sets(sets, own, noised, targets, num_denoising, num_groups))
 
     def auxiliary(self, view: EncoderView | None) -> dict[str, Tensor]:
         """Values () of the auxiliary terms by name; none without such terms.
@@ -175,7 +136,7 @@ class SetCriterion(nn.Module):
             )
         return {name: term(view) for name, term in self.auxiliary_terms.items()}
 
-    def _terms(self, **matched: MatchedSets) -> dict[str, Tensor]:
+    def _terms(self, matched: Mapping[str, MatchedSets]) -> dict[str, Tensor]:
         """Values of all terms by name, for sets with each kind of pairs.
 
         Raises:
@@ -183,7 +144,8 @@ class SetCriterion(nn.Module):
         """
         losses = {}
         for name, term in self.terms.items():
-            values, prefixes = term(matched[term.pairs]), term.prefixes(matched[term.pairs])
+            of_kind = matched[term.pairs]
+            values, prefixes = term(of_kind), of_kind.prefixes(term.sets(of_kind))
             if values.shape != (len(prefixes),):
                 raise UserError(
                     f'{name} needs {len(prefixes)} values, one for each of {prefixes}, got the '
@@ -192,7 +154,61 @@ class SetCriterion(nn.Module):
             losses.update(
                 {f'{prefix}{name}': v for prefix, v in zip(prefixes, values.unbind(), strict=True)}
             )
-        return losses
+        # In the log, the terms of denoising queries come last.
+        return dict(sorted(losses.items(), key=lambda item: item[0].startswith('dn.')))
+
+
+def _matched_sets(
+    sets: PredictionSets,
+    own: Pairs,
+    noised: Pairs,
+    targets: Targets,
+    num_denoising: int,
+    num_groups: int,
+) -> dict[str, MatchedSets]:
+    """The sets with each kind of pairs; further arguments as those of :class:`SetCriterion`.
+
+    Args:
+        sets: The predictions.
+        own: Own pairs of the matching queries of each set.
+        noised: Pairs of the denoising queries.
+        targets: The objects.
+        num_denoising: Number of denoising queries.
+        num_groups: Number of denoising groups.
+    """
+    _, images, queries, _ = sets.scores.shape
+    union = union_set(own, queries - num_denoising)
+    noised_sets = [f'dn.{prefix}' for prefix in sets.prefixes[:-1]]
+    pairs = dict(own=[own.from_query(num_denoising)], union=[union.from_query(num_denoising)])
+    if len(noised):
+        several = own.sets is not None
+        pairs['own'].append(noised.of_each_set(len(noised_sets)) if several else noised)
+        pairs['union'].append(noised)
+
+    group = 2 * targets.max_count
+    counts = [targets.total, images * group - targets.total]
+    counts += [len(union), images * (queries - num_denoising) - len(union)]
+    shape = images, queries, targets.max_count
+    places, counts = to_device([*pairs.values()], counts, shape, sets.scores.device)
+    # Distributed training averages the gradients of the ranks. With sums over a rank divided by the
+    # mean count, the average is the gradient of the joint batch.
+    counts = reduce_mean(counts)
+    objects, _, paired, _ = counts.clamp(min=1)
+    of_group, of_union = counts.split(2)
+
+    # The denoising queries of all groups.
+    real, objects_of_all, of_all = (
+        slice(num_groups * group),
+        objects * num_groups,
+        of_group * num_groups,
+    )
+    result = {}
+    for kind, normaliser, of_kind in zip(pairs, (objects, paired), places, strict=True):
+        matched, *of_noised = (len(part) for part in pairs[kind])
+        parts = [Part(sets.prefixes, slice(num_denoising, None), matched, normaliser, of_union)]
+        parts += [Part(noised_sets, real, number, objects_of_all, of_all) for number in of_noised]
+        result[kind] = MatchedSets(sets, of_kind, targets, parts)
+    return result
 
 
 def _built_matcher(config: dict) -> Any:

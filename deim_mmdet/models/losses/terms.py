@@ -5,7 +5,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
-from .matched_sets import MatchedSets
+from .matched_sets import ALL_SETS, MatchedSets
 
 
 class LossTerm(nn.Module):
@@ -29,12 +29,15 @@ class LossTerm(nn.Module):
         self.pairs = pairs
         self.loss = MODELS.build(loss)
 
-    def prefixes(self, matched: MatchedSets) -> list[str]:
-        """Prefixes of the sets that have the term, in the order of its values. Here: all."""
-        return matched.sets.prefixes
+    def sets(self, matched: MatchedSets) -> slice:
+        """Which sets have the term. Here: all."""
+        return ALL_SETS
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Normalised loss (S,) of each of the S sets that :meth:`prefixes` names."""
+        """Normalised loss of each of these sets, part after part.
+
+        :meth:`MatchedSets.sum_of_pairs` and :meth:`MatchedSets.sum_of_queries` return it.
+        """
         raise NotImplementedError
 
 
@@ -43,16 +46,16 @@ class ClassificationTerm(LossTerm):
     """Loss with (labels, quality) targets, such as MAL; the quality of a pair is its IoU."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss (S,) of each of S sets."""
+        """Loss of each set."""
         scores = matched.sets.scores
-        labels = torch.full_like(scores[..., 0], scores.shape[-1], dtype=torch.int64)
-        quality = torch.zeros_like(scores[..., 0])
-        labels[matched.pairs.place] = matched.target_labels
-        quality[matched.pairs.place] = matched.iou
+        shape, num_classes = scores.shape[:-1], scores.shape[-1]
+        labels = scores.new_full(shape, num_classes, dtype=torch.int64)
+        labels = matched.put(labels, matched.target_labels)
+        quality = matched.put(scores.new_zeros(shape), matched.iou)
         loss = self.loss(
             scores.flatten(0, 2), (labels.flatten(), quality.flatten()), reduction_override='none'
         )
-        return loss.view(len(scores), -1).sum(1) / matched.normaliser
+        return matched.sum_of_queries(loss.view(shape))
 
 
 @MODELS.register_module()
@@ -60,7 +63,7 @@ class DistanceTerm(LossTerm):
     """Loss on paired boxes (cx, cy, w, h) in [0, 1], such as L1."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss (S,) of each of S sets."""
+        """Loss of each set."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
         loss = self.loss(
@@ -68,7 +71,7 @@ class DistanceTerm(LossTerm):
             matched.target_boxes.flatten(0, -2),
             reduction_override='none',
         )
-        return matched.sum_by_set(loss)
+        return matched.sum_of_pairs(loss)
 
 
 @MODELS.register_module()
@@ -76,7 +79,7 @@ class OverlapTerm(LossTerm):
     """Loss on paired boxes (x1, y1, x2, y2), such as GIoU."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss (S,) of each of S sets."""
+        """Loss of each set."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
         loss = self.loss(
@@ -84,7 +87,7 @@ class OverlapTerm(LossTerm):
             matched.target_corners.flatten(0, -2),
             reduction_override='none',
         )
-        return matched.sum_by_set(loss)
+        return matched.sum_of_pairs(loss)
 
 
 def no_pairs(predictions: Tensor) -> Tensor:

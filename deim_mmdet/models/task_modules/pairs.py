@@ -1,13 +1,16 @@
 """Pairs of queries and objects: of the matching, of the union set and of denoising."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...utils.host_reads import allowed_sync
 from .targets import Targets
+
+_FIELDS = ('images', 'queries', 'objects')
 
 
 @dataclass
@@ -31,10 +34,36 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def place(self) -> tuple[Tensor | slice, Tensor, Tensor]:
-        """Index of the paired queries in stacked sets (S, B, Q, ...)."""
-        return slice(None) if self.sets is None else self.sets, self.images, self.queries
+    # By NumPy: for many numbers, torch would wake all its threads.
+
+    def from_query(self, first: int) -> 'Pairs':
+        """The same pairs where ``first`` other queries come before."""
+        return replace(self, queries=torch.from_numpy(self.queries.numpy() + first))
+
+    def of_each_set(self, num_sets: int) -> 'Pairs':
+        """Pairs that hold for all sets, again for each of ``num_sets`` sets by its index."""
+        fields = [np.tile(getattr(self, name).numpy(), num_sets) for name in _FIELDS]
+        fields.append(np.repeat(np.arange(num_sets), len(self)))
+        return Pairs(*map(torch.from_numpy, fields))
+
+
+@dataclass
+class Places:
+    """Where the queries and objects of P pairs lie in flattened tensors; all fields (P,) int64.
+
+    Attributes:
+        queries: Index among the B · Q queries of a set, for pairs that hold for all sets. For
+            others, index among the S · B · Q queries of all sets.
+        objects: Index among the B · m objects.
+        sets: Index of the prediction set; ``None`` where the pairs hold for all sets.
+    """
+
+    queries: Tensor
+    objects: Tensor
+    sets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries)
 
 
 def union_set(pairs: Pairs, num_queries: int) -> Pairs:
@@ -79,32 +108,40 @@ def denoising_pairs(targets: Targets, num_groups: int) -> Pairs:
 
 
 def to_device(
-    pairs: Sequence[Pairs], counts: Sequence[int], device: torch.device
-) -> tuple[list[Pairs], Tensor]:
+    pairs: Sequence[Sequence[Pairs]],
+    counts: Sequence[int],
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> tuple[list[Places], Tensor]:
     """Pairs and counts on the device of the model, by one copy that the host doesn't wait for.
 
     Args:
-        pairs: Pairs on the host.
+        pairs: Lists of pairs on the host, to be joined. Those of a list hold for all sets, or each
+            for one.
         counts: Numbers that go with them.
+        shape: Numbers B of images, Q of queries and m of objects that the tensors have.
         device: The device of the model.
 
     Returns:
-        The same pairs, and the counts (len(counts),) in float32.
+        The places of the pairs of each list, and the counts (len(counts),) in float32.
     """
-    rows = [
-        torch.stack([p.images, p.queries, p.objects, p.images if p.sets is None else p.sets])
-        for p in pairs
-    ]
-    packed = torch.cat([*(row.flatten() for row in rows), torch.tensor(counts)])
-    if device.type == 'cuda':
-        packed = packed.pin_memory()
-    packed = packed.to(device, non_blocking=True)
-    *columns, numbers = packed.split([*(row.numel() for row in rows), len(counts)])
-    moved = []
-    for part, column in zip(pairs, columns, strict=True):
-        images, queries, objects, sets = column.view(4, len(part))
-        moved.append(Pairs(images, queries, objects, None if part.sets is None else sets))
-    return moved, numbers.float()
+    images, queries, objects = shape
+    rows = []
+    for parts in pairs:
+        fields = [[getattr(part, name).numpy() for part in parts] for name in _FIELDS]
+        image, query, item = map(np.concatenate, fields)
+        place = image * queries + query
+        several = parts[0].sets is not None
+        if several:
+            index = np.concatenate([part.sets.numpy() for part in parts])
+            place += index * (images * queries)
+        rows.append([place, image * objects + item, *([index] if several else [])])
+    arrays = [*(array for row in rows for array in row), np.array(counts)]
+    packed = torch.empty(sum(map(len, arrays)), dtype=torch.int64, pin_memory=device.type == 'cuda')
+    np.concatenate(arrays, out=packed.numpy())
+    *moved, numbers = packed.to(device, non_blocking=True).split([len(array) for array in arrays])
+    moved = iter(moved)
+    return [Places(*(next(moved) for _ in row)) for row in rows], numbers.float()
 
 
 def start_reading(values: Tensor) -> Callable[[], Tensor]:

@@ -6,6 +6,7 @@ timed against, and shares no code with them.
 """
 
 from collections import Counter
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,20 @@ def overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     hull = hull.prod(-1)
     iou = inter / union
     return iou, iou - (hull - union) / hull
+
+
+def of_queries(predictions, queries: slice):
+    """The predictions for some of the queries, which the third axis numbers."""
+    with_queries = ('scores', 'boxes', 'distributions', 'references')
+    return replace(
+        predictions,
+        **{
+            field.name: getattr(predictions, field.name)[:, :, queries]
+            for field in fields(predictions)
+            if field.name.startswith(('initial', *with_queries))
+            and getattr(predictions, field.name) is not None
+        },
+    )
 
 
 class PlainCriterion:
@@ -161,8 +176,13 @@ class PlainCriterion:
         cls = self.classification(scores, boxes, cls_indices, targets, counts[0])
         return {f'{prefix}loss_cls': cls, f'{prefix}loss_bbox': bbox, f'{prefix}loss_iou': iou}
 
-    def __call__(self, matching, encoder, denoising, num_groups, targets) -> dict[str, Tensor]:
+    def __call__(
+        self, predictions, encoder, targets, num_denoising=0, num_groups=0
+    ) -> dict[str, Tensor]:
         """As the package's criteria, but the objects are a list of dicts."""
+        matching = of_queries(predictions, slice(num_denoising, None))
+        largest = max(len(t['labels']) for t in targets)
+        denoising = of_queries(predictions, slice(num_groups * 2 * largest))
         num_layers = len(matching.scores)
         prefixes = [*(f'd{i}.' for i in range(num_layers - 1)), '']
         sets = dict(zip(prefixes, zip(matching.scores, matching.boxes, strict=True), strict=True))
@@ -183,10 +203,9 @@ class PlainCriterion:
         if self.bins is not None:
             terms, balance = self.local(matching, prefixes, shared, targets, counts[1], None)
             losses.update(terms)
-        if denoising is None:
+        if not num_groups * largest:
             return losses
 
-        largest = max(len(t['labels']) for t in targets)
         fixed = []
         for target in targets:
             numbers = torch.arange(len(target['labels']))

@@ -61,35 +61,29 @@ def with_negative_sizes(boxes: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize('loss', ['mal', 'vfl'])
 @pytest.mark.parametrize('dfine', [True, False], ids=['dfine', 'rtdetr'])
 @pytest.mark.parametrize(
-    ('counts', 'groups'), [((4, 0, 7), 3), ((1,), 2), ((0, 0), 0), ((12, 3), 1)]
+    ('counts', 'groups', 'filled'),
+    [((4, 0, 7), 3, 0), ((1,), 2, 3), ((0, 0), 0, 0), ((0, 0), 1, 4), ((12, 3), 1, 0)],
 )
-def test_values_and_gradients(dfine, loss, counts, groups, seed):
-    """Also of images without objects, and with more objects than queries (12 for 10)."""
+def test_values_and_gradients(dfine, loss, counts, groups, filled, seed):
+    """Also of images without objects, and with more objects than queries (12 for 10).
+
+    After the denoising queries come some that only fill up.
+    """
     torch.manual_seed(seed)
     batch, queries, classes, layers = len(counts), 10, 5, 3
     targets = [dict(labels=torch.randint(classes, (n,)), boxes=random_boxes(n)) for n in counts]
-    matching, leaves = random_predictions(dfine, layers, batch, queries, classes)
+    noised = groups * 2 * max(counts) + filled
+    predictions, leaves = random_predictions(dfine, layers, batch, noised + queries, classes)
     encoder = (
         torch.randn(batch, queries, classes, dtype=torch.float64).requires_grad_(),
         random_boxes(batch, queries).requires_grad_(),
     )
     leaves += encoder
-    denoising = None
-    if groups:
-        denoising, more = random_predictions(
-            dfine, layers, batch, groups * 2 * max(counts), classes
-        )
-        leaves += more
     criterion = criterion_of(DFINECriterion if dfine else SetCriterion, loss)
-    ours = criterion(
-        matching=matching,
-        encoder=encoder,
-        denoising=denoising,
-        num_groups=groups,
-        targets=Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets]),
-    )
+    stacked = Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets])
+    ours = criterion(predictions, encoder, stacked, noised, groups)
     plain = PlainCriterion(loss, (BIN_DISTANCES, float(REG_SCALE)) if dfine else None)(
-        matching, encoder, denoising, groups, targets
+        predictions, encoder, targets, noised, groups
     )
     assert ours.keys() == plain.keys()
     for name, value in plain.items():
@@ -110,7 +104,7 @@ def test_boxes_turned_inside_out_count_as_empty(loss):
     scores = torch.randn(1, 2, 6, 5, dtype=torch.float64)
     boxes = with_negative_sizes(random_boxes(1, 2, 6)).requires_grad_()
     targets = [dict(labels=torch.randint(5, (6,)), boxes=random_boxes(6)) for _ in range(2)]
-    case = (Predictions(scores, boxes), (scores[0], boxes[0]), None, 0)
+    case = Predictions(scores, boxes), (scores[0], boxes[0])
     stacked = Targets.from_lists([t['labels'] for t in targets], [t['boxes'] for t in targets])
     ours = criterion_of(SetCriterion, loss)(*case, stacked)
     for name, value in PlainCriterion(loss)(*case, targets).items():
@@ -128,7 +122,7 @@ def test_loss_of_a_box_turned_inside_out():
     targets = Targets.from_lists([torch.tensor([0])], [torch.tensor([[0.5, 0.5, 0.4, 0.4]])])
     criterion = SetCriterion()
     predictions = Predictions(torch.zeros(1, 1, 1, 2), boxes)
-    losses = criterion(predictions, (predictions.scores[0], boxes[0]), None, 0, targets)
+    losses = criterion(predictions, (predictions.scores[0], boxes[0]), targets)
     assert float(losses['loss_iou']) == pytest.approx(2)
 
 
@@ -152,4 +146,4 @@ def test_a_term_with_an_unexpected_number_of_values_is_refused(count):
     criterion.terms['loss_ddf'].loss = WholeSum(count)
     encoder = torch.randn(1, 10, 5, dtype=torch.float64), random_boxes(1, 10)
     with pytest.raises(ValueError, match=r"loss_ddf needs 2 values, .*\['d0\.', 'd1\.'\], got"):
-        criterion(matching, encoder, None, 0, Targets.from_lists([labels], [boxes]))
+        criterion(matching, encoder, Targets.from_lists([labels], [boxes]))

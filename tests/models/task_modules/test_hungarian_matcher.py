@@ -158,17 +158,39 @@ def test_denoising_pairs_are_the_positives_of_each_group():
     assert len(pairs) == len(rows)
 
 
-def test_pairs_and_counts_arrive_as_they_were():
-    own = Pairs(*torch.arange(12).view(4, 3))
-    union = Pairs(*torch.arange(20, 26).view(3, 2))
-    none = Pairs(*torch.zeros(3, 0, dtype=torch.int64))
-    moved, counts = to_device((own, none, union), [7, 0, 3], torch.device('cpu'))
-    for before, after in zip((own, none, union), moved, strict=True):
-        assert vars(before).keys() == vars(after).keys()
-        for name, column in vars(before).items():
-            same = vars(after)[name]
-            assert same is None if column is None else torch.equal(same, column)
+def test_pairs_become_places_in_flattened_tensors():
+    images, queries, objects, sets = 3, 7, 4, 2
+    values = torch.arange(sets * images * queries).view(sets, images, queries)
+    of_objects = torch.arange(images * objects).view(images, objects)
+    draw = np.random.default_rng(0)
+
+    def pairs(count, *more):
+        limits = (images, queries, objects, *more)
+        return Pairs(*(torch.from_numpy(draw.integers(n, size=count)) for n in limits))
+
+    own, none, union, noised = pairs(5, sets), pairs(0), pairs(4), pairs(3)
+    lists = [[own, noised.of_each_set(sets)], [none], [union, noised.from_query(0)]]
+    shape = images, queries, objects
+    moved, counts = to_device(lists, [7, 0, 3], shape, torch.device('cpu'))
     assert counts.tolist() == [7, 0, 3]
+    assert [len(places) for places in moved] == [5 + 3 * sets, 0, 4 + 3]
+    expected = [values[own.sets, own.images, own.queries]]
+    expected += [values[i, noised.images, noised.queries] for i in range(sets)]
+    assert torch.equal(values.flatten()[moved[0].queries], torch.cat(expected))
+    assert torch.equal(moved[0].sets, torch.cat([own.sets, torch.tensor([0, 0, 0, 1, 1, 1])]))
+    assert moved[1].sets is None
+    assert moved[2].sets is None
+    expected = torch.cat([values[0, part.images, part.queries] for part in (union, noised)])
+    assert torch.equal(values[0].flatten()[moved[2].queries], expected)
+    expected = torch.cat([of_objects[part.images, part.objects] for part in (union, noised)])
+    assert torch.equal(of_objects.flatten()[moved[2].objects], expected)
+
+
+def test_other_queries_may_come_first():
+    queries = torch.tensor([0, 3, 1])
+    pairs = Pairs(queries, queries, queries).from_query(5)
+    assert pairs.queries.tolist() == [5, 8, 6]
+    assert pairs.images.tolist() == pairs.objects.tolist() == [0, 3, 1]
 
 
 def slow_overlap(box, target):
