@@ -5,7 +5,7 @@ import warnings
 from deim_mmdet.models.dense_heads import TopKPostprocess
 from deim_mmdet.models.layers import DFINEDecoder
 from deim_mmdet.models.layers.input_channels import input_channels
-from deim_mmdet.models.losses import AuxiliaryTerm, LossTerm
+from deim_mmdet.models.losses import AuxiliaryTerm, DistanceTerm, LossTerm
 from deim_mmdet.models.task_modules import HungarianMatcher, Pairs
 
 import numpy as np
@@ -369,6 +369,61 @@ def test_a_loss_term_is_a_class_and_a_line():
     assert [name for name in losses if 'aspect' in name] == ['loss_aspect', 'dn.loss_aspect']
     losses['loss_aspect'].backward()
     assert head.decoder.distribution_heads[-1].layers[-1].weight.grad.any()
+
+
+@MODELS.register_module()
+class EncoderDistance(DistanceTerm):
+    """The distance of the encoder's boxes alone, from all own pairs."""
+
+    def sets(self, matched):
+        return slice(len(matched.sets.prefixes) - 1, len(matched.sets.prefixes))
+
+    def forward(self, matched):
+        pairs = matched.boxes, matched.target_boxes
+        loss = self.loss(*pairs, reduction_override='none')
+        return matched.sum_of_pairs(loss, self.sets(matched))
+
+
+def test_a_term_may_have_the_encoders_set_alone():
+    """There it is that of all sets; denoising queries have no such set."""
+    terms = dict(
+        loss_bbox=dict(pairs='own'),
+        loss_far=dict(type='EncoderDistance', loss=dict(type='L1Loss', loss_weight=5.0)),
+    )
+    losses = built(dict(COMPOSED['dfine'], criterion=dict(terms=terms))).loss(FEATS, batch())
+    assert [name for name in losses if 'far' in name] == ['enc.loss_far']
+    assert losses['enc.loss_far'].item() == pytest.approx(losses['enc.loss_bbox'].item(), rel=1e-6)
+
+
+@MODELS.register_module()
+class ScoreTerm(LossTerm):
+    """Distance of all scores of the last layer from 0."""
+
+    sets = AspectTerm.sets
+
+    def forward(self, matched):
+        scores = matched.sets.scores[self.sets(matched)]
+        self.seen = scores, matched.parts
+        loss = self.loss(scores, torch.zeros_like(scores), reduction_override='none')
+        return matched.sum_of_queries(loss.sum(-1), self.sets(matched))
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_a_term_on_all_queries_sums_denoising_queries_apart(padded):
+    term = dict(type='ScoreTerm', loss=dict(type='L1Loss'))
+    head = built(dict(COMPOSED['dfine'], criterion=dict(terms=dict(loss_score=term))))
+    head.denoising.padded = padded
+    losses = head.loss(FEATS, batch((3, 1)))
+    scores, (matching, denoising) = head.criterion.terms['loss_score'].seen
+    # Groups of three positives and three negatives each; their number doesn't follow from padding.
+    num_groups = head.denoising.num_queries // 3
+    queries = head.query_selection.num_queries
+    assert (scores.shape[2] > queries + 6 * num_groups) == padded
+    expected = scores[0, :, -queries:].abs().sum() / 4
+    assert losses['loss_score'].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = scores[0, :, : 6 * num_groups].abs().sum() / (4 * num_groups)
+    assert losses['dn.loss_score'].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(denoising.prefixes) == len(matching.prefixes) - 1
 
 
 @MODELS.register_module()
