@@ -66,7 +66,8 @@ class DecoupledDistillationFocalLoss(nn.Module):
             counts = masks.sum(-1)
             avg_factor = counts if avg_factor is None else avg_factor
             balance = counts if balance is None else balance
-        divergence = divergence.view(*divergence.shape[:-1], *[1] * (masks.dim() - 1), -1)
+        for _ in masks.shape[:-1]:
+            divergence = divergence.unsqueeze(-2)
         # A mean over nothing is 0, whatever the divisor.
         means = (divergence * masks).sum(-1) / avg_factor.clamp(min=1e-6)
         weights = balance.sqrt()

@@ -129,10 +129,18 @@ class MatchedSets:
         return values.flatten(0, 1).index_select(0, self.pairs.objects)
 
     def put(self, values: Tensor, of_pairs: Tensor) -> Tensor:
-        """Put values of the pairs, as :meth:`of_queries` gives them or (P,), into (K, B, Q)."""
+        """Put values of the pairs, as :meth:`of_queries` gives them or (P,), into (K, B, Q).
+
+        Args:
+            values: Where to put them, in place; contiguous.
+            of_pairs: The values of the pairs.
+
+        Returns:
+            ``values``.
+        """
         if self.pairs.sets is None:
-            flat = values.view(len(values), -1)
-            flat.index_copy_(1, self.pairs.queries, of_pairs.expand(len(values), -1))
+            of_pairs = of_pairs.expand(len(values), -1)
+            values.flatten(1).index_copy_(1, self.pairs.queries, of_pairs)
         else:
             values.view(-1).index_copy_(0, self.pairs.queries, of_pairs)
         return values
