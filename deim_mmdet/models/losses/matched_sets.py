@@ -191,16 +191,12 @@ class MatchedSets:
         sizes = [part.num_pairs for part in self.parts]
         if self.pairs.sets is None:
             by_pair = losses.reshape(len(self.sets.prefixes[sets]), len(self.pairs), -1)
-            sums = [part.sum((1, 2)) for part in by_pair.split(sizes, dim=1)]
+            sums = [of_part.sum((1, 2)) for of_part in by_pair.split(sizes, dim=1)]
         else:
-            # Among the sets, denoising queries have all but the encoder's.
-            matched = losses.view(len(self.pairs), -1).sum(1)
-            sums = [
-                part.new_zeros(len(self.sets.prefixes)).index_add(0, of_set, part)[sets]
-                for part, of_set in zip(
-                    matched.split(sizes), self.pairs.sets.split(sizes), strict=True
-                )
-            ]
+            by_pair = losses.reshape(len(self.pairs), -1).sum(1)
+            zeros = losses.new_zeros(len(self.sets.prefixes))
+            parts = zip(by_pair.split(sizes), self.pairs.sets.split(sizes), strict=True)
+            sums = [zeros.index_add(0, index, of_part)[sets] for of_part, index in parts]
         return self._normalised(sums, sets)
 
     def sum_of_queries(self, losses: Tensor, sets: slice = ALL_SETS) -> Tensor:
