@@ -39,7 +39,7 @@ class DistributionTerm(LossTerm):
         return slice(matched.sets.num_layers)
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss of each layer."""
+        """Losses (V,) of the layers; see :class:`LossTerm`."""
         logits, layers = _logits(matched), matched.sets.layers
         if len(matched.pairs) == 0:
             return no_pairs(logits)
@@ -73,7 +73,7 @@ class DistillationTerm(LossTerm):
         return slice(matched.sets.num_layers - 1)
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss of each layer but the last."""
+        """Losses (V,) of the layers but the last; see :class:`LossTerm`."""
         logits, parts = _logits(matched), matched.parts
         students, queries = len(logits) - 1, logits.shape[1:3]
         # The kind of each query: paired or not, in either part; or none, where it fills up.

@@ -33,7 +33,8 @@ class PredictionSets:
         prefixes: What stands before the names of each set's loss terms, as in mmdet: ``d<i>.`` for
             layer i, nothing for the last layer, ``pre.`` for the traditional head, ``enc.`` for the
             encoder.
-        scores: (S, B, Q, C) logits of C categories, for Q queries of B images.
+        scores: (S, B, Q, C) logits of C categories, for Q queries of B images, those of denoising
+            first.
         boxes: (S, B, Q, 4) as (cx, cy, w, h) in [0, 1].
         layers: All that the L layers predict.
     """
@@ -81,7 +82,8 @@ class Part:
         prefixes: What stands before the names of the loss terms of its sets, which are the first of
             all sets.
         queries: Their places among all queries.
-        num_pairs: Number of their pairs.
+        num_pairs: Number of their pairs: in all sets together for own pairs, in each set for pairs
+            that hold for all.
         normaliser: () divisor of a sum of losses; the mean over the ranks.
         counts: (2,) numbers of paired and of other queries of a set, in the union set; the mean
             over the ranks.
@@ -111,7 +113,11 @@ class MatchedSets:
     parts: Sequence[Part]
 
     def prefixes(self, sets: slice) -> list[str]:
-        """Prefixes of the values of a term that some of the sets have: part after part."""
+        """Prefixes of the V values of a term that some of the sets have.
+
+        These are the matching queries' values of each of the sets, then those of the denoising
+        queries, which the encoder's set lacks.
+        """
         return [prefix for part in self.parts for prefix in part.prefixes[sets]]
 
     def of_queries(self, values: Tensor) -> Tensor:
@@ -181,12 +187,15 @@ class MatchedSets:
         return paired_iou(self.corners.detach(), self.target_corners)
 
     def sum_of_pairs(self, losses: Tensor, sets: slice = ALL_SETS) -> Tensor:
-        """Sum of the losses of the pairs over the normaliser, for each value of a term.
+        """Sum of the losses of the pairs over the normaliser.
 
         Args:
-            losses: One number or several for each pair: (P · n,) for own pairs; for pairs of all
-                sets, K · P · n numbers of the K sets that ``sets`` names.
+            losses: n numbers for each pair, in any shape: P · n for P own pairs; for pairs of all
+                sets, K · P · n of the K sets that ``sets`` names.
             sets: The sets that have the term.
+
+        Returns:
+            (V,) values of the term, as :meth:`prefixes` names them.
         """
         sizes = [part.num_pairs for part in self.parts]
         if self.pairs.sets is None:
@@ -200,16 +209,19 @@ class MatchedSets:
         return self._normalised(sums, sets)
 
     def sum_of_queries(self, losses: Tensor, sets: slice = ALL_SETS) -> Tensor:
-        """Sum of the losses of all queries over the normaliser, for each value of a term.
+        """Sum of the losses of all queries over the normaliser.
 
         Args:
             losses: (K, B, Q), for each query of the K sets that ``sets`` names.
             sets: The sets that have the term.
+
+        Returns:
+            (V,) values of the term, as :meth:`prefixes` names them.
         """
         return self._normalised([losses[:, :, p.queries].sum((1, 2)) for p in self.parts], sets)
 
     def _normalised(self, sums: Sequence[Tensor], sets: slice) -> Tensor:
-        """Values of a term, given the sums (K,) of each part for all sets that have the term."""
+        """Values (V,) of a term, given the sums (K,) of each part for the K sets that have it."""
         return torch.cat(
             [
                 part_sums[: len(part.prefixes[sets])] / part.normaliser

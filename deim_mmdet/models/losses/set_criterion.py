@@ -196,17 +196,18 @@ def _matched_sets(
     objects, _, paired, _ = counts.clamp(min=1)
     of_group, of_union = counts.split(2)
 
-    # The denoising queries of all groups.
-    real, objects_of_all, of_all = (
-        slice(num_groups * group),
-        objects * num_groups,
-        of_group * num_groups,
+    denoising = dict(
+        prefixes=noised_sets,
+        queries=slice(num_groups * group),
+        normaliser=objects * num_groups,
+        counts=of_group * num_groups,
     )
+    matching = dict(prefixes=sets.prefixes, queries=slice(num_denoising, None), counts=of_union)
     result = {}
     for kind, normaliser, of_kind in zip(pairs, (objects, paired), places, strict=True):
-        matched, *of_noised = (len(part) for part in pairs[kind])
-        parts = [Part(sets.prefixes, slice(num_denoising, None), matched, normaliser, of_union)]
-        parts += [Part(noised_sets, real, number, objects_of_all, of_all) for number in of_noised]
+        # Without objects there are no denoising queries.
+        parts = zip(pairs[kind], (dict(matching, normaliser=normaliser), denoising), strict=False)
+        parts = [Part(num_pairs=len(found), **part) for found, part in parts]
         result[kind] = MatchedSets(sets, of_kind, targets, parts)
     return result
 

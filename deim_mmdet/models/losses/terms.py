@@ -34,9 +34,9 @@ class LossTerm(nn.Module):
         return ALL_SETS
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Normalised loss of each of these sets, part after part.
+        """Normalised losses (V,) of these sets, as :meth:`MatchedSets.prefixes` names them.
 
-        :meth:`MatchedSets.sum_of_pairs` and :meth:`MatchedSets.sum_of_queries` return it.
+        :meth:`MatchedSets.sum_of_pairs` and :meth:`MatchedSets.sum_of_queries` return them.
         """
         raise NotImplementedError
 
@@ -46,7 +46,7 @@ class ClassificationTerm(LossTerm):
     """Loss with (labels, quality) targets, such as MAL; the quality of a pair is its IoU."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss of each set."""
+        """Losses (V,) of all sets; see :class:`LossTerm`."""
         scores = matched.sets.scores
         shape, num_classes = scores.shape[:-1], scores.shape[-1]
         labels = scores.new_full(shape, num_classes, dtype=torch.int64)
@@ -63,7 +63,7 @@ class DistanceTerm(LossTerm):
     """Loss on paired boxes (cx, cy, w, h) in [0, 1], such as L1."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss of each set."""
+        """Losses (V,) of all sets; see :class:`LossTerm`."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
         loss = self.loss(
@@ -79,7 +79,7 @@ class OverlapTerm(LossTerm):
     """Loss on paired boxes (x1, y1, x2, y2), such as GIoU."""
 
     def forward(self, matched: MatchedSets) -> Tensor:
-        """Loss of each set."""
+        """Losses (V,) of all sets; see :class:`LossTerm`."""
         if len(matched.pairs) == 0:
             return no_pairs(matched.sets.boxes)
         loss = self.loss(
