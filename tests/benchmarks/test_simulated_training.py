@@ -15,7 +15,7 @@ import torch
 SCRIPT = Path(__file__).parents[2] / 'benchmarks/simulated_training.py'
 # The costs of the matching; the norm of the gradients with the check of the losses.
 WAITS = {'pairs.py': 1, 'non_finite_loss_hook.py': 1}
-# The images; the targets; the pairs of the denoising queries, and those of the matching.
+# The images; the targets; all pairs.
 COPIES = {'data_preprocessor.py': 1, 'targets.py': 1, 'pairs.py': 1}
 
 pytestmark = pytest.mark.skipif(

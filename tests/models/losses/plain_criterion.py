@@ -6,7 +6,7 @@ timed against, and shares no code with them.
 """
 
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +33,9 @@ def overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def of_queries(predictions, queries: slice):
     """The predictions for some of the queries, which the third axis numbers."""
-    with_queries = ('scores', 'boxes', 'distributions', 'references')
-    return replace(
-        predictions,
-        **{
-            field.name: getattr(predictions, field.name)[:, :, queries]
-            for field in fields(predictions)
-            if field.name.startswith(('initial', *with_queries))
-            and getattr(predictions, field.name) is not None
-        },
-    )
+    names = ('scores', 'boxes', 'distributions', 'references', 'initial_scores', 'initial_boxes')
+    present = {name: value for name in names if (value := getattr(predictions, name)) is not None}
+    return replace(predictions, **{name: value[:, :, queries] for name, value in present.items()})
 
 
 class PlainCriterion:
